@@ -1,0 +1,7 @@
+"""`python -m kedge_agent`."""
+
+import sys
+
+from kedge_agent.cli import main
+
+sys.exit(main())

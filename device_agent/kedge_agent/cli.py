@@ -1,0 +1,177 @@
+"""The agent's command line: what the host runs over SSH, and what a person runs on the device."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import __version__
+from .errors import AgentError
+from .wire import DOORS, FAULTS, GREETING_PREFIX, PROTOCOLS_SPOKEN, Greeting, render_greeting
+
+__all__ = ["main"]
+
+_START_S = 30.0
+_STOP_S = 30.0
+
+
+def _default_state() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/kedge")
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(base) / "kedge"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kedge-agent", description="kedge's agent on a device")
+    parser.add_argument("--version", action="version", version=f"kedge-agent {__version__}")
+    parser.add_argument("--state", type=Path, default=None, help="state folder (default: %(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve in the foreground")
+    serve.add_argument("--threads", type=int, default=0, help="threads of each model (default: all cores)")
+    serve.add_argument("--parent-pipe", action="store_true", help="stop when standard input ends")
+    serve.add_argument("--ephemeral", action="store_true", help="remove the state folder at the end")
+    start = commands.add_parser("start", help="serve in the background")
+    start.add_argument("--threads", type=int, default=0, help="threads of each model (default: all cores)")
+    commands.add_parser("stop", help="stop the background agent")
+    commands.add_parser("status", help="print what is being served, as JSON")
+    commands.add_parser("receive", help="receive a release on standard input (the host runs this)")
+    dial = commands.add_parser("dial-stdio", help="join standard input and output to a door (the host runs this)")
+    dial.add_argument("door", choices=DOORS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code of docs/exit-codes.md."""
+    arguments = _parser().parse_args(argv)
+    state = (arguments.state or _default_state()).absolute()
+    try:
+        _run(arguments, state)
+    except AgentError as error:
+        _report(arguments.command, error)
+        return FAULTS[error.kind].exit_code
+    except BrokenPipeError:
+        # The host hung up; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAULTS["internal"].exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _report(command: str, error: AgentError) -> None:
+    if command == "dial-stdio":
+        # The host reads the reason where it waits for a greeting.
+        greeting = Greeting(PROTOCOLS_SPOKEN, __version__, error.message, error.hint, error.kind)
+        sys.stdout.buffer.write(render_greeting(greeting))
+        sys.stdout.buffer.flush()
+    print(f"kedge-agent: error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  hint: {error.hint}", file=sys.stderr)
+
+
+def _run(arguments: argparse.Namespace, state: Path) -> None:
+    if arguments.command == "serve":
+        from .daemon import Options, serve
+
+        serve(Options(state, arguments.threads, arguments.parent_pipe, arguments.ephemeral))
+    elif arguments.command == "start":
+        _start(state, arguments.threads)
+    elif arguments.command == "stop":
+        _stop(state)
+    elif arguments.command == "status":
+        _status(state)
+    elif arguments.command == "receive":
+        _receive(state)
+    elif arguments.command == "dial-stdio":
+        from .dial import dial
+
+        dial(state, arguments.door)
+
+
+def _receive(state: Path) -> None:
+    from .store.layout import Layout
+    from .store.receive import receive
+
+    source = os.fdopen(os.dup(0), "rb", buffering=0)
+    sys.stdout.buffer.write(render_greeting(Greeting(PROTOCOLS_SPOKEN, __version__)))
+    sys.stdout.buffer.flush()
+    receive(Layout(state), source, sys.stdout.buffer)
+
+
+def _status(state: Path) -> None:
+    import http.client
+
+    from .dial import connect
+
+    connection = http.client.HTTPConnection("agent", timeout=30)
+    connection.sock = connect(state, "control")
+    with contextlib.closing(connection):
+        connection.request("GET", "/kedge/v1/status")
+        print(json.dumps(json.loads(connection.getresponse().read()), indent=2))
+
+
+def _start(state: Path, threads: int) -> None:
+    # The interpreter and its options that run us now also run the daemon (python -I run.py, -m …).
+    own = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    command = [sys.executable, *own[1:], "--state", str(state), "serve", "--threads", str(threads)]
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (state / "start.log").open("wb") as log:
+        daemon = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, cwd="/"
+        )
+    assert daemon.stdout is not None
+    readable, _, _ = select.select([daemon.stdout], [], [], _START_S)
+    if readable and daemon.stdout.readline().startswith(GREETING_PREFIX):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        daemon.terminate()
+    said = (state / "start.log").read_text(errors="replace").strip().splitlines()
+    reason = next((line for line in said if line.startswith("kedge-agent: error: ")), said[-1] if said else "no reason given")
+    raise AgentError(
+        f"the agent did not start: {reason.removeprefix('kedge-agent: error: ')}",
+        kind="no_agent",
+        hint=f"see {state / 'start.log'} and {state / 'agent.log'}",
+    )
+
+
+def _stop(state: Path) -> None:
+    from .store.layout import Layout
+
+    layout = Layout(state)
+    pid = _holder(layout.lock)
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_S
+    while _holder(layout.lock) is not None:
+        if time.monotonic() > deadline:
+            raise AgentError(f"the agent (process {pid}) did not stop within {_STOP_S:g} s", kind="busy")
+        time.sleep(0.05)
+
+
+def _holder(lock: Path) -> int | None:
+    """The process that holds the lock; None when nobody does, whatever number the file still holds."""
+    import fcntl
+
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(handle, 32, 0)
+        return int(text) if text.isdigit() else None
+    finally:
+        os.close(handle)
+    return None

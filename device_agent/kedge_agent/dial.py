@@ -1,0 +1,75 @@
+"""`dial-stdio`: join standard input and output to one of the daemon's doors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from . import __version__
+from .errors import AgentError
+from .store.layout import socket_directory
+from .wire import PROTOCOLS_SPOKEN, Greeting, render_greeting
+
+__all__ = ["connect", "dial"]
+
+_CHUNK_BYTES = 256 * 1024
+
+
+def connect(state: Path, door: str, timeout_s: float = 10.0) -> socket.socket:
+    """A connection to a door of the daemon that serves `state`.
+
+    Raises:
+        AgentError: nobody answers there (kind no_agent), or this user may not (forbidden).
+    """
+    path = socket_directory(state) / f"{door}.sock"
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout_s)
+    try:
+        connection.connect(str(path))
+    except PermissionError as error:
+        connection.close()
+        raise AgentError(
+            f"this user may not use the agent's {door} door", kind="forbidden", hint="join the group kedge-admin"
+        ) from error
+    except OSError as error:
+        connection.close()
+        raise AgentError(
+            f"the agent is not running: {path}: {error.strerror}",
+            kind="no_agent",
+            hint="start it: kedge device provision NAME (on the device: kedge-agent start)",
+        ) from error
+    connection.settimeout(None)
+    return connection
+
+
+def dial(state: Path, door: str) -> None:
+    """Greet on standard output, then copy bytes both ways until either side ends.
+
+    Raises:
+        AgentError: as `connect`.
+    """
+    with connect(state, door) as connection:
+        sys.stdout.buffer.write(render_greeting(Greeting(PROTOCOLS_SPOKEN, __version__)))
+        sys.stdout.buffer.flush()
+        threading.Thread(target=_upstream, args=(connection,), daemon=True).start()
+        buffer = memoryview(bytearray(_CHUNK_BYTES))
+        while size := connection.recv_into(buffer):
+            _write_all(1, buffer[:size])
+
+
+def _upstream(connection: socket.socket) -> None:
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    try:
+        while size := os.readv(0, [buffer]):
+            connection.sendall(buffer[:size])
+        connection.shutdown(socket.SHUT_WR)
+    except OSError:
+        connection.close()
+
+
+def _write_all(handle: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(handle, data) :]

@@ -1,0 +1,1 @@
+"""Formats that host and agent share: manifest, frames, tensors, latency summaries."""

@@ -1,0 +1,61 @@
+"""Latency summaries: one rule for percentiles wherever a figure is made.
+
+The percentile of n sorted samples is the sample at index `max(n - 1 - int((1 - p/100) * n), 0)`,
+the rule trtexec uses, so that figures can be laid side by side with its own. Everything is in
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["PERCENTILES", "LatencySummary", "percentile_index", "summarize"]
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True)
+class LatencySummary:
+    """Distribution of `count` samples in milliseconds."""
+
+    count: int
+    min_ms: float
+    mean_ms: float
+    median_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    cov: float
+    """Coefficient of variation: standard deviation over mean (a ratio, not per cent)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, the keys documented in docs/bench-report.md."""
+        return asdict(self)
+
+
+def percentile_index(count: int, percentile: float) -> int:
+    """Index of a percentile among `count` sorted samples (trtexec's rule)."""
+    # 1 - p/100 in binary floating point falls below the true value for p = 99 of 100 samples and
+    # the like; trtexec computes it so, and agreeing with trtexec is the point.
+    return max(count - 1 - int((1 - percentile / 100) * count), 0)
+
+
+def summarize(samples_ms: Sequence[float]) -> LatencySummary:
+    """Summarise samples (milliseconds, any order).
+
+    Raises:
+        ValueError: there are no samples; a summary of nothing would have to invent figures.
+    """
+    count = len(samples_ms)
+    if count == 0:
+        raise ValueError("no samples to summarise")
+    ordered = sorted(samples_ms)
+    mean = math.fsum(ordered) / count
+    deviation = math.sqrt(math.fsum((sample - mean) ** 2 for sample in ordered) / count)
+    median, p90, p95, p99 = (ordered[percentile_index(count, p)] for p in PERCENTILES)
+    cov = deviation / mean if mean > 0 else 0.0
+    return LatencySummary(count, ordered[0], mean, median, p90, p95, p99, ordered[-1], cov)

@@ -1,0 +1,75 @@
+"""Parity: do the device's outputs agree with those the host recorded?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.manifest import ParityGate
+
+__all__ = ["OutputParity", "compare_output", "failures"]
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """Agreement of one output with its recording.
+
+    cosine: cosine similarity of the flattened tensors (1 when both are all zero).
+    max_abs_error: largest absolute difference, in the output's own unit.
+    relative_error: that difference over the recording's largest magnitude.
+    """
+
+    output: str
+    cosine: float
+    max_abs_error: float
+    relative_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def compare_output(name: str, device: NDArray[Any], golden: NDArray[Any]) -> OutputParity:
+    """Compare an output with its recording; shapes must be equal.
+
+    Values that are not finite count as the worst agreement unless both sides have the same ones
+    in the same places.
+    """
+    if device.shape != golden.shape:
+        return OutputParity(name, -1.0, math.inf, math.inf)
+    a = device.astype(np.float64).ravel()
+    b = golden.astype(np.float64).ravel()
+    odd = ~(np.isfinite(a) & np.isfinite(b))
+    if odd.any():
+        if not np.array_equal(a[odd], b[odd], equal_nan=True):
+            return OutputParity(name, -1.0, math.inf, math.inf)
+        a, b = a[~odd], b[~odd]
+    if a.size == 0:
+        return OutputParity(name, 1.0, 0.0, 0.0)
+    largest = float(np.abs(b).max())
+    difference = float(np.abs(a - b).max())
+    norms = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    cosine = float(a @ b) / norms if norms > 0 else float(difference == 0)
+    if largest > 0:
+        relative = difference / largest
+    else:
+        relative = 0.0 if difference == 0 else math.inf
+    return OutputParity(name, min(cosine, 1.0), difference, relative)
+
+
+def failures(gate: ParityGate, results: Mapping[str, OutputParity]) -> list[str]:
+    """One sentence for every limit that an output breaks; empty when the gate is passed."""
+    out = []
+    for name, result in results.items():
+        if not result.cosine >= gate.cosine_min:
+            out.append(f"output {name!r}: cosine {result.cosine:.6f} is below {gate.cosine_min:g}")
+        if not result.relative_error <= gate.relative_error_max:
+            out.append(
+                f"output {name!r}: relative error {result.relative_error:.6g} is above {gate.relative_error_max:g}"
+            )
+    return out

@@ -1,0 +1,1 @@
+"""Runtimes that execute a model from buffers the agent owns."""

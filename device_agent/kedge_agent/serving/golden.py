@@ -1,0 +1,63 @@
+"""The recorded inputs and outputs of a release, read from the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import AgentError
+from ..formats.manifest import GoldenTensor, Manifest
+from ..formats.tensors import DATATYPES, DYNAMIC
+from ..store.layout import Layout
+
+__all__ = ["golden_batch", "read_golden"]
+
+_MAX_BATCH = 4096
+
+
+def read_golden(layout: Layout, manifest: Manifest, tensors: tuple[GoldenTensor, ...]) -> dict[str, NDArray[Any]]:
+    """Recorded tensors by name. The manifest's parser has checked sizes against shapes.
+
+    Raises:
+        AgentError: a file cannot be read, or is shorter than recorded (kind integrity).
+    """
+    out: dict[str, NDArray[Any]] = {}
+    for tensor in tensors:
+        path = layout.release(manifest.digest) / tensor.file
+        try:
+            data = np.fromfile(path, dtype=DATATYPES[tensor.datatype])
+            out[tensor.name] = data.reshape(tensor.shape)
+        except (OSError, ValueError) as error:
+            raise AgentError(
+                f"release {manifest.digest[:12]}: {tensor.file} cannot be read: {error}",
+                kind="integrity",
+                hint="deploy the release again",
+            ) from error
+    return out
+
+
+def golden_batch(layout: Layout, manifest: Manifest, batch: int) -> dict[str, NDArray[Any]]:
+    """Recorded inputs cut or repeated to `batch` samples, where the model's first dimension is free.
+
+    Raises:
+        AgentError: the model has a fixed batch of another size, or batch is out of range.
+    """
+    inputs = read_golden(layout, manifest, manifest.golden.inputs)
+    specs = {spec.name: spec for spec in manifest.artefacts[0].inputs}
+    if not 1 <= batch <= _MAX_BATCH:
+        raise AgentError(f"batch {batch} is outside 1..{_MAX_BATCH}")
+    out = {}
+    for name, array in inputs.items():
+        spec = specs[name]
+        if not spec.shape or spec.shape[0] != DYNAMIC:
+            if batch not in (1, spec.shape[0] if spec.shape else 1):
+                raise AgentError(
+                    f"{manifest.model} takes {list(spec.shape)} for {name!r}; its batch cannot be {batch}",
+                    hint="leave --batch out",
+                )
+            out[name] = array
+        else:
+            out[name] = np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
+    return out

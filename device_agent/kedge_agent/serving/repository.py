@@ -1,0 +1,309 @@
+"""The models being served: activation behind the parity gate, the switch, rollback, start-up."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import AgentError
+from ..formats.manifest import Artefact, Manifest
+from ..formats.tensors import datatype_of
+from ..measure.memory import read_memory
+from ..measure.parity import compare_output, failures
+from ..runtime.base import Binding, Runtime, Shapes
+from ..runtime.pool import ModelPool, PoolRetired, Timing
+from ..store.files import translate_os_error
+from ..store.layout import Layout
+from ..store.models import ModelState, list_models, read_state, write_state
+from ..store.releases import read_release, verify_release
+from .golden import read_golden
+
+__all__ = ["LiveModel", "Repository"]
+
+_LOG = logging.getLogger("kedge.repository")
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A release in memory, serving."""
+
+    manifest: Manifest
+    artefact: Artefact
+    pool: ModelPool
+    load: dict[str, Any]
+
+
+class Repository:
+    """Every model of this device by name.
+
+    Args:
+        layout: the store.
+        runtimes: what this device can run, by name.
+        threads: intra-operator threads of each model.
+    """
+
+    def __init__(self, layout: Layout, runtimes: dict[str, Runtime], threads: int) -> None:
+        self._layout = layout
+        self._runtimes = runtimes
+        self._threads = threads
+        self._live: dict[str, LiveModel] = {}
+        self._problems: dict[str, str] = {}
+        self._switch = threading.Lock()
+        self.ready = threading.Event()
+
+    def start(self) -> None:
+        """Load what each model last served; when that fails, what it served before.
+
+        Never raises: a model that cannot be served is reported by `status`, the others serve on.
+        """
+        for model in list_models(self._layout):
+            try:
+                self._start_model(model)
+            except Exception as error:  # one bad model must not take the API down
+                _LOG.exception("model %s cannot be served", model)
+                self._problems[model] = str(error)
+        self.ready.set()
+
+    def _start_model(self, model: str) -> None:
+        state = read_state(self._layout, model)
+        if state is None:
+            return
+        try:
+            self._live[model] = self._load(state.current)
+        except AgentError as error:
+            if state.previous is None:
+                raise
+            _LOG.error("model %s: %s; falling back to %s", model, error, state.previous[:12])
+            self._live[model] = self._load(state.previous)
+            self._problems[model] = f"{error}; serving the previous release instead"
+
+    def get(self, model: str) -> LiveModel:
+        """The live model of this name.
+
+        Raises:
+            AgentError: there is none (kind not_found), or it cannot be served (busy, integrity).
+        """
+        live = self._live.get(model)
+        if live is None:
+            problem = self._problems.get(model)
+            if problem is not None:
+                raise AgentError(f"{model} cannot be served: {problem}", kind="integrity", hint="deploy it again")
+            if not self.ready.is_set():
+                raise AgentError(f"{model} is still being loaded", kind="busy", hint="try again in a moment")
+            raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status --on DEVICE")
+        return live
+
+    def borrow(self, model: str, shapes: Shapes, timing: Timing, stack: contextlib.ExitStack) -> tuple[LiveModel, Binding]:
+        """A bound slot of the live model, given back when `stack` closes.
+
+        A request that meets the switch between two releases is served by the new one.
+
+        Raises:
+            AgentError: as `get` and `ModelPool.request`.
+        """
+        while True:
+            live = self.get(model)
+            if {spec.name for spec in live.artefact.inputs} != set(shapes):
+                raise AgentError(f"{model} was replaced by a release with other inputs", kind="busy", hint="try again")
+            try:
+                return live, stack.enter_context(live.pool.request(shapes, timing))
+            except PoolRetired:
+                if self._live.get(model) is live:
+                    raise
+
+    def activate(self, digest: str) -> dict[str, Any]:
+        """Verify, load and gate a release, then switch its model to it.
+
+        The live release serves on until the switch, and after any failure before it.
+
+        Raises:
+            AgentError: kind not_found, integrity, incompatible, gate, or busy.
+        """
+        with self._exclusive():
+            manifest = read_release(self._layout, digest)
+            state = _state_or_none(self._layout, manifest.model)
+            candidate = self._load(digest)
+            try:
+                parity = self._check_parity(candidate)
+                if state is None or state.current != digest:
+                    previous = state.current if state is not None else None
+                    self._write(manifest.model, ModelState(digest, previous))
+            except BaseException:
+                candidate.pool.retire()
+                raise
+            self._swap(manifest.model, candidate)
+            return self._report(manifest.model, candidate, parity)
+
+    def rollback(self, model: str) -> dict[str, Any]:
+        """Switch a model back to the release it served before.
+
+        Raises:
+            AgentError: there is nothing to go back to (not_found), or it is damaged (integrity).
+        """
+        with self._exclusive():
+            state = read_state(self._layout, model)
+            if state is None:
+                raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status")
+            if state.previous is None:
+                raise AgentError(
+                    f"{model} has served one release only; there is nothing to roll back to",
+                    kind="not_found",
+                    hint="deploy another release first",
+                )
+            candidate = self._load(state.previous)
+            try:
+                self._write(model, ModelState(state.previous, state.current))
+            except BaseException:
+                candidate.pool.retire()
+                raise
+            self._swap(model, candidate)
+            return self._report(model, candidate, None)
+
+    def status(self) -> list[dict[str, Any]]:
+        """One row a model: what it serves, what it would roll back to, and what is wrong."""
+        rows = []
+        for model in list_models(self._layout):
+            problem = self._problems.get(model)
+            try:
+                state = read_state(self._layout, model)
+            except AgentError as error:
+                state, problem = None, problem or str(error)
+            live = self._live.get(model)
+            if state is None and live is None and problem is None:
+                continue
+            rows.append(
+                {
+                    "model": model,
+                    "state": "serving" if live is not None else "failed" if problem else "loading",
+                    "release": live.manifest.digest if live is not None else None,
+                    "version": live.manifest.version if live is not None else None,
+                    "runtime": live.artefact.runtime if live is not None else None,
+                    "precision": live.artefact.precision if live is not None else None,
+                    "current": state.current if state is not None else None,
+                    "previous": state.previous if state is not None else None,
+                    "problem": problem,
+                }
+            )
+        return rows
+
+    def close(self) -> None:
+        """Retire every model."""
+        for live in self._live.values():
+            live.pool.retire()
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        if not self._switch.acquire(blocking=False):
+            raise AgentError(
+                "another activation or rollback is under way",
+                kind="busy",
+                hint="wait for it to finish, then run the command again",
+            )
+        try:
+            yield
+        finally:
+            self._switch.release()
+
+    def _load(self, digest: str) -> LiveModel:
+        manifest = read_release(self._layout, digest)
+        here = (platform.system().lower(), platform.machine())
+        if (manifest.platform_os, manifest.platform_arch) != here:
+            raise AgentError(
+                f"the release is for {manifest.platform_os}/{manifest.platform_arch}, this device is {'/'.join(here)}",
+                kind="incompatible",
+                hint="build it for this device's target: kedge build --target …",
+            )
+        verify_release(self._layout, manifest)
+        artefact, runtime = self._choose(manifest)
+        path = self._layout.release(digest) / artefact.file
+        before = read_memory()
+        start = time.perf_counter_ns()
+        model = runtime.load(path, self._threads)
+        took = time.perf_counter_ns() - start
+        after = read_memory()
+        live = LiveModel(
+            manifest=manifest,
+            artefact=replace(artefact, inputs=model.inputs, outputs=model.outputs),
+            pool=ModelPool(model),
+            load={"load_ms": took / 1e6, "before": before.to_json(), "after": after.to_json()},
+        )
+        _LOG.info("loaded %s release %s in %.1f ms", manifest.model, digest[:12], took / 1e6)
+        return live
+
+    def _choose(self, manifest: Manifest) -> tuple[Artefact, Runtime]:
+        for artefact in manifest.artefacts:
+            runtime = self._runtimes.get(artefact.runtime)
+            if runtime is not None and runtime.version() is not None:
+                return artefact, runtime
+        wanted = ", ".join(artefact.runtime for artefact in manifest.artefacts)
+        here = ", ".join(name for name, runtime in self._runtimes.items() if runtime.version()) or "none"
+        raise AgentError(
+            f"the release needs a runtime among: {wanted}; this device has: {here}",
+            kind="incompatible",
+            hint="build the release for this device's target, or provision the device again",
+        )
+
+    def _check_parity(self, candidate: LiveModel) -> list[dict[str, Any]]:
+        manifest = candidate.manifest
+        inputs = read_golden(self._layout, manifest, manifest.golden.inputs)
+        expected = read_golden(self._layout, manifest, manifest.golden.outputs)
+        specs = {spec.name: spec for spec in candidate.artefact.inputs}
+        if set(inputs) != set(specs) or not set(expected) <= {spec.name for spec in candidate.artefact.outputs}:
+            raise AgentError("the golden tensors do not name the model's inputs and outputs", kind="incompatible")
+        for name, array in inputs.items():
+            mismatch = specs[name].mismatch(datatype_of(array.dtype), array.shape)
+            if mismatch is not None:
+                raise AgentError(f"golden {mismatch}", kind="incompatible", hint="build the release again")
+        timing = Timing()
+        with candidate.pool.request({name: array.shape for name, array in inputs.items()}, timing) as binding:
+            for name, array in inputs.items():
+                binding.inputs[name][...] = array
+            candidate.pool.run(binding, timing)
+            results = {name: compare_output(name, binding.outputs[name], expected[name]) for name in expected}
+        broken = failures(manifest.parity, results)
+        if broken:
+            raise AgentError(
+                f"parity gate refused release {manifest.digest[:12]}: {'; '.join(broken)}",
+                kind="gate",
+                hint="the live release serves on; build for this device's target, or loosen the gate in the build",
+            )
+        return [result.to_json() for result in results.values()]
+
+    def _write(self, model: str, state: ModelState) -> None:
+        try:
+            write_state(self._layout, model, state)
+        except OSError as error:
+            raise translate_os_error(error, f"switching {model}") from error
+
+    def _swap(self, model: str, candidate: LiveModel) -> None:
+        old = self._live.get(model)
+        self._live[model] = candidate
+        self._problems.pop(model, None)
+        if old is not None:
+            old.pool.retire()
+
+    def _report(self, model: str, live: LiveModel, parity: list[dict[str, Any]] | None) -> dict[str, Any]:
+        state = read_state(self._layout, model)
+        return {
+            "model": model,
+            "release": live.manifest.digest,
+            "version": live.manifest.version,
+            "previous": state.previous if state is not None else None,
+            "parity": parity,
+            "load": live.load,
+        }
+
+
+def _state_or_none(layout: Layout, model: str) -> ModelState | None:
+    """The recorded state; a damaged one counts as none, because a new release replaces it."""
+    try:
+        return read_state(layout, model)
+    except AgentError:
+        _LOG.exception("state of %s is damaged; a new release replaces it", model)
+        return None

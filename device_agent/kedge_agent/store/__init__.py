@@ -1,0 +1,1 @@
+"""The release store: content-addressed files, releases, and which release each model serves."""

@@ -1,0 +1,105 @@
+"""Durable file operations. Everything here returns only after the bytes and the names are on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import AgentError
+
+__all__ = ["exclusive_lock", "fsync_directory", "make_directory", "read_bounded", "translate_os_error", "write_atomic"]
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames and new names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_directory(path: Path, mode: int = 0o755) -> None:
+    """Create a folder and its parents, each durable in its own parent."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_directory(path.parent, mode)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=mode)
+        fsync_directory(path.parent)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file's content by one rename: readers see the old bytes or the new ones.
+
+    Raises:
+        OSError: as the file system says; the old file is then untouched.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            os.fchmod(out.fileno(), mode)
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    fsync_directory(path.parent)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Read a whole file of at most `limit` bytes.
+
+    Raises:
+        AgentError: it is longer (kind integrity).
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as handle:
+        data = handle.read(limit + 1)
+    if len(data) > limit:
+        raise AgentError(f"{path} is longer than {limit} bytes", kind="integrity")
+    return data
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold an advisory lock that dies with its holder.
+
+    Raises:
+        AgentError: somebody else holds it (kind busy; `busy` is the message).
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AgentError(busy, kind="busy", hint="wait for it to finish, then run the command again") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def translate_os_error(error: OSError, doing: str) -> AgentError:
+    """An OSError as the agent reports it: a full disk is its own kind of fault."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return AgentError(
+            f"no space left on the device while {doing}",
+            kind="space",
+            hint="free disk space on the device, or put the agent's state folder on a larger disk",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return AgentError(
+            f"not permitted while {doing}: {error}",
+            kind="forbidden",
+            hint="check who owns the agent's state folder, and that it is mounted read-write",
+        )
+    return AgentError(f"input/output error while {doing}: {error}", kind="internal", hint="see the kernel log")
