@@ -70,6 +70,9 @@ def serve(options: Options) -> None:
     layout = Layout(options.state)
     with contextlib.ExitStack() as stack:
         if options.ephemeral:
+            if not options.state.is_dir():
+                # Whoever started us has cleaned up and gone: nothing may be made again.
+                raise AgentError(f"{options.state} is gone", kind="not_found")
             stack.callback(shutil.rmtree, options.state, ignore_errors=True)
         make_directory(layout.root, mode=0o700)
         stack.enter_context(_hold(layout))

@@ -1,0 +1,1 @@
+"""From a model to a release for a target."""

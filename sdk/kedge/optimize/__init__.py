@@ -1,0 +1,1 @@
+"""Make a model smaller and faster for a target, and say what accuracy it kept."""

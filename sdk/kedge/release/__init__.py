@@ -1,0 +1,1 @@
+"""Releases on the host: a folder holding manifest.json and exactly the files it names."""

@@ -1,0 +1,135 @@
+"""Write a release folder, open one, prove that every byte is what the manifest names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kedge_agent.formats.frames import hash_file
+from kedge_agent.formats.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    ManifestError,
+    manifest_bytes,
+    parse_manifest,
+)
+from kedge_agent.wire import MAX_MANIFEST_BYTES
+
+from ..errors import BadInputError, IntegrityError
+
+__all__ = ["Release", "open_release", "write_release"]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release folder: its parsed manifest, and the manifest's very bytes."""
+
+    folder: Path
+    manifest: Manifest
+    manifest_bytes: bytes
+
+    @property
+    def digest(self) -> str:
+        """The release's name."""
+        return self.manifest.digest
+
+    def files(self) -> list[tuple[FileEntry, Path]]:
+        """Entries in manifest order, each with its path here."""
+        return [(entry, self.folder / entry.name) for entry in self.manifest.files]
+
+    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Hash every file and compare with the manifest.
+
+        Raises:
+            IntegrityError: a file is missing, has other bytes, or does not belong here.
+        """
+        expected = {entry.name for entry in self.manifest.files} | {MANIFEST_NAME}
+        stray = sorted(set(os.listdir(self.folder)) - expected)
+        if stray:
+            raise IntegrityError(f"{self.folder} holds files the manifest does not name: {', '.join(stray[:5])}")
+        done = 0
+        for entry, path in self.files():
+            try:
+                found = hash_file(path)
+            except OSError as error:
+                raise IntegrityError(f"{path} cannot be read: {error.strerror}", hint="build the release again") from error
+            if (found.sha256, found.frames) != (entry.sha256, entry.frames):
+                raise IntegrityError(f"{path} has other bytes than the manifest names", hint="build the release again")
+            done += entry.size_bytes
+            progress(done, self.manifest.total_bytes)
+
+
+def open_release(folder: Path) -> Release:
+    """Read a release folder's manifest; the files are not hashed yet.
+
+    Raises:
+        BadInputError: there is no release there.
+        IntegrityError: its manifest is damaged, or a file has another size.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise IntegrityError(f"{path} is too long for a manifest")
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInputError(
+            f"{folder} is not a release: {MANIFEST_NAME}: {error.strerror}", hint="make one: kedge build"
+        ) from error
+    try:
+        release = Release(folder, parse_manifest(data), data)
+    except ManifestError as error:
+        raise IntegrityError(f"{path}: {error}", hint="build the release again") from error
+    for entry, file in release.files():
+        size = file.stat().st_size if file.is_file() else None
+        if size != entry.size_bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise IntegrityError(f"{file} {found}; the manifest names {entry.size_bytes}", hint="build it again")
+    return release
+
+
+def write_release(folder: Path, sources: Mapping[str, Path | bytes], body: Mapping[str, Any]) -> Release:
+    """Write a release folder in one step: it is there whole, or not at all.
+
+    Args:
+        folder: must not exist, or be a release (which is then replaced).
+        sources: content of each file by its name in the release.
+        body: the manifest without `files`, which is made from the sources.
+
+    Raises:
+        BadInputError: the folder exists and is no release, or the body is no valid manifest.
+    """
+    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
+        raise BadInputError(f"{folder} exists and is not a release", hint="give another path with -o")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        entries = []
+        for name, source in sources.items():
+            path = partial / name
+            if isinstance(source, bytes):
+                path.write_bytes(source)
+            else:
+                shutil.copyfile(source, path)
+            found = hash_file(path)
+            entries.append(
+                {"name": name, "bytes": found.size_bytes, "sha256": found.sha256, "frames": list(found.frames)}
+            )
+        try:
+            data = manifest_bytes({**body, "files": entries})
+        except ManifestError as error:
+            raise BadInputError(f"the release cannot be described: {error}") from error
+        (partial / MANIFEST_NAME).write_bytes(data)
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return open_release(folder)

@@ -1,0 +1,139 @@
+"""The seam: a transport opens channels to one agent; a channel is a two-way stream of bytes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import BinaryIO, Literal, Protocol
+
+from kedge_agent.wire import (
+    GREETING_PREFIX,
+    MAX_GREETING_BYTES,
+    NOISE_LIMIT_BYTES,
+    PROTOCOL,
+    Greeting,
+    WireError,
+    parse_greeting,
+)
+
+from ..errors import AgentMissingError, IncompatibleError, UnreachableError, error_of_kind
+
+__all__ = ["Channel", "Deadline", "Door", "Transport", "greet"]
+
+Door = Literal["infer", "control"]
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment by which something must be done. It is passed down; nobody makes a second one."""
+
+    at: float
+    what: str
+
+    @classmethod
+    def after(cls, seconds: float, what: str) -> Deadline:
+        """The moment `seconds` from now; `what` names the work, for the message."""
+        return cls(time.monotonic() + seconds, what)
+
+    def remaining(self) -> float:
+        """Seconds left, always positive.
+
+        Raises:
+            UnreachableError: none are left.
+        """
+        left = self.at - time.monotonic()
+        if left <= 0:
+            raise UnreachableError(f"{self.what} took too long", hint="check the link to the device, then try again")
+        return left
+
+
+class Channel(Protocol):
+    """A two-way stream to a process of the agent; the part of a socket that http.client uses, and a little more."""
+
+    def sendall(self, data: bytes | memoryview, /) -> None: ...
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def makefile(self, mode: Literal["rb"], /) -> BinaryIO: ...
+
+    def settimeout(self, seconds: float | None, /) -> None: ...
+
+    def close(self) -> None: ...
+
+    def end(self, timeout_s: float) -> tuple[int | None, str]:
+        """Wait for the process: its exit status (None if unknown) and the end of its error output."""
+        ...
+
+
+class Transport(Protocol):
+    """A way to one agent."""
+
+    @property
+    def name(self) -> str:
+        """The device's name, for messages."""
+        ...
+
+    def open_door(self, door: Door, deadline: Deadline) -> Channel:
+        """A stream to one of the daemon's doors, ready for HTTP.
+
+        Raises:
+            AgentMissingError: no agent is installed or running.
+            IncompatibleError: the agent speaks another protocol.
+            UnreachableError: the device does not answer in time.
+        """
+        ...
+
+    def open_receive(self, deadline: Deadline) -> Channel:
+        """A stream to a `receive` process, ready for the manifest. Raises as `open_door`."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; idempotent."""
+        ...
+
+
+def greet(channel: Channel, device: str, deadline: Deadline) -> Greeting:
+    """Read the agent's greeting, skipping what a login shell may print before it.
+
+    Raises:
+        AgentMissingError, IncompatibleError, UnreachableError: as `Transport.open_door`.
+    """
+    received = b""
+    try:
+        while True:
+            start = 0 if received.startswith(GREETING_PREFIX) else received.find(b"\n" + GREETING_PREFIX) + 1
+            if received[start:].startswith(GREETING_PREFIX) and (end := received.find(b"\n", start)) >= 0:
+                break
+            if len(received) > NOISE_LIMIT_BYTES + MAX_GREETING_BYTES:
+                raise IncompatibleError(
+                    f"{device} prints too much before the agent speaks", hint="silence the login shell's start-up files"
+                )
+            channel.settimeout(deadline.remaining())
+            data = channel.recv(MAX_GREETING_BYTES)
+            if not data:
+                raise _no_greeting(channel, device)
+            received += data
+        greeting = parse_greeting(received[start:end])
+    except TimeoutError as error:
+        raise UnreachableError(f"{device}: the agent did not answer in time", hint="try again") from error
+    except WireError as error:
+        raise IncompatibleError(f"{device}: {error}", hint=f"provision it again: kedge device provision {device}") from error
+    if PROTOCOL not in greeting.protocols:
+        spoken = ", ".join(map(str, greeting.protocols))
+        raise IncompatibleError(
+            f"{device}: the agent ({greeting.version}) speaks protocol {spoken}, this kedge speaks {PROTOCOL}",
+            hint=f"bring the agent to this version: kedge device provision {device}",
+        )
+    if greeting.error is not None:
+        raise error_of_kind(greeting.kind, f"{device}: {greeting.error}", (greeting.hint or "").replace("NAME", device))
+    return greeting
+
+
+def _no_greeting(channel: Channel, device: str) -> AgentMissingError:
+    status, said = channel.end(5.0)
+    hint = f"install it: kedge device provision {device}"
+    if status in (126, 127):
+        return AgentMissingError(f"{device}: no agent is installed there", hint=hint)
+    lines = [line for line in said.strip().splitlines() if line.strip()]
+    reason = lines[-1][:300] if lines else f"it ended with status {status}"
+    return AgentMissingError(f"{device}: the agent cannot be used: {reason}", hint=hint)

@@ -1,0 +1,99 @@
+"""Host keys: read the one a device shows, compare it with the one pinned, never trust on first use."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BadInputError, UnreachableError
+from .base import Deadline
+
+__all__ = ["HostKey", "disabled_algorithms", "fetch_host_key"]
+
+_MAX_KEY_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class HostKey:
+    """A public host key as OpenSSH writes it: algorithm and base64 of the key blob."""
+
+    algorithm: str
+    blob: str
+
+    @classmethod
+    def parse(cls, text: str) -> HostKey:
+        """From `ssh-ed25519 AAAA… [comment]`.
+
+        Raises:
+            BadInputError: it is no public key.
+        """
+        fields = text.split()
+        if len(fields) < 2 or len(fields[1]) > _MAX_KEY_BYTES:
+            raise BadInputError("not an SSH public key", hint="it looks like: ssh-ed25519 AAAAC3Nz…")
+        key = cls(fields[0], fields[1])
+        try:
+            blob = key.raw
+        except binascii.Error as error:
+            raise BadInputError("not an SSH public key: its base64 is damaged") from error
+        # The blob begins with its own algorithm name (RFC 4253, section 6.6).
+        name = key.algorithm.encode()
+        if not blob.startswith(len(name).to_bytes(4, "big") + name):
+            raise BadInputError(f"not an SSH public key of the algorithm {key.algorithm!r}")
+        return key
+
+    @property
+    def raw(self) -> bytes:
+        """The key blob."""
+        return base64.b64decode(self.blob, validate=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """As `ssh-keygen -l` prints it: `SHA256:` and unpadded base64 of the blob's sha256."""
+        return "SHA256:" + base64.b64encode(hashlib.sha256(self.raw).digest()).decode().rstrip("=")
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} {self.blob}"
+
+
+def disabled_algorithms() -> dict[str, list[str]]:
+    """What paramiko still offers and we do not: CBC, 3DES, MD5, SHA-1."""
+    import paramiko
+
+    weak = ("cbc", "3des", "md5", "sha1", "group14-sha1")
+    preferred: dict[str, tuple[str, ...]] = {
+        "ciphers": paramiko.Transport._preferred_ciphers,  # type: ignore[attr-defined]  # noqa: SLF001
+        "macs": paramiko.Transport._preferred_macs,  # type: ignore[attr-defined]  # noqa: SLF001
+        "kex": paramiko.Transport._preferred_kex,  # type: ignore[attr-defined]  # noqa: SLF001
+    }
+    return {
+        kind: [name for name in names if any(word in name for word in weak)] for kind, names in preferred.items()
+    }
+
+
+def fetch_host_key(host: str, port: int, deadline: Deadline) -> HostKey:
+    """The host key a server shows, before any authentication.
+
+    Raises:
+        UnreachableError: nothing there speaks SSH in time.
+    """
+    import paramiko
+
+    transport: Any = None
+    try:
+        with socket.create_connection((host, port), timeout=deadline.remaining()) as sock:
+            transport = paramiko.Transport(sock, disabled_algorithms=disabled_algorithms())
+            transport.start_client(timeout=deadline.remaining())
+            key = transport.get_remote_server_key()
+            return HostKey(key.get_name(), key.get_base64())
+    except (OSError, EOFError, paramiko.SSHException) as error:
+        raise UnreachableError(
+            f"{host}:{port} does not answer as an SSH server: {error or type(error).__name__}",
+            hint="check the address, the port and that sshd runs there",
+        ) from error
+    finally:
+        if transport is not None:
+            transport.close()
