@@ -1,0 +1,1 @@
+"""Bring an agent and releases onto a device."""

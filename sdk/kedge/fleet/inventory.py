@@ -1,0 +1,182 @@
+"""The inventory: devices.toml, which people may edit; comments and order survive our changes."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+import tomlkit.exceptions
+
+from ..config import config_dir, state_dir
+from ..errors import BadInputError
+from ..targets import Target, host_target, load_target
+from ..transport.base import Deadline, Transport
+from ..transport.hostkeys import HostKey
+from ..transport.local import LocalAgent
+from ..transport.ssh import SshAddress, SshTransport
+
+__all__ = ["LOCAL", "Device", "Inventory", "open_device", "parse_address"]
+
+LOCAL = "local"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_ADDRESS = re.compile(r"(?P<user>[^@\s:]+)@(?P<host>\[[0-9a-fA-F:.]+\]|[^@\s:\[\]]+)(?::(?P<port>\d{1,5}))?")
+_START_S = 60.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """One entry of the inventory. python: the interpreter there, None for `python3`."""
+
+    name: str
+    address: SshAddress
+    target: str
+    python: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        key = self.address.host_key
+        return {
+            "name": self.name,
+            "host": self.address.host,
+            "port": self.address.port,
+            "user": self.address.user,
+            "target": self.target,
+            "host_key": key.fingerprint if key is not None else None,
+            "state": self.address.state,
+        }
+
+
+def parse_address(text: str) -> tuple[str, str, int]:
+    """User, host and port of `user@host[:port]`; an IPv6 address stands in brackets.
+
+    Raises:
+        BadInputError: it is not of that form.
+    """
+    match = _ADDRESS.fullmatch(text)
+    port = int(match["port"] or 22) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise BadInputError(f"not an address: {text!r}", hint="it looks like user@host or user@host:2222")
+    return match["user"], match["host"].strip("[]"), port
+
+
+class Inventory:
+    """The devices of one file.
+
+    Raises:
+        BadInputError: the file exists and is no inventory.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path if path is not None else config_dir() / "devices.toml"
+        try:
+            self._document = tomlkit.parse(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._document = tomlkit.document()
+        except (OSError, UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
+            raise BadInputError(f"{self.path} cannot be read: {error}", hint="mend it, or move it away") from error
+
+    def names(self) -> list[str]:
+        """Every device of the file, in its order."""
+        return [name for name, entry in self._document.items() if isinstance(entry, dict)]
+
+    def get(self, name: str) -> Device:
+        """One device.
+
+        Raises:
+            BadInputError: there is none of this name, or its entry is not usable.
+        """
+        entry = self._document.get(name)
+        if not isinstance(entry, dict):
+            known = ", ".join([LOCAL, *self.names()])
+            raise BadInputError(f"no device named {name!r}", hint=f"known: {known}; add one with kedge device add")
+        try:
+            identity, key = entry.get("identity"), entry.get("host_key")
+            address = SshAddress(
+                host=str(entry["host"]),
+                port=int(entry.get("port", 22)),
+                user=str(entry["user"]),
+                host_key=HostKey.parse(str(key)) if key else None,
+                identity=Path(str(identity)) if identity else None,
+                state=str(entry["state"]) if entry.get("state") else None,
+            )
+            return Device(name, address, str(entry["target"]), str(entry["python"]) if entry.get("python") else None)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInputError(f"{self.path}: [{name}] is not a usable device: {error}") from error
+
+    def add(self, name: str, address: SshAddress, target: Target) -> Device:
+        """Write down a new device.
+
+        Raises:
+            BadInputError: the name is taken or cannot be one.
+        """
+        if not _NAME.fullmatch(name) or name == LOCAL:
+            raise BadInputError(f"{name!r} cannot name a device", hint="lower-case letters, digits, . - and _; not local")
+        if name in self._document:
+            raise BadInputError(f"there is a device named {name!r} already", hint=f"kedge device remove {name}")
+        entry = tomlkit.table()
+        entry.add("host", address.host)
+        entry.add("port", address.port)
+        entry.add("user", address.user)
+        entry.add("target", target.name)
+        if address.identity is not None:
+            entry.add("identity", str(address.identity))
+        if address.state is not None:
+            entry.add("state", address.state)
+        self._document.add(name, entry)
+        self._save()
+        return self.get(name)
+
+    def update(self, name: str, **values: str) -> Device:
+        """Change keys of a device's entry (`host_key`, `state`, `python`)."""
+        self.get(name)
+        entry: Any = self._document[name]
+        for key, value in values.items():
+            entry[key] = value
+        self._save()
+        return self.get(name)
+
+    def remove(self, name: str) -> None:
+        """Forget a device; nothing changes on it."""
+        self.get(name)
+        self._document.remove(name)
+        self._save()
+
+    def _save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, partial = tempfile.mkstemp(prefix=".devices.", dir=self.path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(tomlkit.dumps(self._document))
+        Path(partial).replace(self.path)
+
+
+@contextmanager
+def open_device(name: str, inventory: Inventory | None = None) -> Iterator[tuple[Transport, Target]]:
+    """A transport to a device by its name, and the device's target.
+
+    `local` is an agent on this machine: the one that serves already, or a child of this process.
+
+    Raises:
+        KedgeError: the name is unknown, or the local agent does not start.
+    """
+    if name == LOCAL:
+        agent = LocalAgent(state_dir() / "local")
+        try:
+            agent.start(Deadline.after(_START_S, "starting the local agent"))
+            yield agent, host_target()
+        finally:
+            agent.close()
+        return
+    device = (inventory or Inventory()).get(name)
+    transport = SshTransport(device.name, device.address)
+    try:
+        yield transport, load_target(device.target)
+    finally:
+        transport.close()
