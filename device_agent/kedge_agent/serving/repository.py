@@ -51,7 +51,7 @@ class Repository:
     def __init__(self, layout: Layout, runtimes: dict[str, Runtime], threads: int) -> None:
         self._layout = layout
         self._runtimes = runtimes
-        self._threads = threads
+        self.threads = threads
         self._live: dict[str, LiveModel] = {}
         self._problems: dict[str, str] = {}
         self._switch = threading.Lock()
@@ -224,7 +224,7 @@ class Repository:
         path = self._layout.release(digest) / artefact.file
         before = read_memory()
         start = time.perf_counter_ns()
-        model = runtime.load(path, self._threads)
+        model = runtime.load(path, self.threads)
         took = time.perf_counter_ns() - start
         after = read_memory()
         live = LiveModel(

@@ -26,7 +26,7 @@ __all__ = ["LOCAL", "Device", "Inventory", "open_device", "parse_address"]
 
 LOCAL = "local"
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ADDRESS = re.compile(r"(?P<user>[^@\s:]+)@(?P<host>\[[0-9a-fA-F:.]+\]|[^@\s:\[\]]+)(?::(?P<port>\d{1,5}))?")
 _START_S = 60.0
 
@@ -118,7 +118,7 @@ class Inventory:
             BadInputError: the name is taken or cannot be one.
         """
         if not _NAME.fullmatch(name) or name == LOCAL:
-            raise BadInputError(f"{name!r} cannot name a device", hint="lower-case letters, digits, . - and _; not local")
+            raise BadInputError(f"{name!r} cannot name a device", hint="lower-case letters, digits, - and _; not local")
         if name in self._document:
             raise BadInputError(f"there is a device named {name!r} already", hint=f"kedge device remove {name}")
         entry = tomlkit.table()

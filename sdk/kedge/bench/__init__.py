@@ -1,0 +1,1 @@
+"""Measure a model on a device: end to end from here, and inside the agent."""

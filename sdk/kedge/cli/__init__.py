@@ -1,0 +1,5 @@
+"""The command line: parse, call the library, render."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -1,0 +1,97 @@
+"""The root command. Each command's module is imported only when that command runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from .. import __version__
+from ..errors import ExitCode, KedgeError
+
+__all__ = ["main", "root"]
+
+# name: (module, attribute, one line of help). The help stands here so that `kedge --help` imports none of them.
+_COMMANDS = {
+    "demo": ("demo", "demo", "The whole way on a bundled example, on a loopback device."),
+    "optimize": ("optimize", "optimize", "Quantise a model for a target."),
+    "build": ("build", "build", "Make a release of a model for a target."),
+    "deploy": ("deploy", "deploy", "Push a release to devices and switch to it behind its gate."),
+    "infer": ("infer", "infer", "Run a deployed model on data of yours."),
+    "bench": ("bench", "bench", "Measure a deployed model: latency and memory."),
+    "status": ("deploy", "status", "What a device serves, and what it would roll back to."),
+    "rollback": ("deploy", "rollback", "Switch a model back to the release it served before."),
+    "device": ("device", "device", "Add, trust, provision and list devices."),
+    "targets": ("targets", "targets", "Profiles of what kinds of devices can do."),
+    "release": ("release", "release", "Look at a release and verify it."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"kedge.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="kedge", message="%(prog)s %(version)s")
+def root() -> None:
+    """Take a trained model to a device, prove it there, and haul it back.
+
+    Every command takes --json and --quiet. Exit codes: docs/exit-codes.md.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code of docs/exit-codes.md."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # SIGTERM unwinds like Ctrl-C: whatever was started is stopped, whatever was made is removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        result = root.main(given, prog_name="kedge", standalone_mode=False)
+        sys.stdout.flush()
+    except KedgeError as error:
+        return _report(given, error.message, error.hint, error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else "kedge"
+        return _report(given, error.format_message(), f"see: {path} --help", ExitCode.USAGE)
+    except click.ClickException as error:
+        return _report(given, error.format_message(), "", ExitCode.BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        return _report(given, "interrupted", "", ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # Who read our output has gone; nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.INTERNAL)
+    except Exception as error:  # the last resort: a user never meets a traceback unasked
+        if os.environ.get("KEDGE_DEBUG"):
+            raise
+        hint = "this is a defect of kedge: run it again with KEDGE_DEBUG=1 and report what it prints"
+        return _report(given, f"{type(error).__name__}: {error}", hint, ExitCode.INTERNAL)
+    return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _report(given: Sequence[str], message: str, hint: str, code: ExitCode) -> int:
+    line = " ".join(message.split())
+    click.echo(f"kedge: error: {line}", err=True)
+    if hint:
+        click.echo(f"  hint: {hint}", err=True)
+    if "--json" in given:
+        click.echo(json.dumps({"error": {"message": line, "hint": hint, "exit_code": int(code)}}))
+    return int(code)

@@ -1,0 +1,1 @@
+"""Figures and documents as people read them."""

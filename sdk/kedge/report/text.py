@@ -1,0 +1,39 @@
+"""Numbers as text: three significant figures, a unit, and words where there is no figure."""
+
+from __future__ import annotations
+
+__all__ = ["NOT_MEASURED", "UNAVAILABLE", "byte_size", "milliseconds", "per_cent", "rate"]
+
+NOT_MEASURED = "not measured"
+UNAVAILABLE = "unavailable"
+
+
+def milliseconds(value: float | None) -> str:
+    """`1.23 ms`, or `45.6 µs` below a tenth of a millisecond."""
+    if value is None:
+        return NOT_MEASURED
+    if abs(value) < 0.1:
+        return f"{value * 1e3:.3g} µs"
+    return f"{value:.3g} ms" if abs(value) < 1000 else f"{value / 1e3:.3g} s"
+
+
+def byte_size(value: int | None) -> str:
+    """`905 kB`, `41.2 MB`: powers of ten, as storage and links are sold."""
+    if value is None:
+        return UNAVAILABLE
+    size = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.3g} {unit}" if unit != "B" else f"{value} B"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def rate(value: float | None) -> str:
+    """`2,310 /s`."""
+    return NOT_MEASURED if value is None else f"{value:,.0f} /s"
+
+
+def per_cent(share: float | None) -> str:
+    """`97.50 %` of a share between 0 and 1."""
+    return NOT_MEASURED if share is None else f"{share * 100:.2f} %"
