@@ -135,7 +135,9 @@ def _start(state: Path, threads: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         daemon.terminate()
     said = (state / "start.log").read_text(errors="replace").strip().splitlines()
-    reason = next((line for line in said if line.startswith("kedge-agent: error: ")), said[-1] if said else "no reason given")
+    reason = next(
+        (line for line in said if line.startswith("kedge-agent: error: ")), said[-1] if said else "no reason given"
+    )
     raise AgentError(
         f"the agent did not start: {reason.removeprefix('kedge-agent: error: ')}",
         kind="no_agent",

@@ -26,7 +26,7 @@ from .serving.http import UnixHTTPServer
 from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
 from .store.files import make_directory
-from .store.layout import Layout, socket_directory
+from .store.layout import SYSTEM_SOCKETS, Layout, socket_directory
 from .wire import PROTOCOLS_SPOKEN, Greeting, render_greeting
 
 __all__ = ["Options", "serve"]
@@ -86,7 +86,8 @@ def _serve(layout: Layout, options: Options, stop: threading.Event) -> None:
     runtimes: dict[str, Runtime] = {onnx.name: onnx}
     repository = Repository(layout, runtimes, threads)
     folder = socket_directory(layout.root)
-    make_directory(folder, mode=0o750)
+    # Who may use a door is decided by the socket's own mode and group.
+    make_directory(folder, mode=0o755 if folder == SYSTEM_SOCKETS else 0o700)
     handlers = {
         "infer": (inference_handler(repository), None),
         "control": (control_handler(repository, layout, runtimes), _is_admin),
@@ -115,6 +116,8 @@ def _serve(layout: Layout, options: Options, stop: threading.Event) -> None:
             (folder / f"{door}.sock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
+            if folder != SYSTEM_SOCKETS:
+                folder.parent.rmdir()
 
 
 @contextlib.contextmanager

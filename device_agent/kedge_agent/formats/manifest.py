@@ -245,7 +245,9 @@ def _golden_tensor(reader: _Reader, sizes: Mapping[str, int]) -> GoldenTensor:
     )
     expected = tensor_bytes(tensor.datatype, tensor.shape)
     if sizes[tensor.file] != expected:
-        raise ManifestError(f"{reader.path}: {tensor.file} holds {sizes[tensor.file]} bytes, its shape needs {expected}")
+        raise ManifestError(
+            f"{reader.path}: {tensor.file} holds {sizes[tensor.file]} bytes, its shape needs {expected}"
+        )
     reader.done()
     return tensor
 

@@ -42,7 +42,7 @@ def encode_request(inputs: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[memo
                 "parameters": {"binary_data_size": data.nbytes},
             }
         )
-        buffers.append(memoryview(data.reshape(-1).view(np.uint8)))
+        buffers.append(data.reshape(-1).view(np.uint8).data)
     return json.dumps({"inputs": entries, "parameters": {"binary_data_output": True}}).encode(), buffers
 
 

@@ -29,7 +29,9 @@ class BenchmarkRules:
     min_runs: int = 10
 
     def __post_init__(self) -> None:
-        if not (0 <= self.warmup_ms <= 600_000 and 0 <= self.duration_ms <= 600_000 and 1 <= self.min_runs <= 1_000_000):
+        if not (
+            0 <= self.warmup_ms <= 600_000 and 0 <= self.duration_ms <= 600_000 and 1 <= self.min_runs <= 1_000_000
+        ):
             raise ValueError("warmup_ms and duration_ms go to 600000, min_runs from 1 to 1000000")
 
 

@@ -55,10 +55,7 @@ def compare_output(name: str, device: NDArray[Any], golden: NDArray[Any]) -> Out
     difference = float(np.abs(a - b).max())
     norms = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     cosine = float(a @ b) / norms if norms > 0 else float(difference == 0)
-    if largest > 0:
-        relative = difference / largest
-    else:
-        relative = 0.0 if difference == 0 else math.inf
+    relative = difference / largest if largest > 0 else 0.0 if difference == 0 else math.inf
     return OutputParity(name, min(cosine, 1.0), difference, relative)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.tensors import TensorSpec
@@ -27,10 +26,14 @@ class Binding(Protocol):
     """
 
     @property
-    def inputs(self) -> Buffers: ...
+    def inputs(self) -> Buffers:
+        """Memory to fill before a run."""
+        ...
 
     @property
-    def outputs(self) -> Buffers: ...
+    def outputs(self) -> Buffers:
+        """Results of the last run."""
+        ...
 
     def run(self) -> None:
         """Execute once.
@@ -57,10 +60,14 @@ class LoadedModel(Protocol):
     """A model in memory."""
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes."""
+        ...
 
     @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives."""
+        ...
 
     def slot(self) -> Slot:
         """Fresh buffers, for one more request in flight."""
@@ -75,7 +82,9 @@ class Runtime(Protocol):
     """Something that can load models."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As artefacts name it in the manifest."""
+        ...
 
     def version(self) -> str | None:
         """Version of the library behind it, or None when it is not installed here."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..errors import AgentError
 from .base import Binding, LoadedModel, Shapes, Slot
 
-__all__ = ["ModelPool", "PoolRetired", "Timing"]
+__all__ = ["ModelPool", "PoolRetiredError", "Timing"]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Timing:
     output_ns: int = 0
 
 
-class PoolRetired(AgentError):
+class PoolRetiredError(AgentError):
     """This pool takes no more requests: its model has been replaced or unloaded."""
 
 
@@ -63,7 +63,7 @@ class ModelPool:
         """
         with self._guard:
             if self._retired:
-                raise PoolRetired("the model is being replaced", kind="busy", hint="try again")
+                raise PoolRetiredError("the model is being replaced", kind="busy", hint="try again")
             self._in_flight += 1
         try:
             start = time.perf_counter_ns()
@@ -79,11 +79,14 @@ class ModelPool:
             finally:
                 self._slots.put(slot)
         finally:
-            with self._guard:
-                self._in_flight -= 1
-                finished = self._retired and self._in_flight == 0
-            if finished:
-                self.model.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._guard:
+            self._in_flight -= 1
+            finished = self._retired and self._in_flight == 0
+        if finished:
+            self.model.close()
 
     def run(self, binding: Binding, timing: Timing) -> None:
         """Run a binding when its turn comes.

@@ -142,7 +142,7 @@ class _Connection(BaseHTTPRequestHandler):
                 self._send(json_response(error.to_json(), FAULTS[error.kind].status))
                 return
             body = _BodyReader(self.rfile, length)
-            request = Request(self.command, path, query, cast(Mapping[str, str], self.headers), length, body, stack)
+            request = Request(self.command, path, query, cast("Mapping[str, str]", self.headers), length, body, stack)
             self.connection.settimeout(_BODY_S)
             response = self._handle(request)
             self._finish_body(body)
@@ -158,7 +158,11 @@ class _Connection(BaseHTTPRequestHandler):
             return json_response(error.to_json(), FAULTS[error.kind].status)
         except Exception as error:  # the server must outlive any handler
             _LOG.exception("%s %s", request.method, request.path)
-            body = {"error": f"internal error: {type(error).__name__}", "hint": "see the agent's log", "kind": "internal"}
+            body = {
+                "error": f"internal error: {type(error).__name__}",
+                "hint": "see the agent's log",
+                "kind": "internal",
+            }
             return json_response(body, 500)
 
     def _content_length(self) -> int:
@@ -188,7 +192,7 @@ class _Connection(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
-        head = b"".join(self._headers_buffer) + b"\r\n"  # type: ignore[attr-defined]
+        head = b"".join(self._headers_buffer) + b"\r\n"
         self._headers_buffer: list[bytes] = []
         try:
             _send_all(self.connection, [head, *response.buffers])
@@ -207,7 +211,7 @@ class _Connection(BaseHTTPRequestHandler):
         reason = message or explain or "bad request"
         self._send(json_response({"error": reason, "hint": "", "kind": "bad_input"}, code))
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base class names it so)
         _LOG.debug(format, *args)
 
 

@@ -67,7 +67,7 @@ def infer(repository: Repository, model: str, version: str | None, request: Requ
         if item.binary_bytes is None:
             target[...] = arrays[item.name]
         elif item.binary_bytes:
-            request.read_into(memoryview(target.reshape(-1).view(np.uint8)))
+            request.read_into(target.reshape(-1).view(np.uint8).data)
     received = time.perf_counter_ns()
     timing.input_ns = (parsed - start) + (received - granted)
 
@@ -195,7 +195,7 @@ def _encode_response(
         if choice is True:
             entry["parameters"] = {"binary_data_size": array.nbytes}
             if array.nbytes:
-                buffers.append(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+                buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         else:
             entry["data"] = array.ravel().tolist()
         entries.append(entry)
@@ -206,12 +206,19 @@ def _encode_response(
     try:
         header = json.dumps(body, allow_nan=False).encode()
     except ValueError:
-        raise AgentError("an output holds NaN or infinity, which JSON cannot carry", hint="ask for binary data") from None
+        raise AgentError(
+            "an output holds NaN or infinity, which JSON cannot carry", hint="ask for binary data"
+        ) from None
     if any("parameters" in entry for entry in entries):
         return Response(200, [header, *buffers], [(HEADER_LENGTH, str(len(header)))], "application/octet-stream")
     return Response(200, [header])
 
 
 def _server_timing(timing: Timing) -> str:
-    parts = ("queue", timing.queue_ns), ("input", timing.input_ns), ("compute", timing.compute_ns), ("output", timing.output_ns)
+    parts = (
+        ("queue", timing.queue_ns),
+        ("input", timing.input_ns),
+        ("compute", timing.compute_ns),
+        ("output", timing.output_ns),
+    )
     return ", ".join(f"{name};dur={value / 1e6:.6f}" for name, value in parts)

@@ -17,7 +17,7 @@ from ..formats.tensors import datatype_of
 from ..measure.memory import read_memory
 from ..measure.parity import compare_output, failures
 from ..runtime.base import Binding, Runtime, Shapes
-from ..runtime.pool import ModelPool, PoolRetired, Timing
+from ..runtime.pool import ModelPool, PoolRetiredError, Timing
 from ..store.files import translate_os_error
 from ..store.layout import Layout
 from ..store.models import ModelState, list_models, read_state, write_state
@@ -99,7 +99,9 @@ class Repository:
             raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status --on DEVICE")
         return live
 
-    def borrow(self, model: str, shapes: Shapes, timing: Timing, stack: contextlib.ExitStack) -> tuple[LiveModel, Binding]:
+    def borrow(
+        self, model: str, shapes: Shapes, timing: Timing, stack: contextlib.ExitStack
+    ) -> tuple[LiveModel, Binding]:
         """A bound slot of the live model, given back when `stack` closes.
 
         A request that meets the switch between two releases is served by the new one.
@@ -113,7 +115,7 @@ class Repository:
                 raise AgentError(f"{model} was replaced by a release with other inputs", kind="busy", hint="try again")
             try:
                 return live, stack.enter_context(live.pool.request(shapes, timing))
-            except PoolRetired:
+            except PoolRetiredError:
                 if self._live.get(model) is live:
                     raise
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from ..errors import AgentError
 from ..formats.manifest import is_digest, is_model_name
 
-__all__ = ["Layout", "socket_directory"]
+__all__ = ["SYSTEM_SOCKETS", "Layout", "socket_directory"]
 
 _SYSTEM_STATE = Path("/var/lib/kedge")
-_SYSTEM_SOCKETS = Path("/run/kedge")
+SYSTEM_SOCKETS = Path("/run/kedge")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def socket_directory(state: Path) -> Path:
     """
     state = state.resolve()
     if state == _SYSTEM_STATE:
-        return _SYSTEM_SOCKETS
-    mine = Path(f"/tmp/kedge-{os.geteuid()}")
+        return SYSTEM_SOCKETS
+    mine = Path(f"/tmp/kedge-{os.geteuid()}")  # noqa: S108  (its owner and mode are checked below)
     try:
         mine.mkdir(mode=0o700)
     except FileExistsError:

@@ -31,7 +31,9 @@ def read_release(layout: Layout, digest: str) -> Manifest:
             f"release {digest[:12]} is not on this device", kind="not_found", hint="deploy it: kedge deploy"
         ) from None
     except (OSError, ManifestError) as error:
-        raise AgentError(f"release {digest[:12]} is damaged: {error}", kind="integrity", hint="deploy it again") from error
+        raise AgentError(
+            f"release {digest[:12]} is damaged: {error}", kind="integrity", hint="deploy it again"
+        ) from error
     if manifest.digest != digest:
         raise AgentError(
             f"release {digest[:12]} is damaged: its manifest has the digest {manifest.digest[:12]}",

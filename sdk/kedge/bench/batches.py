@@ -74,5 +74,6 @@ def infer_batches(
         tick("inference", min(1.0, (start + size) / total))
     names = parts[0].keys()
     return {
-        name: np.concatenate([part[name] for part in parts]) if parts[0][name].ndim else parts[-1][name] for name in names
+        name: np.concatenate([part[name] for part in parts]) if parts[0][name].ndim else parts[-1][name]
+        for name in names
     }, timings

@@ -44,10 +44,10 @@ class BenchRules:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.warmup_ms <= 600_000 and 0 <= self.duration_ms <= 600_000 and 1 <= self.min_runs <= 1_000_000):
-            raise BadInputError(
-                "bench runs up to 600 s and a million times", hint="see: kedge bench --help"
-            )
+        if not (
+            0 <= self.warmup_ms <= 600_000 and 0 <= self.duration_ms <= 600_000 and 1 <= self.min_runs <= 1_000_000
+        ):
+            raise BadInputError("bench runs up to 600 s and a million times", hint="see: kedge bench --help")
 
 
 def run_bench(
@@ -104,7 +104,12 @@ def run_bench(
             "min_runs": rules.min_runs,
             "loop": "closed",
             "concurrency": 1,
-            "host": {"kedge": __version__, "os": platform.system().lower(), "arch": platform.machine(), "cores": os.cpu_count()},
+            "host": {
+                "kedge": __version__,
+                "os": platform.system().lower(),
+                "arch": platform.machine(),
+                "cores": os.cpu_count(),
+            },
             "agent": {key: info[key] for key in ("version", "os", "arch", "python", "runtimes", "cores", "threads")},
         },
         "end_to_end": end_to_end,

@@ -123,16 +123,12 @@ def build_release(
     return Built(write_release(out, sources, body), choice, golden is None)
 
 
-def _record(
-    tensors: Mapping[str, NDArray[Any]], prefix: str, sources: dict[str, Path | bytes]
-) -> list[dict[str, Any]]:
+def _record(tensors: Mapping[str, NDArray[Any]], prefix: str, sources: dict[str, Path | bytes]) -> list[dict[str, Any]]:
     entries = []
     for index, (name, array) in enumerate(tensors.items()):
         file = f"{prefix}-{index}.bin"
         sources[file] = np.ascontiguousarray(array).tobytes()
-        entries.append(
-            {"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape), "file": file}
-        )
+        entries.append({"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape), "file": file})
     return entries
 
 

@@ -37,8 +37,8 @@ def build(
     out: Output,
 ) -> None:
     """Make a release of an ONNX MODEL for a target: the model, golden inputs and outputs, a manifest."""
-    from ..build.golden import load_tensors
     from ..build.release import BuildOptions, build_release, model_name_for
+    from ..model.inputs import load_tensors
     from ..model.onnx_io import read_model
     from ..targets import load_target
 

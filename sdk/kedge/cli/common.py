@@ -102,7 +102,10 @@ def output_options(function: F) -> F:
 def inventory_option(function: F) -> F:
     """Add --inventory FILE."""
     return click.option(
-        "--inventory", "inventory_path", type=path_type, help="Inventory to use instead of ~/.config/kedge/devices.toml."
+        "--inventory",
+        "inventory_path",
+        type=path_type,
+        help="Inventory to use instead of ~/.config/kedge/devices.toml.",
     )(function)
 
 

@@ -36,7 +36,10 @@ def deploy(release: Path, device: str, inventory_path: Path | None, out: Output)
             [
                 ("device", done.device),
                 ("serves", f"{done.model} version {done.version}, release {done.release[:12]}"),
-                ("rolls back to", done.previous[:12] if done.previous else "nothing: this is the model's first release"),
+                (
+                    "rolls back to",
+                    done.previous[:12] if done.previous else "nothing: this is the model's first release",
+                ),
                 ("sent", f"{byte_size(done.sent_bytes)}{speed}; {byte_size(done.skipped_bytes)} were there already"),
                 *(
                     (

@@ -29,8 +29,8 @@ def infer(
 ) -> None:
     """Run a deployed MODEL on data of yours."""
     from ..bench.batches import infer_batches, model_specs
-    from ..build.golden import load_tensors
     from ..fleet.inventory import open_device
+    from ..model.inputs import load_tensors
     from ..transport.client import AgentClient
 
     with open_device(device, read_inventory(inventory_path)) as (transport, _), out.progress() as progress:

@@ -20,12 +20,10 @@ __all__ = ["optimize"]
 )
 @click.option("-o", "--out", "destination", type=path_type, help="The model to write.  [default: MODEL-int8.onnx]")
 @output_options
-def optimize(
-    model: Path, target: str, quantize: str, calibration: Path, destination: Path | None, out: Output
-) -> None:
+def optimize(model: Path, target: str, quantize: str, calibration: Path, destination: Path | None, out: Output) -> None:
     """Quantise an ONNX MODEL with the scheme its target's runtime wants."""
-    from ..build.golden import load_tensors
     from ..errors import BadInputError
+    from ..model.inputs import load_tensors
     from ..model.onnx_io import read_model
     from ..optimize.quantize import quantize_int8
     from ..targets import load_target

@@ -93,7 +93,9 @@ def probe(transport: SshTransport, *, python: str = "python3", state: str | None
         IncompatibleError: no Python 3.10 or newer, not CPython, or not Linux with glibc.
         KedgeError: the device cannot be reached.
     """
-    body = _ask(transport, python, {"do": "probe", "state": state or ""}, Deadline.after(_PROBE_S, "probing the device"))
+    body = _ask(
+        transport, python, {"do": "probe", "state": state or ""}, Deadline.after(_PROBE_S, "probing the device")
+    )
     try:
         version = tuple(int(part) for part in body["python"])
         glibc = re.fullmatch(r"(\d+)\.(\d+).*", str(body["glibc"]))
@@ -194,8 +196,9 @@ def _push(transport: SshTransport, found: Probe, wheels: Sequence[Wheel], sent: 
     sizes = {wheel.sha256: wheel.path.stat().st_size for wheel in wheels}
     total = sum(sizes.values())
     if found.free_bytes < total * _ROOM_FACTOR:
+        need = total * _ROOM_FACTOR
         raise NoSpaceError(
-            f"{transport.name}: the agent needs {total * _ROOM_FACTOR} bytes free, {found.state} has {found.free_bytes}",
+            f"{transport.name}: the agent needs {need} bytes, {found.state} has {found.free_bytes} free",
             hint="free disk space on the device, or choose another folder with --state",
         )
     done = 0

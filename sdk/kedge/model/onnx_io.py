@@ -43,8 +43,8 @@ def read_model(path: Path) -> ModelSpec:
         BadInputError: the file is missing, is not ONNX, or its weights lie in another file.
         IncompatibleError: a tensor has a type that is not served.
     """
-    import google.protobuf.message
     import onnx
+    from google.protobuf.message import DecodeError
 
     try:
         size = path.stat().st_size
@@ -53,8 +53,10 @@ def read_model(path: Path) -> ModelSpec:
         model = onnx.load_model(path, load_external_data=False)
         onnx.checker.check_model(model)
     except OSError as error:
-        raise BadInputError(f"{path} cannot be read: {error.strerror}", hint="give the path of an .onnx file") from error
-    except (google.protobuf.message.DecodeError, onnx.checker.ValidationError) as error:
+        raise BadInputError(
+            f"{path} cannot be read: {error.strerror}", hint="give the path of an .onnx file"
+        ) from error
+    except (DecodeError, onnx.checker.ValidationError) as error:
         reason = (str(error).strip().splitlines() or ["not a protobuf message"])[0]
         raise BadInputError(f"{path} is not a valid ONNX model: {reason}", hint="export it again") from error
     if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):

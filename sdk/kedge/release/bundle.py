@@ -58,7 +58,9 @@ class Release:
             try:
                 found = hash_file(path)
             except OSError as error:
-                raise IntegrityError(f"{path} cannot be read: {error.strerror}", hint="build the release again") from error
+                raise IntegrityError(
+                    f"{path} cannot be read: {error.strerror}", hint="build the release again"
+                ) from error
             if (found.sha256, found.frames) != (entry.sha256, entry.frames):
                 raise IntegrityError(f"{path} has other bytes than the manifest names", hint="build the release again")
             done += entry.size_bytes

@@ -24,7 +24,9 @@ def _console() -> Console:
     return console
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()
+) -> None:
     """Print a table; `right` names the columns of figures."""
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
@@ -69,21 +71,21 @@ def bench_tables(report: dict[str, Any]) -> None:
         right=right,
     )
     memory = report["memory"]
-    load, now = memory["load"], memory["now"]
+    load, now, agent = memory["load"], memory["now"], conditions["agent"]
+    available = [byte_size(load[moment]["available_bytes"]) for moment in ("before", "after")]
+    resident = [byte_size(now[key]) for key in ("rss_bytes", "pss_bytes", "peak_rss_bytes")]
     key_values(
         [
             ("model on disk", byte_size(memory["model_bytes"])),
-            ("agent RSS / PSS / peak", " / ".join(byte_size(now[k]) for k in ("rss_bytes", "pss_bytes", "peak_rss_bytes"))),
-            (
-                "available memory before / after load",
-                f"{byte_size(load['before']['available_bytes'])} / {byte_size(load['after']['available_bytes'])}",
-            ),
+            ("agent RSS / PSS / peak", " / ".join(resident)),
+            ("available memory before / after load", " / ".join(available)),
             ("load", milliseconds(load["load_ms"])),
             (
                 "conditions",
-                f"closed loop, one request at a time, batch {conditions['batch']}, warm-up {conditions['warmup_ms']} ms"
-                f" ({end['warmup_runs']} + {inside['warmup_runs']} runs), {conditions['agent']['threads']} threads"
-                f" on {conditions['agent']['cores']} cores, {report['runtime']} {conditions['agent']['runtimes'][report['runtime']]}",
+                f"closed loop, one request at a time, batch {conditions['batch']},"
+                f" warm-up {conditions['warmup_ms']} ms ({end['warmup_runs']} + {inside['warmup_runs']} runs),"
+                f" {agent['threads']} threads on {agent['cores']} cores,"
+                f" {report['runtime']} {agent['runtimes'][report['runtime']]}",
             ),
         ]
     )

@@ -50,15 +50,25 @@ class Deadline:
 class Channel(Protocol):
     """A two-way stream to a process of the agent; the part of a socket that http.client uses, and a little more."""
 
-    def sendall(self, data: bytes | memoryview, /) -> None: ...
+    def sendall(self, data: bytes | memoryview, /) -> None:
+        """Send all of it."""
+        ...
 
-    def recv(self, size: int, /) -> bytes: ...
+    def recv(self, size: int, /) -> bytes:
+        """Up to `size` bytes; none at the end."""
+        ...
 
-    def makefile(self, mode: Literal["rb"], /) -> BinaryIO: ...
+    def makefile(self, mode: Literal["rb"], /) -> BinaryIO:
+        """A buffered reader."""
+        ...
 
-    def settimeout(self, seconds: float | None, /) -> None: ...
+    def settimeout(self, seconds: float | None, /) -> None:
+        """Limit each later operation."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Hang up; idempotent."""
+        ...
 
     def end(self, timeout_s: float) -> tuple[int | None, str]:
         """Wait for the process: its exit status (None if unknown) and the end of its error output."""
@@ -117,7 +127,9 @@ def greet(channel: Channel, device: str, deadline: Deadline) -> Greeting:
     except TimeoutError as error:
         raise UnreachableError(f"{device}: the agent did not answer in time", hint="try again") from error
     except WireError as error:
-        raise IncompatibleError(f"{device}: {error}", hint=f"provision it again: kedge device provision {device}") from error
+        raise IncompatibleError(
+            f"{device}: {error}", hint=f"provision it again: kedge device provision {device}"
+        ) from error
     if PROTOCOL not in greeting.protocols:
         spoken = ", ".join(map(str, greeting.protocols))
         raise IncompatibleError(

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from kedge_agent.formats.oip import HEADER_LENGTH, decode_response, encode_request, parse_server_timing
 from kedge_agent.wire import MAX_JSON_BYTES, WireError, parse_json
-from numpy.typing import NDArray
 
 from ..errors import IncompatibleError, InternalError, OutcomeUnknownError, UnreachableError, error_of_kind
 from .base import Channel, Deadline, Door, Transport
@@ -82,9 +83,7 @@ class AgentClient:
         """
         data = b"" if body is None else json.dumps(body).encode()
         try:
-            _, answer = self._request(
-                "control", "POST", path, [data], {}, timeout_s or self._timeout_s, MAX_JSON_BYTES
-            )
+            _, answer = self._request("control", "POST", path, [data], {}, timeout_s or self._timeout_s, MAX_JSON_BYTES)
         except UnreachableError as error:
             raise OutcomeUnknownError(
                 f"{self._transport.name}: no answer to a request that changes the device: {error.message}",
@@ -164,7 +163,7 @@ class AgentClient:
         except (http.client.HTTPException, OSError) as error:
             connection.close()
             raise UnreachableError(
-                f"{self._transport.name}: the agent stopped answering: {error or type(error).__name__}",
+                f"{self._transport.name}: the agent stopped answering: {str(error) or type(error).__name__}",
                 hint=f"see whether it still runs: kedge status --on {self._transport.name}",
             ) from error
         except BaseException:

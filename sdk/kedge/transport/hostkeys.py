@@ -69,9 +69,7 @@ def disabled_algorithms() -> dict[str, list[str]]:
         "macs": paramiko.Transport._preferred_macs,  # type: ignore[attr-defined]  # noqa: SLF001
         "kex": paramiko.Transport._preferred_kex,  # type: ignore[attr-defined]  # noqa: SLF001
     }
-    return {
-        kind: [name for name in names if any(word in name for word in weak)] for kind, names in preferred.items()
-    }
+    return {kind: [name for name in names if any(word in name for word in weak)] for kind, names in preferred.items()}
 
 
 def fetch_host_key(host: str, port: int, deadline: Deadline) -> HostKey:
@@ -91,7 +89,7 @@ def fetch_host_key(host: str, port: int, deadline: Deadline) -> HostKey:
             return HostKey(key.get_name(), key.get_base64())
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise UnreachableError(
-            f"{host}:{port} does not answer as an SSH server: {error or type(error).__name__}",
+            f"{host}:{port} does not answer as an SSH server: {str(error) or type(error).__name__}",
             hint="check the address, the port and that sshd runs there",
         ) from error
     finally:

@@ -32,10 +32,11 @@ class ProcessChannel:
         ours, theirs = socket.socketpair()
         self._socket = ours
         # A file, not a pipe: what nobody reads must not stop the process from talking.
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the channel)
         with theirs:
+            end = theirs.fileno()
             self._process = subprocess.Popen(
-                command, stdin=theirs, stdout=theirs, stderr=self._errors, start_new_session=True
+                command, stdin=end, stdout=end, stderr=self._errors, start_new_session=True
             )
 
     def sendall(self, data: bytes | memoryview, /) -> None:
@@ -153,21 +154,21 @@ class LocalAgent:
         return channel
 
     def close(self) -> None:
-        """Stop the agent if we started it; idempotent."""
-        process, self._process = self._process, None
+        """Stop the agent if we started it; idempotent, and may be called again after an interrupt."""
+        process = self._process
         if process is None:
             return
-        with process:
-            for step in (_hang_up, subprocess.Popen.terminate, subprocess.Popen.kill):
-                step(process)
-                try:
-                    process.wait(_STOP_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
+        for step in (_hang_up, subprocess.Popen.terminate, subprocess.Popen.kill):
+            step(process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_S)
+                break
+        if process.stdout is not None:
+            process.stdout.close()
         if self._ephemeral:
             # The agent does this itself; after a kill it could not.
             shutil.rmtree(self.state, ignore_errors=True)
+        self._process = None
 
 
 def _tail(errors: IO[bytes]) -> str:
@@ -179,5 +180,3 @@ def _tail(errors: IO[bytes]) -> str:
 def _hang_up(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         process.stdin.close()
-
-

@@ -233,7 +233,8 @@ def _refuse_unpinned(name: str, address: SshAddress) -> Any:
                 raise _changed(name, address.host_key, shown)
             raise UnknownHostKeyError(
                 f"{name}: no host key is pinned; {address.host} shows {shown.algorithm} {shown.fingerprint}",
-                hint=f"compare it with the device's own, then: kedge device trust {name} --fingerprint {shown.fingerprint}",
+                hint="compare it with the device's own, then:"
+                f" kedge device trust {name} --fingerprint {shown.fingerprint}",
             )
 
     return RefuseUnpinned()
@@ -277,9 +278,10 @@ def _translated(name: str, address: SshAddress) -> Iterator[None]:
     except (paramiko.SSHException, OSError, EOFError) as error:
         if "No authentication methods available" in str(error) or "not a valid" in str(error):
             raise AuthenticationRefusedError(
-                f"{where}: there is no usable private key: {error}", hint="name one with --key, or load it into ssh-agent"
+                f"{where}: there is no usable private key: {error}",
+                hint="name one with --key, or load it into ssh-agent",
             ) from error
         raise UnreachableError(
-            f"{where} cannot be reached: {error or type(error).__name__}",
+            f"{where} cannot be reached: {str(error) or type(error).__name__}",
             hint="check the address, the link and that sshd runs there",
         ) from error

@@ -84,14 +84,16 @@ class _Incoming(threading.Thread):
                 self._done = True
             elif kind is Message.ERROR:
                 body = parse_json(payload)
-                raise error_of_kind(body.get("kind"), f"{self._device}: {body.get('error')}", str(body.get("hint") or ""))
+                raise error_of_kind(
+                    body.get("kind"), f"{self._device}: {body.get('error')}", str(body.get("hint") or "")
+                )
             else:
                 raise WireError(f"unexpected message {kind.name}")
             self._changed.notify_all()
 
     def _exactly(self, size: int) -> bytes:
         data = self._reader.read(size)
-        if data is None or len(data) < size:
+        if len(data) < size:
             raise EOFError
         return data
 

@@ -1,0 +1,1 @@
+"""`kedge demo`: the whole way on real data, on this machine, leaving nothing behind."""
