@@ -59,15 +59,16 @@ def demo_tables(document: dict[str, Any]) -> None:
     agent = conditions["agent"]
     split = f"{data['train_images']} train, {count} held out, {data['calibration_images']} calibrate"
     requests = f"{bench['end_to_end']['count']} + {bench['in_agent']['count']} INT8 requests"
+    how = (
+        f"batch {conditions['batch']}, closed loop, {requests} after {conditions['warmup_ms']} ms of warm-up,"
+        f" {agent['threads']} threads on {agent['cores']} cores;"
+        f" the median of {document['rounds']} rounds in alternation"
+    )
     key_values(
         [
             ("data", f"{data['name']}: {split}"),
             ("device", f"local agents, {document['target']}, onnxruntime {agent['runtimes']['onnxruntime']}"),
-            (
-                "conditions",
-                f"batch {conditions['batch']}, closed loop, {requests} after {conditions['warmup_ms']} ms of warm-up,"
-                f" {agent['threads']} threads on {agent['cores']} cores; median of {document['rounds']} rounds in alternation",
-            ),
+            ("conditions", how),
             ("took", f"{document['seconds']:.0f} s"),
         ]
     )

@@ -74,18 +74,18 @@ def bench_tables(report: dict[str, Any]) -> None:
     load, now, agent = memory["load"], memory["now"], conditions["agent"]
     available = [byte_size(load[moment]["available_bytes"]) for moment in ("before", "after")]
     resident = [byte_size(now[key]) for key in ("rss_bytes", "pss_bytes", "peak_rss_bytes")]
+    how = (
+        f"closed loop, one request at a time, batch {conditions['batch']},"
+        f" warm-up {conditions['warmup_ms']} ms ({end['warmup_runs']} + {inside['warmup_runs']} runs),"
+        f" {agent['threads']} threads on {agent['cores']} cores,"
+        f" {report['runtime']} {agent['runtimes'][report['runtime']]}"
+    )
     key_values(
         [
             ("model on disk", byte_size(memory["model_bytes"])),
             ("agent RSS / PSS / peak", " / ".join(resident)),
             ("available memory before / after load", " / ".join(available)),
             ("load", milliseconds(load["load_ms"])),
-            (
-                "conditions",
-                f"closed loop, one request at a time, batch {conditions['batch']},"
-                f" warm-up {conditions['warmup_ms']} ms ({end['warmup_runs']} + {inside['warmup_runs']} runs),"
-                f" {agent['threads']} threads on {agent['cores']} cores,"
-                f" {report['runtime']} {agent['runtimes'][report['runtime']]}",
-            ),
+            ("conditions", how),
         ]
     )
