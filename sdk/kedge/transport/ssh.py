@@ -121,6 +121,8 @@ class SshTransport:
                     entry = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
                     client.get_host_keys().add(entry, address.host_key.algorithm, pinned)
                 sock = socket.create_connection((address.host, address.port), timeout=deadline.remaining())
+                # A request is a few small packets; Nagle's algorithm would hold the second back for 40 ms.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 client.connect(
                     address.host,
                     address.port,

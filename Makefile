@@ -1,0 +1,53 @@
+# `make demo` and `make test` set everything up by themselves; PYTHON names another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := sdk device_agent targets tests tools
+SETUP := pyproject.toml tools/setup/constraints.txt tools/setup/make_venv.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check lint format bench dist clean
+
+help: ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## the whole way on a bundled example: train, quantise, deploy to a local device, measure
+	@$(BIN)/kedge demo
+
+test: $(VENV)/.dev ## the test suite; what this machine cannot run is skipped with the reason
+	@$(BIN)/python -m pytest -q
+
+test-all: $(VENV)/.dev ## what CI runs: KEDGE_REQUIRE turns skips for what it names into failures
+	@$(BIN)/python -m pytest -q --durations=10
+
+check: $(VENV)/.dev lint ## formatting, lint, types, import rules, schemas
+	@$(BIN)/mypy sdk device_agent targets
+	@$(BIN)/lint-imports --no-logo
+
+lint: $(VENV)/.dev ## formatting and lint alone
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+
+format: $(VENV)/.dev ## rewrite the sources in the one format
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/.dev ## benchmarks; their figures go to benchmarks/results/
+	@$(BIN)/python tools/bench/transport.py --out benchmarks/results/transport.json
+
+dist: $(VENV)/.dev ## wheels of kedge and of the agent alone
+	@$(BIN)/python -m build --outdir dist .
+	@$(BIN)/python -m build --wheel --outdir dist device_agent
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps come last in their recipes: an interrupted set-up is begun again.
+$(VENV)/.demo: $(SETUP)
+	@$(PYTHON) tools/setup/make_venv.py $(VENV) --extras optimize,agent
+	@touch $@
+
+$(VENV)/.dev: $(SETUP)
+	@$(PYTHON) tools/setup/make_venv.py $(VENV) --extras optimize,agent,dev
+	@touch $(VENV)/.demo $@
