@@ -89,7 +89,18 @@ def install_torch(pip: list[str], python: Path) -> None:
 
 def resolve(pip: list[str], source: list[str]) -> list[dict]:
     """What pip would install for torch, from its own dry run; empty when it cannot say."""
-    command = [*pip, "install", "--dry-run", "--quiet", "--report", "-", "--constraint", str(CONSTRAINTS), *source, "torch"]
+    command = [
+        *pip,
+        "install",
+        "--dry-run",
+        "--quiet",
+        "--report",
+        "-",
+        "--constraint",
+        str(CONSTRAINTS),
+        *source,
+        "torch",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return json.loads(done.stdout)["install"]

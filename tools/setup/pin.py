@@ -42,7 +42,16 @@ def resolve(python: str) -> dict[str, str]:
         subprocess.run([python, "-m", "venv", folder], check=True)
         pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip"], check=True)
-        command = [*pip, "install", "--dry-run", "--quiet", "--report", "-", f"{ROOT}[optimize,agent,dev]", f"torch=={TORCH}"]
+        command = [
+            *pip,
+            "install",
+            "--dry-run",
+            "--quiet",
+            "--report",
+            "-",
+            f"{ROOT}[optimize,agent,dev]",
+            f"torch=={TORCH}",
+        ]
         report = json.loads(subprocess.run([*command, "pip"], check=True, capture_output=True, text=True).stdout)
         versions = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in report["install"]}
         listed = subprocess.run([*pip, "list", "--format", "json"], check=True, capture_output=True, text=True).stdout

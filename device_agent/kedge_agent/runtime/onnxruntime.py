@@ -10,6 +10,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from ..errors import AgentError
 from ..formats.tensors import DYNAMIC, TensorSpec
 from .base import Binding, Buffers, Shapes
@@ -195,12 +197,8 @@ class OnnxBinding:
         self._io = session.io_binding()
         for name, array in self.inputs.items():
             self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name in self._order:
-            if name in fixed:
-                array = fixed[name]
-                self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            else:
-                self._io.bind_output(name, "cpu")
+        for name, array in fixed.items():
+            self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         self.outputs: Buffers = fixed
 
     def run(self) -> None:
@@ -209,10 +207,19 @@ class OnnxBinding:
         Raises:
             AgentError: onnxruntime failed on these inputs.
         """
+        # What onnxruntime allocated for the last run has that run's size: it must allocate again.
+        for name in self._order:
+            if name not in self._fixed:
+                self._io.bind_output(name, "cpu")
         try:
             self._session.run_with_iobinding(self._io)
         except Exception as error:  # onnxruntime raises many unrelated classes
             raise AgentError(f"inference failed: {_first_line(error)}") from error
         if len(self._fixed) < len(self._order):
-            values = self._io.copy_outputs_to_cpu()
-            self.outputs = {name: self._fixed.get(name, value) for name, value in zip(self._order, values, strict=True)}
+            self.outputs = {**self._fixed, **self._allocated()}
+
+    def _allocated(self) -> dict[str, NDArray[Any]]:
+        # Outputs stand in the order in which their names were first bound: ours, then these.
+        values = self._io.get_outputs()[len(self._fixed) :]
+        names = [name for name in self._order if name not in self._fixed]
+        return {name: value.numpy() for name, value in zip(names, values, strict=True)}

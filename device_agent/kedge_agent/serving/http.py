@@ -185,15 +185,16 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _send(self, response: Response) -> None:
         size = sum(len(buffer) for buffer in response.buffers)
-        self.send_response_only(response.status)
-        self.send_header("Content-Type", response.content_type)
-        self.send_header("Content-Length", str(size))
-        for name, value in response.headers:
-            self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        head = b"".join(self._headers_buffer) + b"\r\n"
-        self._headers_buffer: list[bytes] = []
+        reason = self.responses.get(response.status, ("", ""))[0]
+        lines = [
+            f"HTTP/1.1 {response.status} {reason}",
+            f"Server: {self.server_version}",
+            f"Content-Type: {response.content_type}",
+            f"Content-Length: {size}",
+            *(f"{name}: {value}" for name, value in response.headers),
+            *(["Connection: close"] if self.close_connection else []),
+        ]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         try:
             _send_all(self.connection, [head, *response.buffers])
         except OSError:

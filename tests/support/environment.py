@@ -1,0 +1,65 @@
+"""What this machine can run; a test that needs more skips with the reason, or fails where it is required.
+
+KEDGE_REQUIRE=sshd,… turns those skips into failures: CI names what it has installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+
+def required() -> set[str]:
+    return {name for name in os.environ.get("KEDGE_REQUIRE", "").split(",") if name}
+
+
+def lacks(what: str, reason: str) -> NoReturn:
+    """Skip, or fail where `what` is required."""
+    if what in required():
+        pytest.fail(f"{what} is required here (KEDGE_REQUIRE): {reason}")
+    pytest.skip(reason)
+
+
+def sshd_path() -> str:
+    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        lacks("sshd", "no sshd on this machine (Debian: openssh-server)")
+    if shutil.which("ssh-keygen") is None:
+        lacks("sshd", "no ssh-keygen on this machine (Debian: openssh-client)")
+    return found
+
+
+@cache
+def interpreter(version: str) -> str | None:
+    """A working CPython of this version, or None."""
+    candidates = [shutil.which(f"python{version}"), f"/usr/bin/python{version}", f"/usr/local/bin/python{version}"]
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
+    candidates += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/python{version}"), reverse=True)]
+    for candidate in candidates:
+        if candidate is None or not Path(candidate).exists():
+            continue
+        said = subprocess.run(
+            [candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if said.returncode == 0 and said.stdout.strip() == version:
+            return candidate
+    return None
+
+
+def shared_model(name: str) -> Path:
+    """A real model beside the checkout; skips where there is none."""
+    path = SHARED / "models" / name
+    if not path.is_file():
+        pytest.skip(f"needs the real model {name} in a folder `shared/models` beside the checkout")
+    return path

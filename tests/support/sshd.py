@@ -1,0 +1,169 @@
+"""A real OpenSSH server on loopback: own configuration, host key and port; stopped by the test.
+
+As root, the server runs in a mount namespace of its own, where /run/sshd exists and one more,
+unprivileged user does: the machine itself is not changed. Otherwise the user is whoever runs the tests.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.environment import lacks, sshd_path
+
+USER = "kedge-test"
+UID = 54321
+
+
+@dataclass
+class Sshd:
+    folder: Path
+    user: str
+    home: Path
+    port: int = 0
+    mounts: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "user_key"
+
+    @property
+    def address(self) -> str:
+        return f"{self.user}@127.0.0.1:{self.port}"
+
+    def fingerprint(self) -> str:
+        said = subprocess.run(
+            ["ssh-keygen", "-lf", str(self.folder / "host_key.pub")], capture_output=True, text=True, check=True
+        )
+        return said.stdout.split()[1]
+
+    def new_host_key(self) -> None:
+        """As if the device had been set up anew."""
+        self.stop()
+        (self.folder / "host_key").unlink()
+        (self.folder / "host_key.pub").unlink()
+        _keygen(self.folder / "host_key")
+        self.start()
+
+    def start(self) -> None:
+        if not self.port:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.port = probe.getsockname()[1]
+        (self.folder / "sshd_config").write_text(
+            f"""
+            Port {self.port}
+            ListenAddress 127.0.0.1
+            HostKey {self.folder}/host_key
+            AuthorizedKeysFile {self.folder}/authorized_keys
+            PidFile none
+            StrictModes no
+            UsePAM no
+            PasswordAuthentication no
+            KbdInteractiveAuthentication no
+            UseDNS no
+            MaxStartups 100
+            MaxSessions 100
+            Subsystem sftp internal-sftp
+            """
+        )
+        serve = f"exec {sshd_path()} -D -e -f {self.folder}/sshd_config"
+        if os.geteuid() == 0:
+            command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", f"{self.mounts}\n{serve}"]
+        else:
+            command = ["sh", "-c", serve]
+        log = (self.folder / "sshd.log").open("ab")
+        with log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        said = (self.folder / "sshd.log").read_text(errors="replace").strip()
+        self.stop()
+        lacks("sshd", f"sshd does not start here: {said.splitlines()[-1] if said else 'no reason given'}")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+            self.process = None
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as the device's user, through OpenSSH's own client."""
+        return subprocess.run(
+            [
+                *("ssh", "-p", str(self.port), "-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-F", "none"),
+                *("-o", f"UserKnownHostsFile={self.folder}/known", "-o", "LogLevel=ERROR"),
+                *(f"{self.user}@127.0.0.1", command),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+def _keygen(path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+
+
+def make_sshd(*, tmpfs_state: str | None = None) -> Sshd:
+    """A running server. `tmpfs_state`: as root, mount a tmpfs of this size at HOME/small."""
+    sshd_path()
+    # Not under pytest's own folder, which only root may enter: the server's user must get in.
+    folder = Path(tempfile.mkdtemp(prefix="kedge-sshd-"))
+    folder.chmod(0o755)
+    home = folder / "home"
+    home.mkdir()
+    root = os.geteuid() == 0
+    server = Sshd(folder, USER if root else getpass.getuser(), home)
+    _keygen(folder / "host_key")
+    _keygen(server.key)
+    shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+    if root:
+        for name in ("passwd", "shadow"):
+            shutil.copy(f"/etc/{name}", folder / name)
+        with (folder / "passwd").open("a") as out:
+            out.write(f"{USER}:x:{UID}:{UID}::{home}:/bin/sh\n")
+        with (folder / "shadow").open("a") as out:
+            # '*' is a password nobody has; '!' would lock the account for keys too.
+            out.write(f"{USER}:*:19000:0:99999:7:::\n")
+        os.chown(home, UID, UID)
+        server.mounts = f"""
+            mount -t tmpfs tmpfs /run
+            mkdir /run/sshd
+            mount --bind {folder}/passwd /etc/passwd
+            mount --bind {folder}/shadow /etc/shadow
+        """
+        if tmpfs_state is not None:
+            server.mounts += f"""
+            mkdir -p {home}/small
+            mount -t tmpfs -o size={tmpfs_state},uid={UID},gid={UID},mode=700 tmpfs {home}/small
+            """
+    server.start()
+    return server
+
+
+def remove_sshd(server: Sshd) -> None:
+    """Stop the server and every process its user left, then remove its folder."""
+    if server.process is not None:
+        # The agent runs on by design; the test's end is its end.
+        server.run(
+            f"for a in {server.home}/*/bin/kedge-agent {server.home}/.local/state/*/bin/kedge-agent;"
+            " do [ -x $a ] && $a stop; done; true"
+        )
+    server.stop()
+    shutil.rmtree(server.folder, ignore_errors=True)

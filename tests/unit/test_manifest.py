@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kedge_agent.formats.manifest import ManifestError, manifest_bytes, parse_manifest
+from kedge_agent.wire import FRAME_BYTES
+
+SHA = hashlib.sha256(b"").hexdigest()
+
+
+def body() -> dict[str, Any]:
+    tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
+    return {
+        "kedge": 1,
+        "model": "digits",
+        "version": 3,
+        "target": "cpu-generic-x86_64",
+        "platform": {"os": "linux", "arch": "x86_64"},
+        "files": [
+            {"name": "model.onnx", "bytes": FRAME_BYTES + 1, "sha256": SHA, "frames": [SHA, SHA]},
+            {"name": "in.bin", "bytes": 8, "sha256": SHA, "frames": [SHA]},
+            {"name": "out.bin", "bytes": 8, "sha256": SHA, "frames": [SHA]},
+        ],
+        "artefacts": [
+            {
+                "runtime": "onnxruntime",
+                "file": "model.onnx",
+                "precision": "int8",
+                "inputs": [tensor],
+                "outputs": [tensor],
+            }
+        ],
+        "golden": {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "file": "in.bin"}],
+            "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "file": "out.bin"}],
+        },
+        "gates": {"parity": {"cosine_min": "0.999", "relative_error_max": "0.02"}},
+        "provenance": {"kedge": "0.1.0"},
+    }
+
+
+def test_a_release_is_named_by_the_hash_of_its_manifest_s_bytes() -> None:
+    data = manifest_bytes(body())
+    manifest = parse_manifest(data)
+    assert manifest.digest == hashlib.sha256(data).hexdigest()
+    assert (manifest.model, manifest.version, manifest.total_bytes) == ("digits", 3, FRAME_BYTES + 17)
+    assert manifest.parity.cosine_min == 0.999
+    assert parse_manifest(data.replace(b"\n ", b"\n  ")).digest != manifest.digest
+
+
+def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(root: dict[str, Any]) -> None:
+        *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
+        for parent in parents:
+            root = root[parent]
+        root[last] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("kedge", 2),
+        ("model", "../etc"),
+        ("model", "Digits"),
+        ("model", ""),
+        ("version", 0),
+        ("version", True),
+        ("version", "1"),
+        ("surprise", 1),
+        ("files", []),
+        ("files.0.name", "../../bin/sh"),
+        ("files.0.name", "sub/model.onnx"),
+        ("files.0.name", "manifest.json"),
+        ("files.0.name", ".hidden"),
+        ("files.0.name", "in.bin"),
+        ("files.0.bytes", -1),
+        ("files.0.bytes", 1 << 50),
+        ("files.0.sha256", SHA.upper().replace("E", "G")),
+        ("files.0.frames", [SHA]),
+        ("files.0.frames", [SHA, "x"]),
+        ("files.0.frames", [SHA, SHA, SHA]),
+        ("artefacts", []),
+        ("artefacts.0.file", "absent.onnx"),
+        ("artefacts.0.inputs.0.datatype", "BYTES"),
+        ("artefacts.0.inputs.0.shape", [-2]),
+        ("artefacts.0.inputs.0.shape", [1] * 17),
+        ("golden.inputs", []),
+        ("golden.inputs.0.file", "absent.bin"),
+        ("golden.inputs.0.shape", [1, 3]),
+        ("golden.inputs.0.shape", [-1, 2]),
+        ("gates.parity.cosine_min", 0.9),
+        ("gates.parity.cosine_min", "high"),
+        ("gates.parity.cosine_min", "NaN"),
+        ("platform.os", 1),
+        ("provenance", []),
+    ],
+)
+def test_anything_that_is_not_as_documented_is_refused(path: str, value: Any) -> None:
+    changed = copy.deepcopy(body())
+    change(path, value)(changed)
+    with pytest.raises(ManifestError):
+        parse_manifest(json.dumps(changed).encode())
+
+
+@pytest.mark.parametrize("key", list(body()))
+def test_no_key_may_be_missing(key: str) -> None:
+    changed = body()
+    del changed[key]
+    with pytest.raises(ManifestError, match=f"manifest.{key} is missing"):
+        parse_manifest(json.dumps(changed).encode())
+
+
+def test_floats_are_refused_wherever_they_stand() -> None:
+    changed = body()
+    changed["provenance"]["accuracy"] = 0.5
+    with pytest.raises(ManifestError, match="not an integer"):
+        parse_manifest(json.dumps(changed).encode())
+
+
+def test_duplicate_keys_are_refused() -> None:
+    data = json.dumps(body()).replace('"version": 3', '"version": 3, "version": 4').encode()
+    with pytest.raises(ManifestError, match="duplicate key"):
+        parse_manifest(data)

@@ -1,0 +1,419 @@
+"""The HTTP surface, over a real Unix socket, in this process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kedge.release.bundle import Release
+from kedge_agent.errors import AgentError
+from kedge_agent.formats.oip import HEADER_LENGTH, decode_response, encode_request, parse_server_timing
+from kedge_agent.runtime.onnxruntime import OnnxRuntime
+from kedge_agent.serving.http import UnixHTTPServer
+from kedge_agent.serving.repository import Repository
+from kedge_agent.serving.routes import control_handler, inference_handler
+from kedge_agent.store.layout import Layout
+from kedge_agent.store.models import ModelState, read_state, write_state
+
+from tests.conftest import make_release
+from tests.support import models
+from tests.unit.test_store import deliver
+
+
+class Client:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.connection = http.client.HTTPConnection("agent", timeout=20)
+        self.connect()
+
+    def connect(self) -> None:
+        self.connection.sock = socket.socket(socket.AF_UNIX)
+        self.connection.sock.connect(str(self.path))
+
+    def call(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any, bytes]:
+        if self.connection.sock is None:
+            self.connect()
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.connection.request(method, path, body=body, headers={"Content-Length": str(len(body)), **given})
+        response = self.connection.getresponse()
+        return response.status, response.headers, response.read()
+
+    def infer(self, body: dict[str, Any], binary: bytes = b"", path: str = "/v2/models/digits/infer"):
+        header = json.dumps(body).encode()
+        extra = {"Inference_Header_Content_Length": str(len(header))} if binary else {}
+        return self.call("POST", path, header + binary, **extra)
+
+
+@pytest.fixture
+def served(tmp_path: Path, release: Release) -> Iterator[tuple[Client, Repository, Layout]]:
+    layout = Layout(tmp_path / "state")
+    deliver(layout, release)
+    onnx = OnnxRuntime()
+    repository = Repository(layout, {onnx.name: onnx}, threads=1)
+    repository.start()
+    repository.activate(release.digest)
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    server = UnixHTTPServer(folder / "s", control_handler(repository, layout, {onnx.name: onnx}))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    client = Client(folder / "s")
+    yield client, repository, layout
+    client.connection.close()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    repository.close()
+    (folder / "s").unlink()
+    folder.rmdir()
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    return {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64, **changes}
+
+
+def test_health_metadata_and_readiness_are_the_open_inference_protocol_s(served) -> None:
+    client, _, _ = served
+    assert client.call("GET", "/v2/health/live")[0] == 200
+    assert client.call("GET", "/v2/health/ready")[0] == 200
+    assert client.call("GET", "/v2/models/digits/ready")[0] == 200
+    assert json.loads(client.call("GET", "/v2")[2])["extensions"] == ["binary_tensor_data"]
+    for path in ("/v2/models/digits", "/v2/models/digits/versions/1"):
+        body = json.loads(client.call("GET", path)[2])
+        assert body["versions"] == ["1"]
+        assert body["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
+        assert body["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 4]}]
+
+
+def test_json_and_binary_tensors_give_the_same_outputs(served) -> None:
+    client, _, _ = served
+    images = models.images(2)
+    status, _, body = client.infer({"id": "a7", "inputs": [tensor(shape=[2, 1, 8, 8], data=images.tolist())]})
+    assert status == 200
+    answer = json.loads(body)
+    assert (answer["id"], answer["model_name"], answer["model_version"]) == ("a7", "digits", "1")
+    as_json = np.array(answer["outputs"][0]["data"], "f4").reshape(2, 4)
+    header, buffers = encode_request({"image": images})
+    status, headers, body = client.call(
+        "POST", "/v2/models/digits/infer", header + bytes(buffers[0]), Inference_Header_Content_Length=str(len(header))
+    )
+    assert status == 200
+    as_binary = decode_response(memoryview(body), int(headers[HEADER_LENGTH]))["logits"]
+    np.testing.assert_array_equal(as_binary, as_json)
+
+
+def test_every_response_says_where_its_time_went(served) -> None:
+    client, _, _ = served
+    _, headers, _ = client.infer({"inputs": [tensor()]})
+    timing = parse_server_timing(headers["Server-Timing"])
+    assert set(timing) == {"queue", "input", "compute", "output"}
+    assert timing["compute"] > 0
+
+
+def test_the_body_is_received_into_the_memory_the_runtime_reads(served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kedge_agent.serving import http as http_module
+
+    client, repository, _ = served
+    received: list[tuple[int, int]] = []
+    original = http_module._BodyReader.into
+
+    def into(self, view: memoryview) -> None:
+        received.append((np.frombuffer(view, np.uint8).ctypes.data, len(view)))
+        original(self, view)
+
+    monkeypatch.setattr(http_module._BodyReader, "into", into)
+    header, buffers = encode_request({"image": models.images(1)})
+    client.call(
+        "POST", "/v2/models/digits/infer", header + bytes(buffers[0]), Inference_Header_Content_Length=str(len(header))
+    )
+    pool = repository.get("digits").pool
+    slots = [pool._slots.get() for _ in range(2)]
+    bound = {slot.bind({"image": (1, 1, 8, 8)}).inputs["image"].ctypes.data for slot in slots}
+    assert received[-1][1] == 256
+    assert received[-1][0] in bound
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({}, "not a list of tensors"),
+        ([], "not a JSON object"),
+        ({"inputs": []}, "missing: 'image'"),
+        ({"inputs": [tensor(name="other")]}, "unexpected input 'other'"),
+        ({"inputs": [tensor(), tensor()]}, "unexpected input 'image'"),
+        ({"inputs": [tensor(shape=[1, 1, 8, 9])]}, "wants shape"),
+        ({"inputs": [tensor(shape=[-1, 1, 8, 8])]}, "not a list of sizes"),
+        ({"inputs": [tensor(shape="1")]}, "not a list of sizes"),
+        ({"inputs": [tensor(shape=[True, 1, 8, 8])]}, "not a list of sizes"),
+        ({"inputs": [tensor(datatype="INT8")]}, "got INT8"),
+        ({"inputs": [tensor(datatype=None)]}, "datatype is missing"),
+        ({"inputs": [tensor(data=[0.5] * 63)]}, "63 values"),
+        ({"inputs": [tensor(data=["x"] * 64)]}, "no tensor"),
+        ({"inputs": [tensor(data=[[1, 2], [3]])]}, "no tensor"),
+        ({"inputs": [{k: v for k, v in tensor().items() if k != "data"}]}, "neither data nor"),
+        ({"inputs": [tensor(parameters={"binary_data_size": 256})]}, "body carries 0"),
+        ({"inputs": [tensor(parameters={"binary_data_size": 255})]}, "its shape needs 256"),
+        ({"inputs": [tensor()], "outputs": [{"name": "nope"}]}, "unexpected output"),
+        ({"inputs": [tensor()], "outputs": 7}, "not a list of tensors"),
+    ],
+)
+def test_a_malformed_request_is_refused_with_400_and_the_connection_goes_on(served, body: Any, reason: str) -> None:
+    client, _, _ = served
+    status, _, answer = client.infer(body)
+    assert status == 400
+    assert reason in json.loads(answer)["error"]
+    assert client.call("GET", "/v2/health/live")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/models/absent", 404),
+        ("GET", "/v2/models/digits/versions/9", 404),
+        ("POST", "/v2/models/absent/infer", 404),
+        ("POST", "/v2/models/digits/versions/2/infer", 404),
+        ("GET", "/", 404),
+        ("GET", "/v2/models/../../etc/passwd", 404),
+        ("POST", "/v2/health/live", 405),
+        ("GET", "/v2/models/digits/infer", 405),
+        ("POST", f"/kedge/v1/releases/{'0' * 64}/activate", 404),
+        ("POST", "/kedge/v1/models/digits/rollback", 404),
+        ("POST", "/kedge/v1/models/digits/benchmark", 200),
+        ("GET", "/kedge/v1/models/digits/golden?batch=0", 400),
+        ("GET", "/kedge/v1/models/digits/golden?sql=1", 400),
+        ("DELETE", "/v2", 501),
+    ],
+)
+def test_statuses_are_right_and_errors_are_json(served, method: str, path: str, status: int) -> None:
+    client, _, _ = served
+    body = json.dumps({"duration_ms": 1, "warmup_ms": 1, "min_runs": 1}).encode() if path.endswith("benchmark") else b""
+    got, _, answer = client.call(method, path, body)
+    assert got == status
+    assert (got == 200) or json.loads(answer)["error"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"POST /v2/models/digits/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /v2/models/digits/infer HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v2/models/digits/infer HTTP/1.1\r\nContent-Length: 9999999999999999999\r\n\r\n",
+        b"POST /v2/models/digits/infer HTTP/1.1\r\nContent-Length: 2\r\nInference-Header-Content-Length: 9\r\n\r\n{}",
+        b"POST /v2/models/digits/infer HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n",
+        b"GET /v2 HTTP/9.9\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_hostile_framing_is_answered_with_an_error_and_the_server_lives(served, raw: bytes) -> None:
+    client, _, _ = served
+    with socket.socket(socket.AF_UNIX) as hostile:
+        hostile.settimeout(10)
+        hostile.connect(str(client.path))
+        hostile.sendall(raw)
+        answer = hostile.recv(65536)
+    assert answer.split(b" ", 2)[1][:1] in (b"4", b"5")
+    assert client.call("GET", "/v2/health/live")[0] == 200
+
+
+def test_a_client_that_hangs_up_inside_its_body_costs_nobody_a_slot(served) -> None:
+    client, _, _ = served
+    header, _ = encode_request({"image": models.images(1)})
+    for _ in range(5):
+        with socket.socket(socket.AF_UNIX) as hasty:
+            hasty.connect(str(client.path))
+            lengths = f"Content-Length: {len(header) + 256}\r\nInference-Header-Content-Length: {len(header)}\r\n\r\n"
+            hasty.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\n" + lengths.encode() + header + b"\0" * 100)
+    assert client.infer({"inputs": [tensor()]})[0] == 200
+
+
+def test_activation_switches_and_rollback_returns(served, tmp_path: Path) -> None:
+    client, repository, layout = served
+    first = repository.get("digits").manifest.digest
+    second = make_release(tmp_path, version=2, seed=5)
+    deliver(layout, second)
+    before = json.loads(client.infer({"inputs": [tensor()]})[2])["outputs"][0]["data"]
+    status, _, body = client.call("POST", f"/kedge/v1/releases/{second.digest}/activate")
+    report = json.loads(body)
+    assert (status, report["version"], report["previous"]) == (200, 2, first)
+    assert report["parity"][0]["cosine"] > 0.999
+    assert report["load"]["load_ms"] > 0
+    assert json.loads(client.infer({"inputs": [tensor()]})[2])["outputs"][0]["data"] != before
+    assert client.call("POST", "/kedge/v1/models/digits/rollback")[0] == 200
+    assert json.loads(client.infer({"inputs": [tensor()]})[2])["outputs"][0]["data"] == before
+    assert read_state(layout, "digits") == ModelState(first, second.digest)
+
+
+def test_activating_the_live_release_again_keeps_the_way_back(served, tmp_path: Path) -> None:
+    _, repository, layout = served
+    first = repository.get("digits").manifest.digest
+    second = make_release(tmp_path, version=2, seed=5)
+    deliver(layout, second)
+    repository.activate(second.digest)
+    repository.activate(second.digest)
+    assert read_state(layout, "digits") == ModelState(second.digest, first)
+
+
+def test_a_release_whose_outputs_differ_is_refused_by_the_gate_and_the_live_one_serves_on(
+    served, tmp_path: Path
+) -> None:
+    client, repository, layout = served
+    live = repository.get("digits").manifest.digest
+    second = make_release(tmp_path, version=2, seed=5)
+    wrong = tmp_path / "digits-2.release"
+    (wrong / "golden-out-0.bin").write_bytes(np.ones(8 * 4, "f4").tobytes())
+    lying = rewritten(second, wrong)
+    deliver(layout, lying)
+    status, _, body = client.call("POST", f"/kedge/v1/releases/{lying.digest}/activate")
+    assert status == 412
+    answer = json.loads(body)
+    assert answer["kind"] == "gate"
+    assert "cosine" in answer["error"]
+    assert repository.get("digits").manifest.digest == live
+    assert read_state(layout, "digits") == ModelState(live, None)
+    assert client.infer({"inputs": [tensor()]})[0] == 200
+
+
+def rewritten(release: Release, folder: Path) -> Release:
+    """The same release with its files hashed anew: a manifest that is true of wrong content."""
+    from kedge.release.bundle import write_release
+
+    body = json.loads(release.manifest_bytes)
+    del body["files"]
+    sources = {entry.name: (folder / entry.name).read_bytes() for entry in release.manifest.files}
+    return write_release(folder.with_suffix(".wrong"), sources, body)
+
+
+def test_a_release_for_another_processor_is_refused(served, tmp_path: Path) -> None:
+    _, repository, layout = served
+    body = json.loads(make_release(tmp_path, version=2).manifest_bytes)
+    body["platform"]["arch"] = "riscv64"
+    (tmp_path / "digits-2.release" / "manifest.json").write_text(json.dumps(body))
+    from kedge.release.bundle import open_release
+
+    foreign = open_release(tmp_path / "digits-2.release")
+    deliver(layout, foreign)
+    with pytest.raises(AgentError, match="riscv64") as caught:
+        repository.activate(foreign.digest)
+    assert caught.value.kind == "incompatible"
+
+
+def restarted(layout: Layout) -> Repository:
+    onnx = OnnxRuntime()
+    repository = Repository(layout, {onnx.name: onnx}, threads=1)
+    repository.start()
+    return repository
+
+
+def test_a_restarted_agent_serves_what_it_served(served) -> None:
+    _, repository, layout = served
+    again = restarted(layout)
+    assert again.get("digits").manifest.digest == repository.get("digits").manifest.digest
+    again.close()
+
+
+def test_bit_rot_in_the_live_release_falls_back_to_the_previous_one_and_says_so(served, tmp_path: Path) -> None:
+    _, repository, layout = served
+    first = repository.get("digits").manifest.digest
+    second = make_release(tmp_path, version=2, seed=5)
+    deliver(layout, second)
+    repository.activate(second.digest)
+    rotten = layout.release(second.digest) / "model.onnx"
+    rotten.chmod(0o644)
+    rotten.write_bytes(rotten.read_bytes()[:-1] + b"\0")
+    again = restarted(layout)
+    assert again.get("digits").manifest.digest == first
+    assert "other bytes" in again.status()[0]["problem"]
+    again.close()
+
+
+def test_when_nothing_can_be_served_the_agent_still_answers_and_says_why(served) -> None:
+    _, repository, layout = served
+    rotten = layout.release(repository.get("digits").manifest.digest) / "model.onnx"
+    rotten.unlink()
+    write_state(layout, "ghost", ModelState("e" * 64, "f" * 64))
+    again = restarted(layout)
+    rows = {row["model"]: row for row in again.status()}
+    assert rows["digits"]["state"] == rows["ghost"]["state"] == "failed"
+    assert "model.onnx" in rows["digits"]["problem"]
+    with pytest.raises(AgentError, match="cannot be served"):
+        again.get("digits")
+    assert again.ready.is_set()
+
+
+def test_only_one_activation_runs_at_a_time(served) -> None:
+    _, repository, _ = served
+    with repository._exclusive(), pytest.raises(AgentError, match="under way") as caught:
+        repository.activate(repository.get("digits").manifest.digest)
+    assert caught.value.kind == "busy"
+
+
+def test_no_request_is_lost_while_releases_are_switched(served, tmp_path: Path) -> None:
+    client, repository, layout = served
+    second = make_release(tmp_path, version=2, seed=5)
+    deliver(layout, second)
+    digests = [second.digest, repository.get("digits").manifest.digest]
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def hammer() -> None:
+        mine = Client(client.path)
+        while not stop.is_set():
+            statuses.append(mine.infer({"inputs": [tensor()]})[0])
+        mine.connection.close()
+
+    hammers = [threading.Thread(target=hammer) for _ in range(4)]
+    for thread in hammers:
+        thread.start()
+    for number in range(20):
+        repository.activate(digests[number % 2])
+    stop.set()
+    for thread in hammers:
+        thread.join()
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+
+
+def test_the_inference_door_has_no_control_routes(tmp_path: Path) -> None:
+    repository = Repository(Layout(tmp_path), {}, threads=1)
+    handler = inference_handler(repository)
+    from kedge_agent.serving.http import Request
+
+    for method, path in (("POST", "/kedge/v1/models/digits/rollback"), ("GET", "/kedge/v1/status")):
+        with pytest.raises(AgentError) as caught:
+            handler(Request(method, path, "", {}, 0, None))  # type: ignore[arg-type]
+        assert caught.value.kind == "not_found"
+
+
+def test_a_peer_that_is_not_allowed_is_hung_up_on(tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    asked: list[tuple[int, int, int]] = []
+
+    def refuse(pid: int, uid: int, gid: int) -> bool:
+        asked.append((pid, uid, gid))
+        return False
+
+    server = UnixHTTPServer(folder / "s", lambda request: None, refuse)  # type: ignore[arg-type,return-value]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        client = Client(folder / "s")
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionError, BrokenPipeError)):
+            client.call("GET", "/v2")
+        import os
+
+        assert asked[0] == (os.getpid(), os.geteuid(), os.getegid())
+    finally:
+        client.connection.close()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        (folder / "s").unlink()
+        folder.rmdir()
