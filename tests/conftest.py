@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from kedge.build.release import BuildOptions, build_release
 from kedge.config import cache_dir
 from kedge.release.bundle import Release
 from kedge.targets import host_target
 from kedge.transport.base import Deadline
 from kedge.transport.local import LocalAgent
-
 from tests.support import models
 
 # The wheels for test devices are kept between runs, where a user's would be.

@@ -124,6 +124,8 @@ def _start(state: Path, threads: int) -> None:
     own = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     command = [sys.executable, *own[1:], "--state", str(state), "serve", "--threads", str(threads)]
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # A new file: a daemon that runs already keeps writing into its own.
+    (state / "start.log").unlink(missing_ok=True)
     with (state / "start.log").open("wb") as log:
         daemon = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, cwd="/"
@@ -132,15 +134,15 @@ def _start(state: Path, threads: int) -> None:
     readable, _, _ = select.select([daemon.stdout], [], [], _START_S)
     if readable and daemon.stdout.readline().startswith(GREETING_PREFIX):
         return
-    with contextlib.suppress(ProcessLookupError):
-        daemon.terminate()
+    daemon.terminate()
+    busy = daemon.wait() == FAULTS["busy"].exit_code
     said = (state / "start.log").read_text(errors="replace").strip().splitlines()
     reason = next(
         (line for line in said if line.startswith("kedge-agent: error: ")), said[-1] if said else "no reason given"
     )
     raise AgentError(
         f"the agent did not start: {reason.removeprefix('kedge-agent: error: ')}",
-        kind="no_agent",
+        kind="busy" if busy else "no_agent",
         hint=f"see {state / 'start.log'} and {state / 'agent.log'}",
     )
 

@@ -161,9 +161,6 @@ def remove_sshd(server: Sshd) -> None:
     """Stop the server and every process its user left, then remove its folder."""
     if server.process is not None:
         # The agent runs on by design; the test's end is its end.
-        server.run(
-            f"for a in {server.home}/*/bin/kedge-agent {server.home}/.local/state/*/bin/kedge-agent;"
-            " do [ -x $a ] && $a stop; done; true"
-        )
+        server.run(f"for a in $(find {server.home} -path '*/bin/kedge-agent'); do $a stop; done")
     server.stop()
     shutil.rmtree(server.folder, ignore_errors=True)

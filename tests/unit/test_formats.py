@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from kedge_agent.formats.frames import frame_count, frame_length, hash_file
 from kedge_agent.formats.latency import percentile_index, summarize
 from kedge_agent.formats.oip import decode_response, encode_request, parse_server_timing

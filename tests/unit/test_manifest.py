@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from kedge_agent.formats.manifest import ManifestError, manifest_bytes, parse_manifest
 from kedge_agent.wire import FRAME_BYTES
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from kedge_agent.formats.manifest import ParityGate
 from kedge_agent.measure.benchmark import BenchmarkRules, run_benchmark
 from kedge_agent.measure.memory import read_memory
 from kedge_agent.measure.parity import compare_output, failures
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.runtime.pool import ModelPool
-
 from tests.support import models
 
 GATE = ParityGate(cosine_min=0.999, relative_error_max=0.02)

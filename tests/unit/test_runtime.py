@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
+
 from kedge_agent.errors import AgentError
 from kedge_agent.runtime.buffers import ALIGNMENT, Arena, aligned_bytes
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.runtime.pool import ModelPool, PoolRetiredError, Timing
-from onnx import TensorProto
-
 from tests.support import models
 
 

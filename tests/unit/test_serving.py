@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from kedge.release.bundle import Release
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.oip import HEADER_LENGTH, decode_response, encode_request, parse_server_timing
@@ -22,7 +23,6 @@ from kedge_agent.serving.repository import Repository
 from kedge_agent.serving.routes import control_handler, inference_handler
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.models import ModelState, read_state, write_state
-
 from tests.conftest import make_release
 from tests.support import models
 from tests.unit.test_store import deliver

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+
 from kedge.release.bundle import Release
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.frames import frame_length
@@ -20,7 +21,6 @@ from kedge_agent.store.models import ModelState, list_models, read_state, write_
 from kedge_agent.store.receive import receive
 from kedge_agent.store.releases import read_release, verify_release
 from kedge_agent.wire import ENCODING_RAW, FRAME_BYTES, FRAME_HEADER, MESSAGE_HEADER, Message, read_message
-
 from tests.conftest import make_release
 
 

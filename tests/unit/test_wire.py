@@ -4,6 +4,7 @@ import io
 import struct
 
 import pytest
+
 from kedge_agent import wire
 
 

@@ -51,6 +51,10 @@ def read_model(path: Path) -> ModelSpec:
         if size > _MAX_ONNX_BYTES:
             raise BadInputError(f"{path} has {size} bytes; one ONNX file holds less than 2 GiB")
         model = onnx.load_model(path, load_external_data=False)
+        if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
+            raise BadInputError(
+                f"{path} keeps its weights in another file", hint="export it as one file (external_data=False)"
+            )
         onnx.checker.check_model(model)
     except OSError as error:
         raise BadInputError(
@@ -59,10 +63,6 @@ def read_model(path: Path) -> ModelSpec:
     except (DecodeError, onnx.checker.ValidationError) as error:
         reason = (str(error).strip().splitlines() or ["not a protobuf message"])[0]
         raise BadInputError(f"{path} is not a valid ONNX model: {reason}", hint="export it again") from error
-    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
-        raise BadInputError(
-            f"{path} keeps its weights in another file", hint="export it as one file (external_data=False)"
-        )
     initializers = {tensor.name for tensor in model.graph.initializer}
     return ModelSpec(
         inputs=tuple(_spec(value) for value in model.graph.input if value.name not in initializers),

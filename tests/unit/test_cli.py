@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kedge.cli import main
+from kedge.cli.app import _COMMANDS, root
+from tests.support import models
+
+HEAVY = {"numpy", "torch", "onnx", "onnxruntime", "paramiko", "sklearn", "rich", "tomlkit"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kedge", "--help"], capture_output=True, text=True, check=True
+    )
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "kedge" in imported
+    assert not imported & HEAVY
+    assert "Take a trained model to a device" in done.stdout
+
+
+def test_help_names_every_command_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, (_, _, text) in _COMMANDS.items():
+        assert f"  {name} " in shown
+        assert text in shown
+
+
+@pytest.mark.parametrize("name", list(_COMMANDS))
+def test_every_command_has_help_and_the_common_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import click
+
+    assert main([name, "--help"]) == 0
+    command = root.get_command(click.Context(root), name)
+    leaves = command.commands.values() if isinstance(command, click.Group) else [command]
+    for leaf in leaves:
+        options = {option for parameter in leaf.params for option in parameter.opts}
+        assert {"--json", "--quiet"} <= options, leaf.name
+        assert leaf.help, leaf.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (["nonsense"], 2, "nonsense"),
+        (["build", "m.onnx"], 2, "--target"),
+        (["build", "absent.onnx", "--target", "cpu-generic-x86_64"], 3, "absent.onnx cannot be read"),
+        (["build", "absent.onnx", "--target", "orin"], 3, "no target named 'orin'"),
+        (["deploy", "absent", "--to", "local"], 3, "absent is not a release"),
+        (["status", "--on", "nowhere"], 3, "no device named 'nowhere'"),
+        (["device", "add", "x", "host", "--target", "cpu-generic-x86_64"], 3, "not an address"),
+        (["device", "trust", "nowhere"], 3, "no device named"),
+        (["release", "verify", "absent"], 3, "is not a release"),
+        (["bench", "m", "--on", "local", "--min-runs", "0"], 3, "bench runs up to"),
+    ],
+)
+def test_errors_are_one_line_and_a_hint_with_their_exit_code(
+    arguments: list[str], code: int, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert lines[0].startswith("kedge: error: ")
+    assert reason in lines[0]
+    assert lines[1].startswith("  hint: ")
+    assert len(lines) == 2
+    assert captured.out == ""
+
+
+def test_with_json_an_error_is_one_document_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--on", "nowhere", "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["exit_code"] == 3
+    assert "nowhere" in document["error"]["message"]
+
+
+def test_a_defect_of_ours_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import kedge.targets
+
+    monkeypatch.setattr(kedge.targets, "list_targets", lambda: 1 / 0)
+    assert main(["targets", "list"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_build_show_and_verify_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models.classifier(tmp_path / "Digits.onnx")
+    assert main(["build", "Digits.onnx", "--target", "cpu-generic-x86_64", "--json"]) == 0
+    captured = capsys.readouterr()
+    built = json.loads(captured.out)
+    assert built["folder"] == "digits-fp32.release"
+    assert "made up" in captured.err
+    assert main(["release", "verify", "digits-fp32.release", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["intact"] is True
+    assert main(["release", "show", "digits-fp32.release"]) == 0
+    assert built["release"] in capsys.readouterr().out
+    (tmp_path / "digits-fp32.release" / "golden-in-0.bin").write_bytes(b"\1" * 256)
+    assert main(["release", "verify", "digits-fp32.release"]) == 6
+
+
+def test_optimize_will_not_overwrite_the_model_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    model = models.classifier(tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", models.images(8))
+    arguments = ["optimize", str(model), "--target", "cpu-generic-x86_64", "--calibration", str(tmp_path / "x.npy")]
+    assert main([*arguments, "-o", str(model)]) == 3
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes_after"] < 10_000

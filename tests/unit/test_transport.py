@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kedge.errors import AgentMissingError, BadInputError, IncompatibleError, KedgeError, NoSpaceError, UnreachableError
+from kedge.transport.base import Deadline, greet
+from kedge.transport.hostkeys import HostKey, fetch_host_key
+from kedge.transport.local import ProcessChannel
+from kedge_agent.wire import Greeting, render_greeting
+from tests.support.environment import sshd_path
+
+
+class Scripted:
+    """A channel that says what it is told to."""
+
+    def __init__(self, *parts: bytes, status: int | None = 0, errors: str = "") -> None:
+        self.parts = list(parts)
+        self.status = status
+        self.errors = errors
+
+    def recv(self, size: int) -> bytes:
+        return self.parts.pop(0) if self.parts else b""
+
+    def settimeout(self, seconds: float | None) -> None:
+        assert seconds is None or seconds > 0
+
+    def end(self, timeout_s: float) -> tuple[int | None, str]:
+        return self.status, self.errors
+
+
+def hear(*parts: bytes, **options: Any) -> Greeting:
+    return greet(Scripted(*parts, **options), "bench1", Deadline.after(5, "greeting"))  # type: ignore[arg-type]
+
+
+GOOD = render_greeting(Greeting((1,), "0.1.0"))
+
+
+def test_a_greeting_is_found_behind_what_a_login_shell_prints_and_in_pieces() -> None:
+    assert hear(GOOD).version == "0.1.0"
+    assert hear(b"Welcome to Ubuntu!\nKEDGE is not a greeting\n"[:19], b"\n" + GOOD[:5], GOOD[5:]).version == "0.1.0"
+
+
+def test_an_agent_of_another_protocol_is_named_with_both_versions() -> None:
+    with pytest.raises(IncompatibleError, match="speaks protocol 7, this kedge speaks 1") as caught:
+        hear(render_greeting(Greeting((7,), "9.0")))
+    assert "provision" in caught.value.hint
+
+
+def test_what_the_agent_cannot_do_is_told_with_its_own_words() -> None:
+    with pytest.raises(NoSpaceError, match="bench1: disk full") as caught:
+        hear(render_greeting(Greeting((1,), "0.1.0", "disk full", "see kedge device provision NAME", "space")))
+    assert caught.value.hint == "see kedge device provision bench1"
+
+
+@pytest.mark.parametrize("status", [126, 127])
+def test_a_missing_agent_is_told_from_a_broken_one(status: int) -> None:
+    with pytest.raises(AgentMissingError, match="no agent is installed"):
+        hear(b"", status=status)
+    with pytest.raises(AgentMissingError, match="cannot be used: ImportError: numpy"):
+        hear(b"", status=1, errors="Traceback …\nImportError: numpy\n")
+
+
+def test_a_device_that_prints_without_end_is_refused() -> None:
+    with pytest.raises(IncompatibleError, match="prints too much"):
+        hear(*[b"x" * 4096] * 100)
+
+
+def test_a_greeting_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(IncompatibleError):
+        hear(b"KEDGE {}\n")
+
+
+def test_a_deadline_that_has_passed_says_what_took_too_long() -> None:
+    deadline = Deadline.after(0.01, "reaching bench1")
+    time.sleep(0.02)
+    with pytest.raises(UnreachableError, match="reaching bench1 took too long"):
+        deadline.remaining()
+
+
+def test_a_process_channel_carries_bytes_both_ways_and_ends() -> None:
+    channel = ProcessChannel(["sh", "-c", "cat; echo oops >&2; exit 3"])
+    channel.sendall(b"hello")
+    assert channel.recv(5) == b"hello"
+    channel._socket.shutdown(socket.SHUT_WR)
+    assert channel.end(5) == (3, "oops\n")
+    channel.close()
+    channel.close()
+
+
+def test_closing_a_channel_ends_a_process_that_would_not() -> None:
+    channel = ProcessChannel(["sleep", "1000"])
+    channel.close()
+    assert channel._process.returncode is not None
+
+
+def test_fingerprints_are_those_of_ssh_keygen(tmp_path: Path) -> None:
+    sshd_path()
+    for kind in ("ed25519", "ecdsa", "rsa"):
+        path = tmp_path / kind
+        subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)], check=True)
+        said = subprocess.run(["ssh-keygen", "-lf", f"{path}.pub"], capture_output=True, text=True, check=True).stdout
+        key = HostKey.parse(Path(f"{path}.pub").read_text())
+        assert key.fingerprint == said.split()[1]
+        assert HostKey.parse(str(key)) == key
+
+
+@pytest.mark.parametrize("text", ["", "ssh-ed25519", "ssh-ed25519 !!!", "ssh-rsa AAAAC3NzaC1lZDI1NTE5AAAAIA=="])
+def test_what_is_no_public_key_is_refused(text: str) -> None:
+    with pytest.raises(BadInputError):
+        HostKey.parse(text)
+
+
+def test_a_port_nobody_serves_or_that_speaks_no_ssh_is_unreachable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UnreachableError, match=f"127.0.0.1:{port}"):
+            fetch_host_key("127.0.0.1", port, Deadline.after(1, "reading the host key"))
+    with pytest.raises(KedgeError) as caught:
+        fetch_host_key("127.0.0.1", port, Deadline.after(5, "reading the host key"))
+    assert caught.value.exit_code == 4
