@@ -30,7 +30,8 @@ def tracked(folder: str) -> set[str]:
 
 def build(folder: Path, out: Path) -> Path:
     """Build a wheel with the back end alone: no isolated environment, no network."""
-    program = "import os, sys; from hatchling.build import build_wheel; os.chdir(sys.argv[1]); print(build_wheel(sys.argv[2]))"
+    chdir = "import os, sys; os.chdir(sys.argv[1])"
+    program = f"{chdir}; from hatchling.build import build_wheel; print(build_wheel(sys.argv[2]))"
     pytest.importorskip("hatchling", reason="needs kedge[dev]")
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder), str(out)], capture_output=True, text=True, check=True, timeout=120
