@@ -33,7 +33,7 @@ def _default_state() -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kedge-agent", description="kedge's agent on a device")
     parser.add_argument("--version", action="version", version=f"kedge-agent {__version__}")
-    parser.add_argument("--state", type=Path, default=None, help="state folder (default: %(default)s)")
+    parser.add_argument("--state", type=Path, default=None, help="state folder (default: /var/lib/kedge for root, else ~/.local/state/kedge)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve in the foreground")
     serve.add_argument("--threads", type=int, default=0, help="threads of each model (default: all cores)")

@@ -25,16 +25,14 @@ from .runtime.onnxruntime import OnnxRuntime
 from .serving.http import UnixHTTPServer
 from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
-from .store.files import make_directory
+from .store.files import make_directory, translate_os_error
 from .store.layout import SYSTEM_SOCKETS, Layout, socket_directory
-from .wire import PROTOCOLS_SPOKEN, Greeting, render_greeting
+from .wire import DOOR_GROUPS, PROTOCOLS_SPOKEN, Greeting, render_greeting
 
 __all__ = ["Options", "serve"]
 
 _LOG = logging.getLogger("kedge.daemon")
 
-_ADMIN_GROUP = "kedge-admin"
-_DOOR_GROUPS = {"infer": "kedge", "control": _ADMIN_GROUP}
 _LOG_BYTES = 4 * 1024 * 1024
 
 
@@ -53,6 +51,10 @@ class Options:
     parent_pipe: bool = False
     ephemeral: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.threads <= 1024:
+            raise AgentError(f"threads are 0 to 1024, not {self.threads}")
+
 
 def serve(options: Options) -> None:
     """Serve until SIGTERM, SIGINT, or (with `parent_pipe`) the end of standard input.
@@ -68,6 +70,13 @@ def serve(options: Options) -> None:
     if options.parent_pipe:
         threading.Thread(target=_wait_for_parent, args=(stop,), daemon=True).start()
     layout = Layout(options.state)
+    try:
+        _run(layout, options, stop)
+    except OSError as error:
+        raise translate_os_error(error, f"using {error.filename or options.state}") from error
+
+
+def _run(layout: Layout, options: Options, stop: threading.Event) -> None:
     with contextlib.ExitStack() as stack:
         if options.ephemeral:
             if not options.state.is_dir():
@@ -92,11 +101,13 @@ def _serve(layout: Layout, options: Options, stop: threading.Event) -> None:
         "infer": (inference_handler(repository), None),
         "control": (control_handler(repository, layout, runtimes), _is_admin),
     }
-    servers = [UnixHTTPServer(folder / f"{door}.sock", *handler) for door, handler in handlers.items()]
+    servers: list[UnixHTTPServer] = []
     try:
-        for door, server in zip(handlers, servers, strict=True):
-            _give_to_group(folder / f"{door}.sock", _DOOR_GROUPS[door])
+        for door, handler in handlers.items():
+            server = UnixHTTPServer(folder / f"{door}.sock", *handler)
+            _give_to_group(folder / f"{door}.sock", DOOR_GROUPS[door])
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+            servers.append(server)
         _LOG.info("kedge-agent %s serving on %s", __version__, folder)
         with contextlib.suppress(OSError):
             sys.stdout.buffer.write(render_greeting(Greeting(PROTOCOLS_SPOKEN, __version__)))
@@ -165,7 +176,7 @@ def _is_admin(pid: int, uid: int, gid: int) -> bool:
     if uid in (0, os.geteuid()):
         return True
     try:
-        admin = grp.getgrnam(_ADMIN_GROUP).gr_gid
+        admin = grp.getgrnam(DOOR_GROUPS["control"]).gr_gid
         groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
     except KeyError:
         groups, admin = [], -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from . import __version__
 from .errors import AgentError
 from .store.layout import socket_directory
-from .wire import PROTOCOLS_SPOKEN, Greeting, render_greeting
+from .wire import DOOR_GROUPS, PROTOCOLS_SPOKEN, Greeting, render_greeting
 
 __all__ = ["connect", "dial"]
 
@@ -32,7 +33,9 @@ def connect(state: Path, door: str, timeout_s: float = 10.0) -> socket.socket:
     except PermissionError as error:
         connection.close()
         raise AgentError(
-            f"this user may not use the agent's {door} door", kind="forbidden", hint="join the group kedge-admin"
+            f"this user may not use the agent's {door} door",
+            kind="forbidden",
+            hint=f"join the group {DOOR_GROUPS[door]} on the device",
         ) from error
     except OSError as error:
         connection.close()
@@ -56,18 +59,23 @@ def dial(state: Path, door: str) -> None:
         sys.stdout.buffer.flush()
         threading.Thread(target=_upstream, args=(connection,), daemon=True).start()
         buffer = memoryview(bytearray(_CHUNK_BYTES))
-        while size := connection.recv_into(buffer):
-            _write_all(1, buffer[:size])
+        # A reset is the end too: the daemon hung up on what it would not read.
+        with contextlib.suppress(ConnectionResetError):
+            while size := connection.recv_into(buffer):
+                _write_all(1, buffer[:size])
 
 
 def _upstream(connection: socket.socket) -> None:
     buffer = memoryview(bytearray(_CHUNK_BYTES))
-    try:
+    with contextlib.suppress(OSError):
         while size := os.readv(0, [buffer]):
             connection.sendall(buffer[:size])
         connection.shutdown(socket.SHUT_WR)
-    except OSError:
-        connection.close()
+    # The daemon may refuse a body before it has read it: its answer must still reach the host, who
+    # reads it only when it could send everything. What is left goes nowhere.
+    with contextlib.suppress(OSError):
+        while os.readv(0, [buffer]):
+            pass
 
 
 def _write_all(handle: int, data: memoryview) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 __all__ = [
     "DOORS",
+    "DOOR_GROUPS",
     "ENCODING_RAW",
     "FAULTS",
     "FRAME_BYTES",
@@ -48,6 +49,8 @@ PROTOCOL = 1
 PROTOCOLS_SPOKEN = (1,)
 
 DOORS = ("infer", "control")
+DOOR_GROUPS = {"infer": "kedge", "control": "kedge-admin"}
+"""Unix groups that may use each door, where an administrator has made them."""
 
 FRAME_BYTES = 8 * 1024 * 1024
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -87,7 +90,7 @@ FAULTS: dict[str, Fault] = {
     "internal": Fault(500, 1),
     "bad_input": Fault(400, 3),
     "not_found": Fault(404, 3),
-    "method": Fault(405, 3),
+    "method": Fault(405, 1),
     "too_large": Fault(413, 3),
     "gate": Fault(412, 5),
     "integrity": Fault(422, 6),

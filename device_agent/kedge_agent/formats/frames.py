@@ -7,14 +7,14 @@ none.
 from __future__ import annotations
 
 import hashlib
-import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..wire import FRAME_BYTES
 
 __all__ = ["FileHash", "frame_count", "frame_length", "hash_file"]
+
+_CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,21 @@ def hash_file(path: Path) -> FileHash:
     Raises:
         OSError: the file cannot be read.
     """
+    # Read, not mapped: an error of the disk is then an OSError, where a mapping would kill the process.
     whole = hashlib.sha256()
     frames: list[str] = []
-    with path.open("rb") as handle:
-        size = os.fstat(handle.fileno()).st_size
-        if size:
-            with mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-                for start in range(0, size, FRAME_BYTES):
-                    with view[start : start + FRAME_BYTES] as frame:
-                        whole.update(frame)
-                        frames.append(hashlib.sha256(frame).hexdigest())
+    size = 0
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with path.open("rb", buffering=0) as handle:
+        while True:
+            frame = hashlib.sha256()
+            left = FRAME_BYTES
+            while left and (got := handle.readinto(buffer[: min(left, _CHUNK_BYTES)])):
+                whole.update(buffer[:got])
+                frame.update(buffer[:got])
+                left -= got
+            if left == FRAME_BYTES:
+                break
+            frames.append(frame.hexdigest())
+            size += FRAME_BYTES - left
     return FileHash(size, whole.hexdigest(), tuple(frames))

@@ -39,8 +39,8 @@ class LatencySummary:
 
 def percentile_index(count: int, percentile: float) -> int:
     """Index of a percentile among `count` sorted samples (trtexec's rule)."""
-    # 1 - p/100 in binary floating point falls below the true value for p = 99 of 100 samples and
-    # the like; trtexec computes it so, and agreeing with trtexec is the point.
+    # In binary floating point 1 - p/100 lies a little beside its true value (below it for p = 90), and
+    # the index with it; trtexec computes it so, and agreeing with trtexec is the point.
     return max(count - 1 - int((1 - percentile / 100) * count), 0)
 
 

@@ -169,14 +169,14 @@ class _Reader:
             raise ManifestError(f"{self.path}.{key} is outside {low}..{high}: {value}")
         return value
 
-    def decimal(self, key: str) -> float:
+    def decimal(self, key: str, low: float, high: float) -> float:
         value = self.text(key, limit=40)
         try:
             number = Decimal(value)
         except InvalidOperation:
             raise ManifestError(f"{self.path}.{key} is not a decimal number: {value!r}") from None
-        if not number.is_finite():
-            raise ManifestError(f"{self.path}.{key} is not finite")
+        if not number.is_finite() or not low <= float(number) <= high:
+            raise ManifestError(f"{self.path}.{key} is outside {low:g}..{high:g}: {value}")
         return float(number)
 
     def items(self, key: str, limit: int, *, least: int = 0) -> list[Any]:
@@ -261,9 +261,14 @@ def _golden(reader: _Reader, sizes: Mapping[str, int]) -> Golden:
     return golden
 
 
+def _require_distinct(where: str, names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        raise ManifestError(f"{where} names a tensor twice")
+
+
 def _gates(reader: _Reader) -> ParityGate:
     parity = reader.child("parity")
-    gate = ParityGate(parity.decimal("cosine_min"), parity.decimal("relative_error_max"))
+    gate = ParityGate(parity.decimal("cosine_min", -1, 1), parity.decimal("relative_error_max", 0, 1e6))
     parity.done()
     reader.done()
     return gate
@@ -303,7 +308,11 @@ def parse_manifest(data: bytes | bytearray | memoryview) -> Manifest:
     )
     platform.done()
     root.done()
+    for tensors in (manifest.golden.inputs, manifest.golden.outputs):
+        _require_distinct("golden", [tensor.name for tensor in tensors])
     for artefact in manifest.artefacts:
+        _require_distinct(artefact.runtime, [spec.name for spec in artefact.inputs])
+        _require_distinct(artefact.runtime, [spec.name for spec in artefact.outputs])
         if artefact.file not in sizes:
             raise ManifestError(f"artefact for {artefact.runtime} names a missing file: {artefact.file}")
     return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import AgentError
 from ..formats.manifest import GoldenTensor, Manifest
-from ..formats.tensors import DATATYPES, DYNAMIC
+from ..formats.tensors import DATATYPES, DYNAMIC, TensorSpec
 from ..store.layout import Layout
 
 __all__ = ["golden_batch", "read_golden"]
@@ -38,19 +39,25 @@ def read_golden(layout: Layout, manifest: Manifest, tensors: tuple[GoldenTensor,
     return out
 
 
-def golden_batch(layout: Layout, manifest: Manifest, batch: int) -> dict[str, NDArray[Any]]:
+def golden_batch(
+    layout: Layout, manifest: Manifest, specs: Sequence[TensorSpec], batch: int
+) -> tuple[dict[str, NDArray[Any]], int]:
     """Recorded inputs cut or repeated to `batch` samples, where the model's first dimension is free.
+
+    Returns:
+        The inputs, and the batch they make: the model's own where that is fixed.
 
     Raises:
         AgentError: the model has a fixed batch of another size, or batch is out of range.
     """
     inputs = read_golden(layout, manifest, manifest.golden.inputs)
-    specs = {spec.name: spec for spec in manifest.artefacts[0].inputs}
+    by_name = {spec.name: spec for spec in specs}
     if not 1 <= batch <= _MAX_BATCH:
         raise AgentError(f"batch {batch} is outside 1..{_MAX_BATCH}")
     out = {}
+    fixed = max((spec.shape[0] for spec in specs if spec.shape), default=1)
     for name, array in inputs.items():
-        spec = specs[name]
+        spec = by_name[name]
         if not spec.shape or spec.shape[0] != DYNAMIC:
             if batch not in (1, spec.shape[0] if spec.shape else 1):
                 raise AgentError(
@@ -60,4 +67,4 @@ def golden_batch(layout: Layout, manifest: Manifest, batch: int) -> dict[str, ND
             out[name] = array
         else:
             out[name] = np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
-    return out
+    return out, batch if fixed == DYNAMIC else fixed

@@ -14,6 +14,7 @@ import socket
 import socketserver
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -30,26 +31,42 @@ _LOG = logging.getLogger("kedge.http")
 
 _MAX_CONNECTIONS = 128
 _IDLE_S = 300.0
-_BODY_S = 60.0
+_BODY_S = 20.0
+_SLOWEST_BYTES_PER_S = 1_000_000
 _DRAIN_LIMIT_BYTES = 1024 * 1024
 _PEERCRED = struct.Struct("3i")
 
 Buffer = bytes | bytearray | memoryview
 
 
+_CROWDED_BODY = json.dumps(
+    AgentError(
+        f"{_MAX_CONNECTIONS} connections are open already", kind="busy", hint="close some, then try again"
+    ).to_json()
+).encode()
+_CROWDED = (
+    f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    f"Content-Length: {len(_CROWDED_BODY)}\r\nConnection: close\r\n\r\n"
+).encode() + _CROWDED_BODY
+
+
 class _BodyReader:
     """What is left of a request's body."""
 
-    def __init__(self, source: Any, length: int) -> None:
+    def __init__(self, source: Any, connection: socket.socket, length: int) -> None:
         self._source = source
+        self._connection = connection
         self.left = length
 
     def into(self, view: memoryview) -> None:
         if len(view) > self.left:
             raise AgentError("the request's body is shorter than its header says")
+        # One deadline for all of it: who sends a byte now and then would hold a slot for ever.
+        deadline = time.monotonic() + _BODY_S + len(view) / _SLOWEST_BYTES_PER_S
         while len(view):
             try:
-                got = self._source.readinto(view)
+                self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                got = self._source.readinto1(view)
             except TimeoutError:
                 raise AgentError("the request's body did not arrive in time") from None
             if not got:
@@ -141,9 +158,8 @@ class _Connection(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self._send(json_response(error.to_json(), FAULTS[error.kind].status))
                 return
-            body = _BodyReader(self.rfile, length)
+            body = _BodyReader(self.rfile, self.connection, length)
             request = Request(self.command, path, query, cast("Mapping[str, str]", self.headers), length, body, stack)
-            self.connection.settimeout(_BODY_S)
             response = self._handle(request)
             self._finish_body(body)
             self._send(response)
@@ -218,7 +234,9 @@ class _Connection(BaseHTTPRequestHandler):
 
 def _send_all(connection: socket.socket, buffers: Sequence[Buffer]) -> None:
     views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+    deadline = time.monotonic() + _BODY_S + sum(map(len, views)) / _SLOWEST_BYTES_PER_S
     while views:
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
         sent = connection.sendmsg(views[:16])
         while views and sent >= len(views[0]):
             sent -= len(views.pop(0))
@@ -257,10 +275,14 @@ class UnixHTTPServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer)
         """Serve in a thread, when there is a place for one more connection."""
         if not self._places.acquire(blocking=False):
             with contextlib.suppress(OSError):
-                request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                request.sendall(_CROWDED)
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._places.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Give the place back when the connection ends."""

@@ -55,13 +55,13 @@ def infer(repository: Repository, model: str, version: str | None, request: Requ
     wanted = _parse_outputs(body, live.artefact.outputs)
     # JSON tensors are checked before a slot is taken, so that a bad one costs nobody a buffer.
     arrays = {item.name: _json_tensor(item) for item in inputs if item.binary_bytes is None}
-    parsed = time.perf_counter_ns()
 
-    checked = live.artefact.inputs
+    checked = live
     live, binding = repository.borrow(model, {item.name: item.shape for item in inputs}, timing, request.stack)
-    if live.artefact.inputs != checked:
-        raise AgentError(f"{model} was replaced by a release with other inputs", kind="busy", hint="try again")
-    granted = time.perf_counter_ns()
+    if live is not checked:
+        _check_version(live, version)
+        if (live.artefact.inputs, live.artefact.outputs) != (checked.artefact.inputs, checked.artefact.outputs):
+            raise AgentError(f"{model} was replaced by a release with other tensors", kind="busy", hint="try again")
     for item in inputs:
         target = binding.inputs[item.name]
         if item.binary_bytes is None:
@@ -69,7 +69,8 @@ def infer(repository: Repository, model: str, version: str | None, request: Requ
         elif item.binary_bytes:
             request.read_into(target.reshape(-1).view(np.uint8).data)
     received = time.perf_counter_ns()
-    timing.input_ns = (parsed - start) + (received - granted)
+    # Everything up to here but the wait for a slot, which is the queue's.
+    timing.input_ns = received - start - timing.queue_ns
 
     live.pool.run(binding, timing)
 
@@ -155,7 +156,8 @@ def _json_tensor(item: _Input) -> NDArray[Any]:
         fits = given.dtype.kind in {"b": "b", "f": _INTEGERS + "f"}.get(dtype.kind, _INTEGERS) or given.size == 0
         with np.errstate(over="ignore"):
             array = given.astype(dtype)
-        if not fits or (dtype.kind in _INTEGERS and not np.array_equal(array, given)):
+        overflowed = dtype.kind == "f" and not np.isfinite(array).all() and np.isfinite(given).all()
+        if not fits or overflowed or (dtype.kind in _INTEGERS and not np.array_equal(array, given)):
             raise AgentError(f"input {item.name!r} has values that are not {item.datatype}")
     except (ValueError, TypeError, OverflowError) as error:
         raise AgentError(f"input {item.name!r} has data that is no tensor: {error}") from error

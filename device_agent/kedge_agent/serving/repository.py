@@ -28,6 +28,8 @@ __all__ = ["LiveModel", "Repository"]
 
 _LOG = logging.getLogger("kedge.repository")
 
+_START_WAIT_S = 300.0
+
 
 @dataclass(frozen=True)
 class LiveModel:
@@ -53,7 +55,7 @@ class Repository:
         self._runtimes = runtimes
         self.threads = threads
         self._live: dict[str, LiveModel] = {}
-        self._problems: dict[str, str] = {}
+        self._problems: dict[str, AgentError] = {}
         self._switch = threading.Lock()
         self.ready = threading.Event()
 
@@ -67,7 +69,9 @@ class Repository:
                 self._start_model(model)
             except Exception as error:  # one bad model must not take the API down
                 _LOG.exception("model %s cannot be served", model)
-                self._problems[model] = str(error)
+                self._problems[model] = (
+                    error if isinstance(error, AgentError) else AgentError(str(error), kind="internal")
+                )
         self.ready.set()
 
     def _start_model(self, model: str) -> None:
@@ -81,7 +85,7 @@ class Repository:
                 raise
             _LOG.error("model %s: %s; falling back to %s", model, error, state.previous[:12])
             self._live[model] = self._load(state.previous)
-            self._problems[model] = f"{error}; serving the previous release instead"
+            self._problems[model] = AgentError(f"{error}; serving the previous release instead", kind=error.kind)
 
     def get(self, model: str) -> LiveModel:
         """The live model of this name.
@@ -93,7 +97,7 @@ class Repository:
         if live is None:
             problem = self._problems.get(model)
             if problem is not None:
-                raise AgentError(f"{model} cannot be served: {problem}", kind="integrity", hint="deploy it again")
+                raise AgentError(f"{model} cannot be served: {problem}", kind=problem.kind, hint="deploy it again")
             if not self.ready.is_set():
                 raise AgentError(f"{model} is still being loaded", kind="busy", hint="try again in a moment")
             raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status --on DEVICE")
@@ -134,8 +138,7 @@ class Repository:
             try:
                 parity = self._check_parity(candidate)
                 if state is None or state.current != digest:
-                    previous = state.current if state is not None else None
-                    self._write(manifest.model, ModelState(digest, previous))
+                    self._write(manifest.model, ModelState(digest, self._way_back(manifest.model, state, digest)))
             except BaseException:
                 candidate.pool.retire()
                 raise
@@ -171,7 +174,8 @@ class Repository:
         """One row a model: what it serves, what it would roll back to, and what is wrong."""
         rows = []
         for model in list_models(self._layout):
-            problem = self._problems.get(model)
+            known = self._problems.get(model)
+            problem = known.message if known is not None else None
             try:
                 state = read_state(self._layout, model)
             except AgentError as error:
@@ -196,11 +200,14 @@ class Repository:
 
     def close(self) -> None:
         """Retire every model."""
-        for live in self._live.values():
+        for live in list(self._live.values()):
             live.pool.retire()
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
+        # What is being loaded at start-up must not overwrite what is activated meanwhile.
+        if not self.ready.wait(_START_WAIT_S):
+            raise AgentError("models are still being loaded", kind="busy", hint="try again in a minute")
         if not self._switch.acquire(blocking=False):
             raise AgentError(
                 "another activation or rollback is under way",
@@ -276,6 +283,12 @@ class Repository:
                 hint="the live release serves on; build for this device's target, or loosen the gate in the build",
             )
         return [result.to_json() for result in results.values()]
+
+    def _way_back(self, model: str, state: ModelState | None, digest: str) -> str | None:
+        # What serves is known to work; what the state names may have been found damaged.
+        live = self._live.get(model)
+        serving = live.manifest.digest if live is not None else state.current if state is not None else None
+        return serving if serving != digest else None
 
     def _write(self, model: str, state: ModelState) -> None:
         try:

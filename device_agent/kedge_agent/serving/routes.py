@@ -145,13 +145,13 @@ def _control_routes(repository: Repository, layout: Layout, runtimes: dict[str, 
 
     def benchmark(request: Request, model: str) -> Response:
         options = _options(request, {"batch", "warmup_ms", "duration_ms", "min_runs"})
-        batch = options.pop("batch", 1)
         entry = repository.get(model)
+        inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, options.pop("batch", 1))
         try:
             rules = BenchmarkRules(**options)
         except ValueError as error:
             raise AgentError(str(error)) from error
-        result = run_benchmark(entry.pool, golden_batch(layout, entry.manifest, batch), rules)
+        result = run_benchmark(entry.pool, inputs, rules)
         return json_response({"release": entry.manifest.digest, "batch": batch} | result)
 
     def memory(_: Request, model: str) -> Response:
@@ -170,7 +170,8 @@ def _control_routes(repository: Repository, layout: Layout, runtimes: dict[str, 
         if match is None:
             raise AgentError(f"unknown query: {request.query[:80]!r}")
         entry = repository.get(model)
-        header, buffers = encode_request(golden_batch(layout, entry.manifest, int(match[1] or 1)))
+        inputs, _ = golden_batch(layout, entry.manifest, entry.artefact.inputs, int(match[1] or 1))
+        header, buffers = encode_request(inputs)
         return Response(200, [header, *buffers], [(HEADER_LENGTH, str(len(header)))], "application/octet-stream")
 
     return [

@@ -77,12 +77,17 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
     Raises:
         AgentError: somebody else holds it (kind busy; `busy` is the message).
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    hint = "wait for it to finish, then run the command again"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        # Its folder went between our making it and this line: the one who finished removed it.
+        raise AgentError(busy, kind="busy", hint=hint) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AgentError(busy, kind="busy", hint="wait for it to finish, then run the command again") from None
+            raise AgentError(busy, kind="busy", hint=hint) from None
         yield
     finally:
         os.close(handle)

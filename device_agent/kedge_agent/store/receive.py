@@ -114,7 +114,7 @@ def _fill(layout: Layout, manifest: Manifest, source: BinaryIO, send: Send) -> N
         have = _verified_frames(staging / entry.sha256, entry)
         wanted |= {(index, i): sha for i, sha in enumerate(entry.frames) if i not in have}
     need = sum(frame_length(manifest.files[file].size_bytes, frame) for file, frame in wanted)
-    _require_space(staging, need)
+    _require_space(staging, need - _reserved(staging, manifest, wanted))
     by_file: dict[int, list[int]] = {}
     for file, frame in wanted:
         by_file.setdefault(file, []).append(frame)
@@ -127,6 +127,8 @@ def _fill(layout: Layout, manifest: Manifest, source: BinaryIO, send: Send) -> N
             file: stack.enter_context(_staged(staging / manifest.files[file].sha256, manifest.files[file]))
             for file in by_file
         }
+        # A frame that is acknowledged must be found again by its file's name.
+        fsync_directory(staging)
         while True:
             kind, payload = read_message(read)
             if kind is Message.COMMIT:
@@ -189,9 +191,21 @@ def _is_intact(path: Path, entry: FileEntry) -> bool:
     return path.is_file() and path.stat().st_size == entry.size_bytes and hash_file(path).sha256 == entry.sha256
 
 
+def _reserved(staging: Path, manifest: Manifest, wanted: dict[tuple[int, int], str]) -> int:
+    """Bytes that an earlier, interrupted push has reserved already for the frames still wanted."""
+    reserved = 0
+    for index, entry in enumerate(manifest.files):
+        missing = sum(frame_length(entry.size_bytes, frame) for file, frame in wanted if file == index)
+        path = staging / entry.sha256
+        if missing and path.is_file():
+            allocated = min(path.stat().st_blocks * 512, entry.size_bytes)
+            reserved += max(0, allocated - (entry.size_bytes - missing))
+    return reserved
+
+
 def _require_space(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
-    if need and free < need + _SPARE_BYTES:
+    if need > 0 and free < need + _SPARE_BYTES:
         raise AgentError(
             f"the release needs {need} bytes and {_SPARE_BYTES} to spare; {folder} has {free} free",
             kind="space",
@@ -211,10 +225,13 @@ def _accept(layout: Layout, manifest: Manifest, manifest_bytes: bytes) -> None:
     for entry in manifest.files:
         os.link(layout.object(entry.sha256), partial / entry.name)
     write_atomic(partial / MANIFEST_NAME, manifest_bytes, mode=0o444)
+    damaged = release.with_name(f".{manifest.digest}.damaged")
+    shutil.rmtree(damaged, ignore_errors=True)
     if release.exists():
-        shutil.rmtree(release)
+        os.rename(release, damaged)
     os.rename(partial, release)
     fsync_directory(release.parent)
+    shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _store_object(layout: Layout, staged: Path, entry: FileEntry) -> None:

@@ -21,7 +21,7 @@ from kedge_agent.formats.manifest import (
 )
 from kedge_agent.wire import MAX_MANIFEST_BYTES
 
-from ..errors import BadInputError, IntegrityError
+from ..errors import BadInputError, IntegrityError, KedgeError
 
 __all__ = ["Release", "open_release", "write_release"]
 
@@ -95,6 +95,15 @@ def open_release(folder: Path) -> Release:
     return release
 
 
+def _is_release(folder: Path) -> bool:
+    """Whether a folder holds a release and nothing else, so that replacing it loses nothing."""
+    try:
+        release = open_release(folder)
+    except KedgeError:
+        return False
+    return set(os.listdir(folder)) == {entry.name for entry in release.manifest.files} | {MANIFEST_NAME}
+
+
 def write_release(folder: Path, sources: Mapping[str, Path | bytes], body: Mapping[str, Any]) -> Release:
     """Write a release folder in one step: it is there whole, or not at all.
 
@@ -106,8 +115,8 @@ def write_release(folder: Path, sources: Mapping[str, Path | bytes], body: Mappi
     Raises:
         BadInputError: the folder exists and is no release, or the body is no valid manifest.
     """
-    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
-        raise BadInputError(f"{folder} exists and is not a release", hint="give another path with -o")
+    if folder.exists() and not _is_release(folder):
+        raise BadInputError(f"{folder} exists and is not a whole release", hint="give another path with -o")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,7 +29,8 @@ from .base import Channel, Deadline
 
 __all__ = ["Progress", "UploadResult", "upload"]
 
-_PATIENCE_S = 120.0
+# Hashing what a slow device has already may take minutes a gigabyte.
+_PATIENCE_S = 900.0
 
 Progress = Callable[[int, int], None]
 """Called with bytes acknowledged and bytes to send."""
@@ -64,7 +66,7 @@ class _Incoming(threading.Thread):
                 self._take(kind, payload)
         except KedgeError as error:
             self._fail(error)
-        except WireError as error:
+        except (WireError, struct.error, AttributeError) as error:
             self._fail(IncompatibleError(f"{self._device}: {error}", hint="provision the device again"))
         except (OSError, EOFError) as error:
             reason = str(error) or "the connection closed"
