@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import select
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 from .errors import AgentError
@@ -21,6 +23,7 @@ __all__ = ["main"]
 
 _START_S = 30.0
 _STOP_S = 30.0
+_SILENCE_S = 60.0
 
 
 def _default_state() -> Path:
@@ -33,7 +36,12 @@ def _default_state() -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kedge-agent", description="kedge's agent on a device")
     parser.add_argument("--version", action="version", version=f"kedge-agent {__version__}")
-    parser.add_argument("--state", type=Path, default=None, help="state folder (default: /var/lib/kedge for root, else ~/.local/state/kedge)")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=None,
+        help="state folder  [/var/lib/kedge or ~/.local/state/kedge]",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve in the foreground")
     serve.add_argument("--threads", type=int, default=0, help="threads of each model (default: all cores)")
@@ -101,10 +109,21 @@ def _receive(state: Path) -> None:
     from .store.layout import Layout
     from .store.receive import receive
 
-    source = os.fdopen(os.dup(0), "rb", buffering=0)
+    source = io.BufferedReader(_ImpatientInput(), buffer_size=64 * 1024)
     sys.stdout.buffer.write(render_greeting(Greeting(PROTOCOLS_SPOKEN, __version__)))
     sys.stdout.buffer.flush()
     receive(Layout(state), source, sys.stdout.buffer)
+
+
+class _ImpatientInput(io.RawIOBase):
+    """Standard input that gives up on a silent host: a dead link must not hold a release's lock."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        readable, _, _ = select.select([0], [], [], _SILENCE_S)
+        return os.readv(0, [buffer]) if readable else 0
 
 
 def _status(state: Path) -> None:

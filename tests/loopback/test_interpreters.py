@@ -117,8 +117,9 @@ def test_the_units_for_systemd_are_ones_it_accepts(tmp_path: Path) -> None:
     binary.chmod(0o755)
     for system in (True, False):
         text = bootstrap.unit_text(str(tmp_path), system=system)
-        assert f"ExecStart={tmp_path}/bin/kedge-agent serve" in text
-        assert "Restart=always" in text
+        assert f'ExecStart="{tmp_path}/bin/kedge-agent" serve' in text
+        assert "Restart=on-failure" in text
+        assert "RuntimeDirectory" not in text
         unit = tmp_path / "kedge-agent.service"
         unit.write_text(text)
         if shutil.which("systemd-analyze") is None:
@@ -126,3 +127,11 @@ def test_the_units_for_systemd_are_ones_it_accepts(tmp_path: Path) -> None:
         command = ["systemd-analyze", *([] if system else ["--user"]), "verify", str(unit)]
         said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert "kedge-agent.service" not in said.stderr, said.stderr
+
+
+def test_the_default_system_unit_owns_its_socket_folder_and_odd_paths_are_escaped() -> None:
+    assert "RuntimeDirectory=kedge\n" in bootstrap.unit_text("/var/lib/kedge", system=True)
+    assert "RuntimeDirectory" not in bootstrap.unit_text("/var/lib/kedge", system=False)
+    assert 'ExecStart="/opt/my 100%% state/bin/kedge-agent" serve' in bootstrap.unit_text(
+        "/opt/my 100% state", system=True
+    )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from kedge.release.bundle import Release
 from kedge.transport.base import Deadline
 from kedge.transport.client import AgentClient
 from kedge.transport.local import LocalAgent
-from kedge_agent.wire import FRAME_BYTES
+from kedge_agent.wire import FRAME_BYTES, MESSAGE_HEADER, Message
 from tests.conftest import make_release
 from tests.support import models
 from tests.support.schemas import validate
@@ -100,6 +101,52 @@ def test_the_bench_report_is_as_documented_and_adds_up(local_agent: LocalAgent, 
     assert report["memory"]["model_bytes"] == release.manifest.file("model.onnx").size_bytes
     assert report["memory"]["now"]["rss_bytes"] > 1e6
     assert ticks[-1] == ("in the agent", 1.0)
+
+
+def test_a_model_of_a_fixed_batch_is_measured_and_reported_at_that_batch(
+    local_agent: LocalAgent, tmp_path: Path
+) -> None:
+    from kedge.build.release import BuildOptions, build_release
+    from kedge.targets import host_target
+
+    model = models.classifier(tmp_path / "m.onnx", batch=8)
+    golden = {"image": models.images(8)}
+    deploy(local_agent, build_release(model, host_target(), tmp_path / "r", BuildOptions("fixed"), golden).release)
+    report = run_bench(local_agent, "fixed", BenchRules(warmup_ms=0, duration_ms=1))
+    assert report["conditions"]["batch"] == 8
+
+
+def test_a_large_request_that_is_refused_before_it_is_read_is_told_why(local_agent: LocalAgent) -> None:
+    client = AgentClient(local_agent)
+    with pytest.raises(BadInputError, match="no model named 'ghost'"):
+        client.infer("ghost", {"x": np.zeros(4_000_000, "f4")})
+    client.close()
+
+
+def test_two_that_start_the_local_agent_at_once_share_one(tmp_path: Path) -> None:
+    agents = [LocalAgent(tmp_path / "device") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda agent: agent.start(soon()), agents))
+    assert sum(agent.pid is not None for agent in agents) == 1
+    for agent in sorted(agents, key=lambda agent: agent.pid is not None):
+        agent.close()
+
+
+def test_a_push_whose_host_falls_silent_gives_its_lock_back(tmp_path: Path, release: Release) -> None:
+    program = "import sys, kedge_agent.cli as cli; cli._SILENCE_S = 0.3; sys.exit(cli.main(sys.argv[1:]))"
+    receive = subprocess.Popen(
+        [sys.executable, "-c", program, "--state", str(tmp_path / "device"), "receive"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert receive.stdin is not None
+    receive.stdin.write(MESSAGE_HEADER.pack(Message.MANIFEST, len(release.manifest_bytes)) + release.manifest_bytes)
+    receive.stdin.flush()
+    assert receive.wait(20) == 3
+    for stream in (receive.stdin, receive.stdout, receive.stderr):
+        assert stream is not None
+        stream.close()
 
 
 def test_what_is_not_there_is_told(local_agent: LocalAgent) -> None:

@@ -217,6 +217,8 @@ def test_an_unreachable_device_is_told(cli: Cli, server: Sshd) -> None:
     said = cli.error(4, "device", "probe", "bench1")
     assert "cannot be reached" in said
     assert str(server.port) in said
+    # Nothing was sent, so the outcome of a change is not unknown: there was none.
+    cli("device", "provision", "bench1", code=4)
     with socket.create_server(("127.0.0.1", server.port)):
         pass  # the port was free: nothing of ours still served it
 
@@ -254,6 +256,28 @@ def test_a_removed_agent_is_told_from_a_stopped_one(cli: Cli, provisioned: tuple
     assert known.json("device", "provision", "bench1")["started"] in ("background", "systemd")
     introduce(cli, server, extra=("--state", "/nowhere/kedge"))
     assert "no agent is installed there" in cli.error(14, "status", "--on", "bench1")
+
+
+def test_a_damaged_agent_is_mended_by_force(provisioned: tuple[Cli, Sshd]) -> None:
+    cli, server = provisioned
+    state = cli.json("status", "--on", "bench1")["agent"]["state"]
+    server.run(f"{state}/bin/kedge-agent stop; rm {state}/agent/current/site/kedge_agent/daemon.py")
+    cli.error(14, "device", "provision", "bench1")
+    assert cli.json("device", "provision", "bench1", "--force")["sent_bytes"] > 1e6
+    cli("status", "--on", "bench1")
+
+
+def test_a_change_on_a_device_that_cannot_be_reached_has_a_known_outcome(
+    provisioned: tuple[Cli, Sshd], tmp_path: Path
+) -> None:
+    cli, server = provisioned
+    release = make_release(tmp_path, version=1).folder
+    server.stop()
+    try:
+        cli.error(4, "rollback", "digits", "--on", "bench1")
+        cli.error(4, "deploy", str(release), "--to", "bench1")
+    finally:
+        server.start()
 
 
 def test_an_agent_of_another_protocol_is_refused_with_both_versions(provisioned: tuple[Cli, Sshd]) -> None:

@@ -80,6 +80,21 @@ def test_with_json_an_error_is_one_document_too(capsys: pytest.CaptureFixture[st
     assert "nowhere" in document["error"]["message"]
 
 
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["device"]) == 2
+    assert "provision" in capsys.readouterr().out
+
+
+def test_a_path_that_cannot_be_written_is_the_user_s_to_mend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = models.classifier(tmp_path / "m.onnx")
+    (tmp_path / "file").touch()
+    arguments = ["build", str(model), "--target", "cpu-generic-x86_64", "-o", str(tmp_path / "file" / "release")]
+    assert main(arguments) == 3
+    assert "defect" not in capsys.readouterr().err
+
+
 def test_a_defect_of_ours_is_told_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

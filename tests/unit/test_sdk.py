@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,14 @@ def test_data_that_do_not_fit_the_model_are_refused(tmp_path: Path, array: np.nd
         load_tensors(tmp_path / "x.npy", spec.inputs)
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 not a zip", b"\x93NUMPY\1\0"])
+def test_a_damaged_numpy_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    spec = read_model(models.classifier(tmp_path / "m.onnx"))
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(BadInputError, match="cannot be read"):
+        load_tensors(tmp_path / "x.npz", spec.inputs)
+
+
 def test_a_model_of_two_inputs_wants_both_by_name(tmp_path: Path) -> None:
     spec = read_model(models.adder(tmp_path / "m.onnx"))
     np.savez(tmp_path / "x.npz", a=np.ones(3, "f4"), b=np.ones(3, "f4"))
@@ -132,9 +141,22 @@ def test_building_never_overwrites_a_folder_that_is_no_release(tmp_path: Path) -
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("ten years")
-    with pytest.raises(BadInputError, match="not a release"):
+    with pytest.raises(BadInputError, match="not a whole release"):
         build_release(models.classifier(tmp_path / "m.onnx"), host_target(), precious, BuildOptions("m"))
     assert (precious / "thesis.txt").read_text() == "ten years"
+
+
+def test_a_folder_that_only_looks_like_a_release_is_not_replaced(tmp_path: Path, release: Release) -> None:
+    model = models.classifier(tmp_path / "m.onnx")
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "manifest.json").write_text("{}")
+    (release.folder / "notes.txt").write_text("mine")
+    for folder in (web, release.folder):
+        with pytest.raises(BadInputError, match="not a whole release"):
+            build_release(model, host_target(), folder, BuildOptions("m"))
+    (release.folder / "notes.txt").unlink()
+    build_release(model, host_target(), release.folder, BuildOptions("m"))
 
 
 @pytest.mark.parametrize("name", ["Digits", "a b", "", "../x", "x" * 65])
@@ -267,6 +289,17 @@ def test_the_inventory_remembers_and_keeps_people_s_comments(tmp_path: Path) -> 
     assert path.read_text().startswith("# the lab's devices\n")
     Inventory(path).remove("bench1")
     assert Inventory(path).names() == []
+
+
+def test_changes_of_the_inventory_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "devices.toml"
+
+    def add(number: int) -> None:
+        Inventory(path).add(f"d{number}", SshAddress("h", 22, "u"), host_target())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(16)))
+    assert sorted(Inventory(path).names()) == sorted(f"d{number}" for number in range(16))
 
 
 @pytest.mark.parametrize("name", ["local", "a.b", "A", "", "a b"])

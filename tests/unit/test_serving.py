@@ -331,7 +331,61 @@ def test_bit_rot_in_the_live_release_falls_back_to_the_previous_one_and_says_so(
     again = restarted(layout)
     assert again.get("digits").manifest.digest == first
     assert "other bytes" in again.status()[0]["problem"]
+    third = make_release(tmp_path, version=3, seed=9)
+    deliver(layout, third)
+    assert again.activate(third.digest)["previous"] == first, "the way back must lead to what worked"
+    assert again.rollback("digits")["release"] == first
     again.close()
+
+
+def test_an_activation_waits_for_the_start_and_is_not_overwritten_by_it(
+    served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, layout = served
+    second = make_release(tmp_path, version=2, seed=5)
+    deliver(layout, second)
+    onnx = OnnxRuntime()
+    again = Repository(layout, {onnx.name: onnx}, threads=1)
+    loading, go_on = threading.Event(), threading.Event()
+    load = again._load
+
+    def slow(digest: str):
+        loading.set()
+        assert go_on.wait(10)
+        return load(digest)
+
+    monkeypatch.setattr(again, "_load", slow)
+    starter = threading.Thread(target=again.start)
+    starter.start()
+    assert loading.wait(10)
+    activation = threading.Thread(target=again.activate, args=(second.digest,))
+    activation.start()
+    go_on.set()
+    starter.join()
+    activation.join()
+    assert again.get("digits").manifest.digest == second.digest
+    again.close()
+
+
+def test_one_connection_too_many_is_told_to_come_back(served) -> None:
+    client, _, _ = served
+    crowd = []
+    try:
+        for _ in range(127):
+            crowd.append(socket.socket(socket.AF_UNIX))
+            crowd[-1].connect(str(client.path))
+        # The server counts a connection when it takes it up, which is a moment later.
+        while client.call("GET", "/v2/health/live")[0] != 200:
+            pass
+        with socket.socket(socket.AF_UNIX) as last:
+            last.settimeout(10)
+            last.connect(str(client.path))
+            answer = last.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(answer.split(b"\r\n\r\n")[1])["kind"] == "busy"
+    finally:
+        for connection in crowd:
+            connection.close()
 
 
 def test_when_nothing_can_be_served_the_agent_still_answers_and_says_why(served) -> None:

@@ -205,6 +205,20 @@ def test_a_device_without_room_says_so_before_a_byte_travels(
     assert caught.value.kind == "space"
 
 
+def test_a_resumed_push_needs_only_the_room_that_is_not_reserved_yet(
+    tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(tmp_path / "state")
+    frames = frames_of(release)
+    with pytest.raises(AgentError):
+        push(layout, [message(Message.MANIFEST, release.manifest_bytes), frames[0]])
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        receive_module.shutil, "disk_usage", lambda _: real._replace(free=receive_module._SPARE_BYTES + 1)
+    )
+    push(layout, [message(Message.MANIFEST, release.manifest_bytes), *frames[1:], message(Message.COMMIT)])
+
+
 def test_two_pushes_of_one_release_at_once_are_told_apart(tmp_path: Path, release: Release) -> None:
     layout = Layout(tmp_path / "state")
     layout.staging(release.digest).mkdir(parents=True)

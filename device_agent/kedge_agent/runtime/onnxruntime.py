@@ -215,7 +215,9 @@ class OnnxBinding:
             self._session.run_with_iobinding(self._io)
         except Exception as error:  # onnxruntime raises many unrelated classes
             kind = "bad_input" if "INVALID_ARGUMENT" in str(error) else "internal"
-            raise AgentError(f"inference failed: {_first_line(error)}", kind=kind, hint="see the agent's log") from error
+            raise AgentError(
+                f"inference failed: {_first_line(error)}", kind=kind, hint="see the agent's log"
+            ) from error
         if len(self._fixed) < len(self._order):
             self.outputs = {**self._fixed, **self._allocated()}
 

@@ -24,7 +24,7 @@ def model_specs(client: AgentClient, model: str) -> tuple[TensorSpec, ...]:
     Raises:
         BadInputError: there is no such model.
     """
-    body = client.get(f"/v2/models/{model}")
+    body = client.get(f"/v2/models/{model}", "infer")
     try:
         return tuple(TensorSpec(item["name"], item["datatype"], tuple(item["shape"])) for item in body["inputs"])
     except (KeyError, TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ from typing import Any
 from kedge_agent.formats.latency import summarize
 
 from .. import __version__
-from ..errors import BadInputError
+from ..errors import BadInputError, BusyError, IncompatibleError
 from ..transport.base import Transport
 from ..transport.client import AgentClient, InferResult
 
@@ -45,9 +45,14 @@ class BenchRules:
 
     def __post_init__(self) -> None:
         if not (
-            0 <= self.warmup_ms <= 600_000 and 0 <= self.duration_ms <= 600_000 and 1 <= self.min_runs <= 1_000_000
+            0 <= self.warmup_ms <= 600_000
+            and 0 <= self.duration_ms <= 600_000
+            and 1 <= self.min_runs <= 1_000_000
+            and 1 <= self.batch <= 4096
         ):
-            raise BadInputError("bench runs up to 600 s and a million times", hint="see: kedge bench --help")
+            raise BadInputError(
+                "bench runs up to 600 s, a million times, in batches up to 4096", hint="kedge bench --help"
+            )
 
 
 def run_bench(
@@ -87,6 +92,8 @@ def run_bench(
         memory = client.get(f"/kedge/v1/models/{model}/memory")
     finally:
         client.close()
+    if {in_agent["release"], memory["release"]} != {status["release"]}:
+        raise BusyError(f"{model} was replaced while it was measured", hint="run the bench again")
     return {
         "schema": SCHEMA,
         "kind": "kedge-bench",
@@ -98,7 +105,7 @@ def run_bench(
         "precision": status["precision"],
         "conditions": {
             "started": started,
-            "batch": rules.batch,
+            "batch": in_agent["batch"],
             "warmup_ms": rules.warmup_ms,
             "duration_ms": rules.duration_ms,
             "min_runs": rules.min_runs,
@@ -108,7 +115,7 @@ def run_bench(
                 "kedge": __version__,
                 "os": platform.system().lower(),
                 "arch": platform.machine(),
-                "cores": os.cpu_count(),
+                "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             },
             "agent": {key: info[key] for key in ("version", "os", "arch", "python", "runtimes", "cores", "threads")},
         },
@@ -136,6 +143,8 @@ def _end_to_end(client: AgentClient, model: str, rules: BenchRules, tick: Tick) 
     elapsed_ms = 0.0
     while len(totals) < _MAX_SAMPLES and (elapsed_ms < rules.duration_ms or len(totals) < rules.min_runs):
         result = once()
+        if not result.agent_ms.keys() >= set(AGENT_PARTS):
+            raise IncompatibleError("the agent does not say where a request's time went (Server-Timing)")
         totals.append(result.end_to_end_ms)
         for part in AGENT_PARTS:
             parts[part].append(result.agent_ms[part])

@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KedgeError as error:
         return _report(given, error.message, error.hint, error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        # A group without a command: its help is the answer.
+        click.echo(error.ctx.get_help())
+        return int(ExitCode.USAGE)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "kedge"
         return _report(given, error.format_message(), f"see: {path} --help", ExitCode.USAGE)
@@ -79,12 +83,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who read our output has gone; nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.INTERNAL)
+    except OSError as error:
+        if error.filename is None:
+            return _defect(given, error)
+        # A file or folder of the user's, wherever in the work it was met.
+        message = f"{error.filename}: {error.strerror}"
+        return _report(given, message, "check that the path exists, is yours, and has room", ExitCode.BAD_INPUT)
     except Exception as error:  # the last resort: a user never meets a traceback unasked
-        if os.environ.get("KEDGE_DEBUG"):
-            raise
-        hint = "this is a defect of kedge: run it again with KEDGE_DEBUG=1 and report what it prints"
-        return _report(given, f"{type(error).__name__}: {error}", hint, ExitCode.INTERNAL)
+        return _defect(given, error)
     return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _defect(given: Sequence[str], error: Exception) -> int:
+    if os.environ.get("KEDGE_DEBUG"):
+        raise error
+    hint = "this is a defect of kedge: run it again with KEDGE_DEBUG=1 and report what it prints"
+    return _report(given, f"{type(error).__name__}: {error}", hint, ExitCode.INTERNAL)
 
 
 def _report(given: Sequence[str], message: str, hint: str, code: ExitCode) -> int:

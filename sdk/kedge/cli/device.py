@@ -175,6 +175,7 @@ def _text(value: object) -> str:
 @click.option("--python", default=None, help="The interpreter there, 3.10 or newer.  [default: python3]")
 @click.option("--state", help="The agent's state folder there.  [default: the SSH user's own]")
 @click.option("--wheelhouse", type=path_type, help="A folder of wheels, for a host without network.")
+@click.option("--force", is_flag=True, help="Send and unpack everything again, to mend a damaged agent.")
 @inventory_option
 @output_options
 def provision_command(
@@ -182,6 +183,7 @@ def provision_command(
     python: str | None,
     state: str | None,
     wheelhouse: Path | None,
+    force: bool,
     inventory_path: Path | None,
     out: Output,
 ) -> None:
@@ -202,6 +204,7 @@ def provision_command(
                 python=interpreter,
                 state=state or entry.address.state,
                 wheelhouse=wheelhouse,
+                force=force,
                 step=progress.step,
                 sent=progress.bytes,
             )

@@ -51,7 +51,7 @@ def run_demo(folder: Path, stack: ExitStack, tick: Tick, keep: Path | None = Non
         folder: where everything is made.
         stack: closes the agents.
         tick: told of each step's name and its done share.
-        keep: where to leave models, data and releases, or None.
+        keep: where to leave models and data, or None.
 
     Raises:
         KedgeError: the first thing that went wrong.

@@ -1,8 +1,8 @@
 """Make the `kedge-agent` wheel from the agent that is installed beside this SDK.
 
-A wheel is a zip with three metadata files (PyPA, "Binary distribution format"). Made here, it needs
-no build back end on the host, and the same bytes come out every time, so an unchanged agent is
-never sent twice.
+A wheel is a zip with a few metadata files (PyPA, "Binary distribution format"). Made here, it needs
+no build back end on the host. It is not compressed, because zlib's bytes differ between hosts: the
+same agent gives the same bytes everywhere, and an unchanged one is never sent twice.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ def agent_wheel() -> tuple[str, bytes]:
     record = "".join(f"{name},sha256={_hash(data)},{len(data)}\n" for name, data in files.items())
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, data in files.items():
             entry = zipfile.ZipInfo(name, _EPOCH)
             entry.external_attr = 0o644 << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, data)
     return f"kedge_agent-{__version__}-py3-none-any.whl", out.getvalue()
 

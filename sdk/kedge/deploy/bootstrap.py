@@ -39,8 +39,9 @@ After=local-fs.target
 
 [Service]
 Type=notify
-ExecStart={state}/bin/kedge-agent serve
-Restart=always
+ExecStart="{binary}" serve
+# Not always: `kedge-agent stop` ends it with success, and means it.
+Restart=on-failure
 RestartSec=1
 {runtime}
 [Install]
@@ -124,10 +125,10 @@ def _write(path: Path, text: str, mode: int) -> None:
     partial.replace(path)
 
 
-def _lay_down(state: Path, digest: str, wheels: list[dict[str, str]]) -> bool:
+def _lay_down(state: Path, digest: str, wheels: list[dict[str, str]], *, force: bool = False) -> bool:
     """Unpack, unless it is there already; True when something was unpacked."""
     final = state / "agent" / digest
-    if final.is_dir():
+    if final.is_dir() and not force:
         return False
     partial = final.with_name(f".{digest}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -137,6 +138,11 @@ def _lay_down(state: Path, digest: str, wheels: list[dict[str, str]]) -> bool:
         _unpack(state / "provision" / f"{wheel['sha256']}.whl", wheel["sha256"], site)
     _write(partial / "run.py", RUN.format(site=str(final / "site")), 0o644)
     os.sync()
+    if final.is_dir():
+        # Forced: what lies there is damaged. Its files may be in use, so it is moved before it is removed.
+        damaged = final.with_name(f".{digest}.damaged")
+        shutil.rmtree(damaged, ignore_errors=True)
+        final.rename(damaged)
     partial.rename(final)
     return True
 
@@ -168,9 +174,15 @@ def _run(*command: str) -> str | None:
 
 def unit_text(state: str, *, system: bool) -> str:
     """The systemd unit of an agent on this state folder."""
-    # %t/kedge is /run/kedge, where the agent of the default system state folder puts its sockets.
-    runtime = "RuntimeDirectory=kedge\n" if system else ""
-    return UNIT.format(state=state, runtime=runtime, target="multi-user.target" if system else "default.target")
+    # Only the agent of the default system folder has its sockets in /run/kedge; another one's stop would remove it.
+    runtime = "RuntimeDirectory=kedge\n" if system and state == "/var/lib/kedge" else ""
+    escaped = state.replace("\\", "\\\\").replace("%", "%%").replace('"', '\\"')
+    return UNIT.format(
+        state=state.replace("%", "%%"),
+        binary=f"{escaped}/bin/kedge-agent",
+        runtime=runtime,
+        target="multi-user.target" if system else "default.target",
+    )
 
 
 def _start_by_systemd(state: Path) -> str | None:
@@ -221,11 +233,11 @@ def install(request: dict[str, object]) -> dict[str, object]:
     wheels: list[dict[str, str]] = request["wheels"]  # type: ignore[assignment]
     (state / "agent").mkdir(parents=True, exist_ok=True)
     (state / "bin").mkdir(exist_ok=True)
-    unpacked = _lay_down(state, digest, wheels)
+    unpacked = _lay_down(state, digest, wheels, force=bool(request.get("force")))
     before = _point(state / "agent" / "current", digest)
     launcher = LAUNCHER.format(python=_quote(sys.executable), state=_quote(str(state)))
     _write(state / "bin" / "kedge-agent", launcher, 0o755)
-    how, reason = _start(state, changed=before != digest)
+    how, reason = _start(state, changed=unpacked or before != digest)
     for old in (state / "agent").iterdir():
         if old.name not in (digest, before, "current"):
             shutil.rmtree(old, ignore_errors=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 from kedge_agent.wire import WireError, parse_json
 
-from ..errors import AgentMissingError, IncompatibleError, NoSpaceError
+from ..errors import AgentMissingError, IncompatibleError, IntegrityError, NoSpaceError
 from ..targets import Target
 from ..transport.base import Deadline
 from ..transport.client import AgentClient
@@ -146,6 +146,7 @@ def provision(
     python: str = "python3",
     state: str | None = None,
     wheelhouse: Path | None = None,
+    force: bool = False,
     step: Step = lambda name: None,
     sent: Sent = lambda done, total: None,
 ) -> Provisioned:
@@ -155,6 +156,7 @@ def provision(
         python: the interpreter on the device.
         state: the state folder there; None takes the default of the SSH user.
         wheelhouse: a folder of wheels for a host without network.
+        force: send and unpack everything again, though the device seems to have it.
         step: told of each step as it begins: probe, resolve, push, install, health.
         sent: told of bytes sent and to send.
 
@@ -170,7 +172,7 @@ def provision(
     wheels = resolve(device, offline=wheelhouse, needs_onnxruntime="onnxruntime" in target.runtimes)
     digest = hashlib.sha256("\n".join(sorted(wheel.sha256 for wheel in wheels)).encode()).hexdigest()
     sent_bytes = 0
-    if digest not in found.installed:
+    if force or digest not in found.installed:
         step("push")
         sent_bytes = _push(transport, found, wheels, sent)
     step("install")
@@ -178,6 +180,7 @@ def provision(
         "do": "install",
         "state": found.state,
         "digest": digest,
+        "force": force,
         "wheels": [{"sha256": wheel.sha256, "name": wheel.name} for wheel in wheels],
     }
     done = _ask(transport, found.executable, request, Deadline.after(_INSTALL_S, "installing the agent"))
@@ -239,6 +242,8 @@ def _ask(transport: SshTransport, python: str, request: dict[str, Any], deadline
         pass
     said = [line for line in done.errors.strip().splitlines() if line.strip()]
     reason = said[-1][:500] if said else f"status {done.status}"
+    if any("has other bytes" in line for line in said):
+        raise IntegrityError(f"{transport.name}: {reason}", hint="run it again; if this returns, suspect the link")
     if any("No space left" in line for line in said):
         raise NoSpaceError(f"{transport.name}: {reason}", hint="free disk space on the device")
     if any("SyntaxError" in line for line in said):

@@ -74,12 +74,13 @@ def resolve(device: DevicePython, *, offline: Path | None = None, needs_onnxrunt
     folder.mkdir(parents=True, exist_ok=True)
     name, data = agent_wheel()
     agent = folder / f"{hashlib.sha256(data).hexdigest()[:16]}-{name}"
-    if not agent.is_file():
+    if not agent.is_file() or agent.read_bytes() != data:
         _write(agent, data)
     wanted = hashlib.sha256("\n".join([device.key, *requirements]).encode()).hexdigest()[:16]
     libraries = folder / f"{device.key}-{wanted}"
     if offline is not None:
-        wheels = _downloaded(device, requirements, ["--no-index", "--find-links", str(offline)], folder)
+        fresh = _downloaded(device, requirements, ["--no-index", "--find-links", str(offline)], folder)
+        wheels = _keep(fresh, folder / f"{device.key}-offline")
     elif (kept := _read_lock(libraries)) is not None:
         wheels = kept
     else:
@@ -101,6 +102,7 @@ def _downloaded(device: DevicePython, requirements: Sequence[str], source: Seque
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_S, check=False)
     except subprocess.TimeoutExpired as error:
+        shutil.rmtree(target, ignore_errors=True)
         raise UnreachableError(f"pip found no wheels within {_PIP_S} s", hint="check the network") from error
     if done.returncode != 0:
         shutil.rmtree(target, ignore_errors=True)

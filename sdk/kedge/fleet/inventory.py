@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import tempfile
@@ -75,11 +76,15 @@ class Inventory:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path if path is not None else config_dir() / "devices.toml"
+        # A link stays a link: what it points to is what changes.
+        self.path = (path if path is not None else config_dir() / "devices.toml").resolve()
+        self._document = self._read()
+
+    def _read(self) -> tomlkit.TOMLDocument:
         try:
-            self._document = tomlkit.parse(self.path.read_text(encoding="utf-8"))
+            return tomlkit.parse(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            self._document = tomlkit.document()
+            return tomlkit.document()
         except (OSError, UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
             raise BadInputError(f"{self.path} cannot be read: {error}", hint="mend it, or move it away") from error
 
@@ -119,8 +124,6 @@ class Inventory:
         """
         if not _NAME.fullmatch(name) or name == LOCAL:
             raise BadInputError(f"{name!r} cannot name a device", hint="lower-case letters, digits, - and _; not local")
-        if name in self._document:
-            raise BadInputError(f"there is a device named {name!r} already", hint=f"kedge device remove {name}")
         entry = tomlkit.table()
         entry.add("host", address.host)
         entry.add("port", address.port)
@@ -130,27 +133,38 @@ class Inventory:
             entry.add("identity", str(address.identity))
         if address.state is not None:
             entry.add("state", address.state)
-        self._document.add(name, entry)
-        self._save()
+        with self._changing():
+            if name in self._document:
+                raise BadInputError(f"there is a device named {name!r} already", hint=f"kedge device remove {name}")
+            self._document.add(name, entry)
         return self.get(name)
 
     def update(self, name: str, **values: str) -> Device:
         """Change keys of a device's entry (`host_key`, `state`, `python`)."""
-        self.get(name)
-        entry: Any = self._document[name]
-        for key, value in values.items():
-            entry[key] = value
-        self._save()
+        with self._changing():
+            self.get(name)
+            entry: Any = self._document[name]
+            for key, value in values.items():
+                entry[key] = value
         return self.get(name)
 
     def remove(self, name: str) -> None:
         """Forget a device; nothing changes on it."""
-        self.get(name)
-        self._document.remove(name)
-        self._save()
+        with self._changing():
+            self.get(name)
+            self._document.remove(name)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change at a time, on the file as it is now: two commands at once lose nothing."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._document = self._read()
+            yield
+            self._save()
 
     def _save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, partial = tempfile.mkstemp(prefix=".devices.", dir=self.path.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as out:
             out.write(tomlkit.dumps(self._document))

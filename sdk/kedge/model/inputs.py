@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,28 @@ def load_tensors(path: Path, inputs: tuple[TensorSpec, ...]) -> dict[str, NDArra
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise BadInputError(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            if len(inputs) != 1:
-                raise BadInputError(
-                    f"{path} holds one array, the model has {len(inputs)} inputs",
-                    hint=f"save an .npz with {', '.join(spec.name for spec in inputs)}",
-                )
-            tensors = {inputs[0].name: loaded}
-        else:
-            with loaded:
+        # Opened here, because numpy leaves a file open that turns out to be no archive.
+        with path.open("rb") as handle:
+            loaded = np.load(handle, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                tensors = {_only(path, inputs).name: loaded}
+            else:
                 tensors = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BadInputError(f"{path} cannot be read as numpy data: {error}", hint="save it with numpy.save") from error
     missing = [spec.name for spec in inputs if spec.name not in tensors]
     if missing:
         raise BadInputError(f"{path} lacks the inputs {', '.join(missing)}", hint=f"it holds {', '.join(tensors)}")
     return {spec.name: _fitting(path, spec, tensors[spec.name]) for spec in inputs}
+
+
+def _only(path: Path, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
+    if len(inputs) != 1:
+        raise BadInputError(
+            f"{path} holds one array, the model has {len(inputs)} inputs",
+            hint=f"save an .npz with {', '.join(spec.name for spec in inputs)}",
+        )
+    return inputs[0]
 
 
 def _fitting(path: Path, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:

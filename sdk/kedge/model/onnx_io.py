@@ -87,4 +87,7 @@ def _spec(value: Any) -> TensorSpec:
             f"tensor {value.name!r} has a type that is not served", hint="numeric and boolean tensors are served"
         ) from error
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else DYNAMIC for dim in kind.shape.dim)
-    return TensorSpec(value.name, datatype, shape, tuple(dim.dim_param for dim in kind.shape.dim))
+    try:
+        return TensorSpec(value.name, datatype, shape, tuple(dim.dim_param for dim in kind.shape.dim))
+    except ValueError as error:
+        raise IncompatibleError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -20,6 +21,7 @@ from .base import Channel, Deadline, Door, Transport
 __all__ = ["AgentClient", "InferResult"]
 
 _MAX_TENSOR_RESPONSE_BYTES = 1 << 31
+_STALE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class _Connection(http.client.HTTPConnection):
         self._transport = transport
         self._door: Door = door
         self.timeout_s = timeout_s
+        self.used = time.monotonic()
 
     def connect(self) -> None:
         deadline = Deadline.after(self.timeout_s, f"reaching the agent on {self._transport.name}")
@@ -50,6 +53,10 @@ class _Connection(http.client.HTTPConnection):
         if self.sock is not None:
             channel: Channel = self.sock
             channel.settimeout(timeout_s)
+
+
+class _LostError(UnreachableError):
+    """The connection broke after a request had begun to travel: it may have been acted upon."""
 
 
 class AgentClient:
@@ -65,13 +72,13 @@ class AgentClient:
         self._timeout_s = timeout_s
         self._connections: dict[Door, _Connection] = {}
 
-    def get(self, path: str) -> Any:
-        """A JSON document from the control door.
+    def get(self, path: str, door: Door = "control") -> Any:
+        """A JSON document from a door.
 
         Raises:
             KedgeError: what the agent reports, or that it cannot be reached.
         """
-        _, body = self._request("control", "GET", path, [], {}, self._timeout_s, MAX_JSON_BYTES)
+        _, body = self._request(door, "GET", path, [], {}, self._timeout_s, MAX_JSON_BYTES)
         return self._json(body)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
@@ -84,7 +91,7 @@ class AgentClient:
         data = b"" if body is None else json.dumps(body).encode()
         try:
             _, answer = self._request("control", "POST", path, [data], {}, timeout_s or self._timeout_s, MAX_JSON_BYTES)
-        except UnreachableError as error:
+        except _LostError as error:
             raise OutcomeUnknownError(
                 f"{self._transport.name}: no answer to a request that changes the device: {error.message}",
                 hint=f"see what it did: kedge status --on {self._transport.name}",
@@ -150,19 +157,26 @@ class AgentClient:
         connection = self._connections.get(door)
         if connection is None:
             connection = self._connections[door] = _Connection(self._transport, door, timeout_s)
+        if time.monotonic() - connection.used > _STALE_S:
+            # The agent hangs up on idle connections; a request must not meet that moment.
+            connection.close()
         if connection.sock is None:
             # Outside the translation below: a connection that was never made changed nothing.
             connection.limit(timeout_s)
             connection.connect()
+            connection.used = time.monotonic()
         connection.limit(timeout_s)
         try:
             size = sum(len(part) for part in body)
-            connection.request(method, path, body=body, headers={"Content-Length": str(size), **headers})
+            # The agent may refuse a request before it has read it all: its answer is there to be read.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body=body, headers={"Content-Length": str(size), **headers})
             response = connection.getresponse()
             data = _read_body(response, limit_bytes)
+            connection.used = time.monotonic()
         except (http.client.HTTPException, OSError) as error:
             connection.close()
-            raise UnreachableError(
+            raise _LostError(
                 f"{self._transport.name}: the agent stopped answering: {str(error) or type(error).__name__}",
                 hint=f"see whether it still runs: kedge status --on {self._transport.name}",
             ) from error

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, BinaryIO, Literal
@@ -23,6 +24,7 @@ __all__ = ["LocalAgent", "ProcessChannel"]
 
 _STOP_S = 10.0
 _ERROR_TAIL_BYTES = 4096
+_ERROR = "kedge-agent: error: "
 
 
 class ProcessChannel:
@@ -125,11 +127,19 @@ class LocalAgent:
             process, self._process = self._process, None
             with process:
                 process.kill()
-            lines = _tail(errors).strip().splitlines()
-            raise AgentMissingError(
-                f"the local agent did not start: {lines[-1] if lines else 'no reason given'}",
-                hint=f"see {self.state / 'agent.log'}",
-            )
+            said = _tail(errors)
+        if "already serves" in said:
+            # Somebody else started one between our look and our start: theirs serves us too.
+            while deadline.remaining():
+                with contextlib.suppress(AgentMissingError):
+                    self.open_door("control", deadline).close()
+                    return
+                time.sleep(0.1)
+        lines = said.strip().splitlines()
+        reason = next((line for line in lines if line.startswith(_ERROR)), lines[-1] if lines else "no reason given")
+        raise AgentMissingError(
+            f"the local agent did not start: {reason.removeprefix(_ERROR)}", hint=f"see {self.state / 'agent.log'}"
+        )
 
     @property
     def pid(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from ..errors import (
     AgentMissingError,
     AuthenticationRefusedError,
+    BadInputError,
     HostKeyChangedError,
     KedgeError,
     UnknownHostKeyError,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Completed", "SshAddress", "SshTransport"]
 
 _KEEPALIVE_S = 15
+_DEAD_LINK_MS = 60_000
+_ERROR_TAIL_BYTES = 4096
 _MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 
 
@@ -79,7 +83,9 @@ class _SshChannel:
     def end(self, timeout_s: float) -> tuple[int | None, str]:
         self._channel.status_event.wait(timeout_s)
         known = self._channel.exit_status_ready()
-        said = self._channel.recv_stderr(4096) if self._channel.recv_stderr_ready() else b""
+        said = b""
+        while self._channel.recv_stderr_ready() and (more := self._channel.recv_stderr(64 * 1024)):
+            said = (said + more)[-_ERROR_TAIL_BYTES:]
         return (self._channel.recv_exit_status() if known else None), said.decode(errors="replace")
 
     def close(self) -> None:
@@ -123,6 +129,9 @@ class SshTransport:
                 sock = socket.create_connection((address.host, address.port), timeout=deadline.remaining())
                 # A request is a few small packets; Nagle's algorithm would hold the second back for 40 ms.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if hasattr(socket, "TCP_USER_TIMEOUT"):
+                    # A dead link is found by the kernel: paramiko's keepalive never waits for an answer.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_LINK_MS)
                 client.connect(
                     address.host,
                     address.port,
@@ -221,7 +230,14 @@ class SshTransport:
                 raise UnreachableError(f"{self.name}: the connection is gone", hint="run the command again")
             channel = transport.open_session(timeout=deadline.remaining())
             channel.settimeout(deadline.remaining())
-            channel.exec_command(command)
+            # paramiko waits for the answer without limit; closing the channel is what ends its wait.
+            watchdog = threading.Timer(deadline.remaining(), channel.close)
+            watchdog.daemon = True
+            watchdog.start()
+            try:
+                channel.exec_command(command)
+            finally:
+                watchdog.cancel()
             return channel
 
 
@@ -254,12 +270,17 @@ def _changed(name: str, pinned: HostKey, shown: HostKey) -> HostKeyChangedError:
 @contextmanager
 def _translated(name: str, address: SshAddress) -> Iterator[None]:
     import paramiko
+    from paramiko.pkey import UnknownKeyType
 
     where = f"{name} ({address.user}@{address.host}:{address.port})"
     try:
         yield
     except KedgeError:
         raise
+    except UnknownKeyType as error:
+        raise BadInputError(
+            f"{name}: paramiko does not know the pinned key's algorithm", hint=f"kedge device trust {name} --replace"
+        ) from error
     except paramiko.BadHostKeyException as error:
         shown = HostKey(error.key.get_name(), error.key.get_base64())
         pinned = HostKey(error.expected_key.get_name(), error.expected_key.get_base64())
