@@ -148,43 +148,35 @@ def test_a_workspace_is_gone_after_success_failure_and_interrupt(
     assert tempfile.gettempdir() == str(tmp_path)
 
 
-def test_an_interrupt_during_the_cleaning_waits_until_it_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupted_cleaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, before: bool) -> list[str]:
+    """Ctrl-C while the workspace is cleaned up, and with `before` once more before that; what was done."""
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    order: list[str] = []
+    done: list[str] = []
 
     def clean() -> None:
         signal.raise_signal(signal.SIGINT)
-        order.append("cleaned")
+        done.append("cleaned")
 
     def work(folder: Path, stack: ExitStack) -> None:
         stack.callback(clean)
+        if before:
+            signal.raise_signal(signal.SIGINT)
+        done.append("worked")
 
     with pytest.raises(KeyboardInterrupt):
         in_workspace(work)
-    assert order == ["cleaned"]
+    return done
+
+
+def test_an_interrupt_during_the_cleaning_waits_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert interrupted_cleaning(tmp_path, monkeypatch, before=False) == ["worked", "cleaned"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_interrupt_does_not_stop_the_cleaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tempfile
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    order: list[str] = []
-
-    def clean() -> None:
-        signal.raise_signal(signal.SIGINT)
-        order.append("cleaned")
-
-    def work(folder: Path, stack: ExitStack) -> None:
-        stack.callback(clean)
-        signal.raise_signal(signal.SIGINT)
-        order.append("not reached")
-
-    with pytest.raises(KeyboardInterrupt):
-        in_workspace(work)
-    assert order == ["cleaned"]
+    assert interrupted_cleaning(tmp_path, monkeypatch, before=True) == ["cleaned"]
     assert list(tmp_path.iterdir()) == []

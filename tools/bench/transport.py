@@ -100,9 +100,7 @@ def measure(transport: Transport, small: Release, heavy: list[Release]) -> dict[
     return {
         "end_to_end": report["end_to_end"],
         "in_agent": report["in_agent"],
-        "push_mb_per_s": sorted(push.sent_bytes / push.push_s / 1e6 for push in pushes if push.sent_bytes)[
-            len(pushes) // 2
-        ],
+        "push_mb_per_s": rates[len(rates) // 2],
         "push_runs": len(pushes),
     }
 
