@@ -63,6 +63,7 @@ def train_and_export(digits: Digits, path: Path, tick: Callable[[str, float], No
     Raises:
         IncompatibleError: torch is not installed.
     """
+    tick("loading PyTorch", 0.0)
     try:
         import torch
     except ImportError as error:
