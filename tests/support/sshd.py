@@ -73,6 +73,8 @@ class Sshd:
             UseDNS no
             MaxStartups 100
             MaxSessions 100
+            # Where the tests run as a person's own user, that person's agent is not theirs to touch.
+            SetEnv XDG_STATE_HOME={self.home}/.local/state
             Subsystem sftp internal-sftp
             """
         )

@@ -32,7 +32,7 @@ MODEL = "digits"
 _CALIBRATION_SAMPLES = 256
 _START_S = 60.0
 _ROUNDS = 3
-_ROUND_MS = 700
+_ROUND_MS = 500
 
 Tick = Callable[[str, float], None]
 
