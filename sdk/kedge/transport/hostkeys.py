@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
+import logging
 import socket
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import BadInputError, UnreachableError
 from .base import Deadline
 
-__all__ = ["HostKey", "disabled_algorithms", "fetch_host_key"]
+__all__ = ["HostKey", "disabled_algorithms", "fetch_host_key", "quiet_paramiko"]
 
 _MAX_KEY_BYTES = 16 * 1024
 
@@ -80,10 +81,12 @@ def fetch_host_key(host: str, port: int, deadline: Deadline) -> HostKey:
     """
     import paramiko
 
-    transport: Any = None
+    quiet_paramiko()
     try:
-        with socket.create_connection((host, port), timeout=deadline.remaining()) as sock:
-            transport = paramiko.Transport(sock, disabled_algorithms=disabled_algorithms())
+        with (
+            socket.create_connection((host, port), timeout=deadline.remaining()) as sock,
+            contextlib.closing(paramiko.Transport(sock, disabled_algorithms=disabled_algorithms())) as transport,
+        ):
             transport.start_client(timeout=deadline.remaining())
             key = transport.get_remote_server_key()
             return HostKey(key.get_name(), key.get_base64())
@@ -92,6 +95,10 @@ def fetch_host_key(host: str, port: int, deadline: Deadline) -> HostKey:
             f"{host}:{port} does not answer as an SSH server: {str(error) or type(error).__name__}",
             hint="check the address, the port and that sshd runs there",
         ) from error
-    finally:
-        if transport is not None:
-            transport.close()
+
+
+def quiet_paramiko() -> None:
+    """Keep paramiko's log off the terminal: what matters of it comes back as an exception."""
+    logger = logging.getLogger("paramiko")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())

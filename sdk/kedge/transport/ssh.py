@@ -22,7 +22,7 @@ from ..errors import (
     UnreachableError,
 )
 from .base import Channel, Deadline, Door, greet
-from .hostkeys import HostKey, disabled_algorithms
+from .hostkeys import HostKey, disabled_algorithms, quiet_paramiko
 
 if TYPE_CHECKING:
     import paramiko
@@ -117,6 +117,7 @@ class SshTransport:
             return
         import paramiko
 
+        quiet_paramiko()
         address = self.address
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(_refuse_unpinned(self.name, address))
