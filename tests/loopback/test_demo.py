@@ -95,7 +95,8 @@ def test_ctrl_c_leaves_no_process_and_no_folder(tmp_path: Path, moment: str) -> 
     os.killpg(demo.pid, signal.SIGINT)
     out, err = demo.communicate(timeout=60)
     if moment != "at once":  # before main() runs, Python's own handler reports
-        assert demo.returncode == 130, (out, err)
+        # Interrupted inside exec(), Python dies of SIGINT itself in the end, which a shell shows as 130 too.
+        assert demo.returncode in (130, -signal.SIGINT), (out, err)
         assert err.strip() == "kedge: error: interrupted"
     assert demo.returncode != 0
     assert nothing_left(temporary), (processes_under(temporary), list(temporary.rglob("*")))

@@ -87,6 +87,7 @@ def run_bench(
                 "duration_ms": rules.duration_ms,
                 "min_runs": rules.min_runs,
             },
+            changes=False,
         )
         tick("in the agent", 1.0)
         memory = client.get(f"/kedge/v1/models/{model}/memory")

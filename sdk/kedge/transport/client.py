@@ -81,17 +81,29 @@ class AgentClient:
         _, body = self._request(door, "GET", path, [], {}, self._timeout_s, MAX_JSON_BYTES)
         return self._json(body)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
-        """Change something through the control door.
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        changes: bool = True,
+    ) -> Any:
+        """Have the agent do something, through the control door.
+
+        Args:
+            changes: whether it changes the device, so that a lost answer leaves the outcome open.
 
         Raises:
-            OutcomeUnknownError: the connection broke after the request was sent.
+            OutcomeUnknownError: the connection broke after the request was sent, and it changes something.
             KedgeError: what the agent reports, or that it cannot be reached.
         """
         data = b"" if body is None else json.dumps(body).encode()
         try:
             _, answer = self._request("control", "POST", path, [data], {}, timeout_s or self._timeout_s, MAX_JSON_BYTES)
         except _LostError as error:
+            if not changes:
+                raise
             raise OutcomeUnknownError(
                 f"{self._transport.name}: no answer to a request that changes the device: {error.message}",
                 hint=f"see what it did: kedge status --on {self._transport.name}",
