@@ -15,12 +15,12 @@ demo: $(VENV)/.demo ## the whole way on a bundled example: train, quantise, depl
 	@$(BIN)/kedge demo
 
 test: $(VENV)/.dev ## the test suite; what this machine cannot run is skipped with the reason
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-all: $(VENV)/.dev ## what CI runs: KEDGE_REQUIRE turns skips for what it names into failures
-	@$(BIN)/python -m pytest -q --durations=10
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10
 
-check: $(VENV)/.dev lint ## formatting, lint, types, import rules, schemas
+check: $(VENV)/.dev lint ## formatting, lint, types, import rules
 	@$(BIN)/mypy sdk device_agent targets
 	@$(BIN)/lint-imports --no-logo
 

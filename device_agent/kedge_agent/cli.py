@@ -123,7 +123,9 @@ class _ImpatientInput(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         readable, _, _ = select.select([0], [], [], _SILENCE_S)
-        return os.readv(0, [buffer]) if readable else 0
+        if not readable:
+            raise EOFError
+        return os.readv(0, [buffer])
 
 
 def _status(state: Path) -> None:

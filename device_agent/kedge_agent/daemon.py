@@ -78,13 +78,14 @@ def serve(options: Options) -> None:
 
 def _run(layout: Layout, options: Options, stop: threading.Event) -> None:
     with contextlib.ExitStack() as stack:
-        if options.ephemeral:
-            if not options.state.is_dir():
-                # Whoever started us has cleaned up and gone: nothing may be made again.
-                raise AgentError(f"{options.state} is gone", kind="not_found")
-            stack.callback(shutil.rmtree, options.state, ignore_errors=True)
+        if options.ephemeral and not options.state.is_dir():
+            # Whoever started us has cleaned up and gone: nothing may be made again.
+            raise AgentError(f"{options.state} is gone", kind="not_found")
         make_directory(layout.root, mode=0o700)
         stack.enter_context(_hold(layout))
+        if options.ephemeral:
+            # Only whoever holds the folder may remove it: a second agent on it is refused above.
+            stack.callback(shutil.rmtree, options.state, ignore_errors=True)
         _log_to(layout.log)
         _serve(layout, options, stop)
 

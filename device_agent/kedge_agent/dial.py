@@ -71,11 +71,6 @@ def _upstream(connection: socket.socket) -> None:
         while size := os.readv(0, [buffer]):
             connection.sendall(buffer[:size])
         connection.shutdown(socket.SHUT_WR)
-    # The daemon may refuse a body before it has read it: its answer must still reach the host, who
-    # reads it only when it could send everything. What is left goes nowhere.
-    with contextlib.suppress(OSError):
-        while os.readv(0, [buffer]):
-            pass
 
 
 def _write_all(handle: int, data: memoryview) -> None:

@@ -68,6 +68,7 @@ def test_the_agent_installs_serves_and_stops(version: str, tmp_path: Path, relea
         "do": "install",
         "state": str(state),
         "digest": "d" * 64,
+        "service": False,
         "wheels": [{"sha256": wheel.sha256, "name": wheel.name} for wheel in wheels],
     }
     launcher = str(state / "bin" / "kedge-agent")

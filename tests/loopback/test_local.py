@@ -116,6 +116,46 @@ def test_a_model_of_a_fixed_batch_is_measured_and_reported_at_that_batch(
     assert report["conditions"]["batch"] == 8
 
 
+def test_a_model_whose_first_dimension_is_no_batch_is_not_split(local_agent: LocalAgent, tmp_path: Path) -> None:
+    from kedge.build.release import BuildOptions, build_release
+    from kedge.targets import host_target
+
+    model = models.nonzero(tmp_path / "m.onnx")
+    golden = {"x": np.array([0, 1, 0, 2], "f4")}
+    deploy(local_agent, build_release(model, host_target(), tmp_path / "r", BuildOptions("nz"), golden).release)
+    client = AgentClient(local_agent)
+    values = (np.arange(100) % 3).astype("f4")
+    outputs, timings = infer_batches(client, "nz", {"x": values})
+    assert len(timings) == 1
+    np.testing.assert_array_equal(outputs["indices"], [np.nonzero(values)[0]])
+    with pytest.raises(BadInputError, match="cannot be split"):
+        infer_batches(client, "nz", {"x": values}, batch=10)
+    with pytest.raises(BadInputError, match="not a model's name"):
+        infer_batches(client, "my model", {"x": values})
+    client.close()
+
+
+def test_a_second_ephemeral_agent_that_is_refused_leaves_the_first_one_s_store(
+    local_agent: LocalAgent, release: Release
+) -> None:
+    deploy(local_agent, release)
+    command = [sys.executable, "-m", "kedge_agent", "--state", str(local_agent.state), "serve", "--ephemeral"]
+    assert subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 13
+    assert (local_agent.state / "releases" / release.digest / "manifest.json").is_file()
+
+
+def test_code_in_the_working_folder_is_not_run(
+    tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    agent = LocalAgent(Path("device"))
+    agent.start(soon())
+    deploy(agent, release)
+    agent.close()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_large_request_that_is_refused_before_it_is_read_is_told_why(local_agent: LocalAgent) -> None:
     client = AgentClient(local_agent)
     with pytest.raises(BadInputError, match="no model named 'ghost'"):

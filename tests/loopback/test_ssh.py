@@ -82,7 +82,7 @@ def provisioned(shared_server: Sshd, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("ssh")
     cli = make_cli(folder, pytest.MonkeyPatch())
     introduce(cli, shared_server)
-    cli("device", "provision", "bench1")
+    cli("device", "provision", "bench1", "--no-service")
     yield cli, shared_server
     cli("device", "remove", "bench1")
 
@@ -96,18 +96,18 @@ def introduce(cli: Cli, server: Sshd, *, trust: bool = True, name: str = "bench1
 @pytest.mark.slow
 def test_from_an_unknown_device_to_a_rollback(cli: Cli, server: Sshd, tmp_path: Path) -> None:
     introduce(cli, server, trust=False)
-    refused = cli.error(9, "device", "provision", "bench1")
+    refused = cli.error(9, "device", "provision", "bench1", "--no-service")
     assert server.fingerprint() in refused
     assert f"kedge device trust bench1 --fingerprint {server.fingerprint()}" in refused
     assert cli("device", "trust", "bench1", code=9).stdout == ""
     cli("device", "trust", "bench1", "--fingerprint", server.fingerprint())
     assert "no agent is known there" in cli.error(14, "status", "--on", "bench1")
 
-    made = cli.json("device", "provision", "bench1")
+    made = cli.json("device", "provision", "bench1", "--no-service")
     assert made["info"]["runtimes"]["onnxruntime"]
     assert made["sent_bytes"] > 1e6
     assert made["state"] == str(server.home / ".local/state/kedge")
-    again = cli.json("device", "provision", "bench1")
+    again = cli.json("device", "provision", "bench1", "--no-service")
     assert (again["sent_bytes"], again["started"]) == (0, "already running")
     probed = cli.json("device", "probe", "bench1")
     assert probed["agents"] == [made["agent"]]
@@ -178,7 +178,11 @@ def test_a_changed_host_key_is_refused_always(cli: Cli, server: Sshd) -> None:
     before = server.fingerprint()
     server.new_host_key()
     after = server.fingerprint()
-    for arguments in (["device", "probe", "bench1"], ["device", "provision", "bench1"], ["device", "trust", "bench1"]):
+    for arguments in (
+        ["device", "probe", "bench1"],
+        ["device", "provision", "bench1", "--no-service"],
+        ["device", "trust", "bench1"],
+    ):
         said = cli.error(6, *arguments)
         assert before in said
         assert after in said
@@ -218,7 +222,7 @@ def test_an_unreachable_device_is_told(cli: Cli, server: Sshd) -> None:
     assert "cannot be reached" in said
     assert str(server.port) in said
     # Nothing was sent, so the outcome of a change is not unknown: there was none.
-    cli("device", "provision", "bench1", code=4)
+    cli("device", "provision", "bench1", "--no-service", code=4)
     with socket.create_server(("127.0.0.1", server.port)):
         pass  # the port was free: nothing of ours still served it
 
@@ -233,9 +237,9 @@ def test_a_device_with_python_too_old_or_none_is_told(cli: Cli, server: Sshd) ->
         '\\"board\\": null, \\"l4t\\": null, \\"installed\\": []}\')"\n'
     )
     old.chmod(0o755)
-    assert "needs CPython 3.10" in cli.error(7, "device", "provision", "bench1", "--python", str(old))
+    assert "needs CPython 3.10" in cli.error(7, "device", "provision", "bench1", "--no-service", "--python", str(old))
     assert "there is no /usr/bin/python9" in cli.error(
-        7, "device", "provision", "bench1", "--python", "/usr/bin/python9"
+        7, "device", "provision", "bench1", "--no-service", "--python", "/usr/bin/python9"
     )
 
 
@@ -243,7 +247,7 @@ def test_a_device_of_another_kind_than_its_target_is_told_with_both_sides(cli: C
     other = "cpu-generic-aarch64" if os.uname().machine == "x86_64" else "cpu-generic-x86_64"
     cli("device", "add", "bench1", server.address, "--target", other, "--key", str(server.key))
     cli("device", "trust", "bench1", "--fingerprint", server.fingerprint())
-    said = cli.error(7, "device", "provision", "bench1")
+    said = cli.error(7, "device", "provision", "bench1", "--no-service")
     assert os.uname().machine in said
     assert other in said
 
@@ -253,17 +257,34 @@ def test_a_removed_agent_is_told_from_a_stopped_one(cli: Cli, provisioned: tuple
     state = known.json("status", "--on", "bench1")["agent"]["state"]
     server.run(f"{state}/bin/kedge-agent stop")
     assert "the agent is not running" in known.error(14, "status", "--on", "bench1")
-    assert known.json("device", "provision", "bench1")["started"] in ("background", "systemd")
+    assert known.json("device", "provision", "bench1", "--no-service")["started"] == "background"
     introduce(cli, server, extra=("--state", "/nowhere/kedge"))
     assert "no agent is installed there" in cli.error(14, "status", "--on", "bench1")
+
+
+def test_a_large_request_that_is_refused_before_it_is_read_is_told_why_over_ssh(
+    provisioned: tuple[Cli, Sshd],
+) -> None:
+    from kedge.errors import BadInputError
+    from kedge.fleet.inventory import Inventory, open_device
+    from kedge.transport.client import AgentClient
+
+    cli, _ = provisioned
+    inventory = Inventory(Path(cli.environment["XDG_CONFIG_HOME"]) / "kedge" / "devices.toml")
+    with open_device("bench1", inventory) as (transport, _):
+        client = AgentClient(transport)
+        for _ in range(3):
+            with pytest.raises(BadInputError, match="no model named 'ghost'"):
+                client.infer("ghost", {"x": np.zeros(4_000_000, "f4")})
+        client.close()
 
 
 def test_a_damaged_agent_is_mended_by_force(provisioned: tuple[Cli, Sshd]) -> None:
     cli, server = provisioned
     state = cli.json("status", "--on", "bench1")["agent"]["state"]
     server.run(f"{state}/bin/kedge-agent stop; rm {state}/agent/current/site/kedge_agent/daemon.py")
-    cli.error(14, "device", "provision", "bench1")
-    assert cli.json("device", "provision", "bench1", "--force")["sent_bytes"] > 1e6
+    cli.error(14, "device", "provision", "bench1", "--no-service")
+    assert cli.json("device", "provision", "bench1", "--no-service", "--force")["sent_bytes"] > 1e6
     cli("status", "--on", "bench1")
 
 
@@ -333,7 +354,7 @@ def test_a_full_device_refuses_a_push_before_it_begins_and_keeps_serving(tmp_pat
     server = make_sshd(tmpfs_state="400m")
     try:
         introduce(cli, server, extra=("--state", str(server.home / "small" / "kedge")))
-        cli("device", "provision", "bench1")
+        cli("device", "provision", "bench1", "--no-service")
         cli("deploy", str(make_release(tmp_path, version=1).folder), "--to", "bench1")
         server.run(f"head -c 1000m /dev/zero > {server.home}/small/filler")
         said = cli.error(8, "deploy", str(make_release(tmp_path, version=2, seed=5).folder), "--to", "bench1")
@@ -352,7 +373,7 @@ def test_a_device_too_small_for_the_agent_refuses_provisioning(cli: Cli) -> None
     server = make_sshd(tmpfs_state="20m")
     try:
         introduce(cli, server, extra=("--state", str(server.home / "small" / "kedge")))
-        assert "the agent needs" in cli.error(8, "device", "provision", "bench1")
+        assert "the agent needs" in cli.error(8, "device", "provision", "bench1", "--no-service")
     finally:
         remove_sshd(server)
 

@@ -6,8 +6,8 @@ unprivileged user does: the machine itself is not changed. Otherwise the user is
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -126,12 +126,12 @@ def make_sshd(*, tmpfs_state: str | None = None) -> Sshd:
     """A running server. `tmpfs_state`: as root, mount a tmpfs of this size at HOME/small."""
     sshd_path()
     # Not under pytest's own folder, which only root may enter: the server's user must get in.
-    folder = Path(tempfile.mkdtemp(prefix="kedge-sshd-"))
+    folder = Path(tempfile.mkdtemp(prefix="kedge-sshd-", dir="/tmp"))
     folder.chmod(0o755)
     home = folder / "home"
     home.mkdir()
     root = os.geteuid() == 0
-    server = Sshd(folder, USER if root else getpass.getuser(), home)
+    server = Sshd(folder, USER if root else pwd.getpwuid(os.getuid()).pw_name, home)
     _keygen(folder / "host_key")
     _keygen(server.key)
     shutil.copy(folder / "user_key.pub", folder / "authorized_keys")

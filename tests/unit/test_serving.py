@@ -7,6 +7,7 @@ import json
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -349,7 +350,10 @@ def test_an_activation_waits_for_the_start_and_is_not_overwritten_by_it(
     loading, go_on = threading.Event(), threading.Event()
     load = again._load
 
+    asked: list[str] = []
+
     def slow(digest: str):
+        asked.append(digest)
         loading.set()
         assert go_on.wait(10)
         return load(digest)
@@ -360,11 +364,29 @@ def test_an_activation_waits_for_the_start_and_is_not_overwritten_by_it(
     assert loading.wait(10)
     activation = threading.Thread(target=again.activate, args=(second.digest,))
     activation.start()
+    time.sleep(0.2)
+    assert asked == [layout_current(layout)], "the activation must not load while the start does"
     go_on.set()
     starter.join()
     activation.join()
     assert again.get("digits").manifest.digest == second.digest
     again.close()
+
+
+def layout_current(layout: Layout) -> str:
+    state = read_state(layout, "digits")
+    assert state is not None
+    return state.current
+
+
+def test_only_administrators_may_use_the_control_door() -> None:
+    import os
+
+    from kedge_agent import daemon
+
+    assert daemon._is_admin(1, os.geteuid(), 0)
+    assert daemon._is_admin(1, 0, 0)
+    assert not daemon._is_admin(1, 4_242_424, 4_242_424)
 
 
 def test_one_connection_too_many_is_told_to_come_back(served) -> None:
@@ -374,9 +396,9 @@ def test_one_connection_too_many_is_told_to_come_back(served) -> None:
         for _ in range(127):
             crowd.append(socket.socket(socket.AF_UNIX))
             crowd[-1].connect(str(client.path))
-        # The server counts a connection when it takes it up, which is a moment later.
-        while client.call("GET", "/v2/health/live")[0] != 200:
-            pass
+        # Connections are taken up in order: once the last of these is served, all are counted.
+        crowd[-1].sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\n")
+        assert crowd[-1].recv(4096).startswith(b"HTTP/1.1 200")
         with socket.socket(socket.AF_UNIX) as last:
             last.settimeout(10)
             last.connect(str(client.path))

@@ -118,6 +118,17 @@ def test_an_interrupted_push_resumes_from_its_acknowledged_frames(tmp_path: Path
     verify_release(layout, read_release(layout, release.digest))
 
 
+def test_an_interrupted_push_goes_on_when_another_release_brought_its_file_meanwhile(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    first, second = (make_release(tmp_path, version=version) for version in (1, 2))
+    data = frames_of(first)[0]
+    with pytest.raises(AgentError):
+        push(layout, [message(Message.MANIFEST, first.manifest_bytes), data[:-5]])
+    push(layout, whole(second))
+    push(layout, [message(Message.MANIFEST, first.manifest_bytes), message(Message.COMMIT)])
+    verify_release(layout, read_release(layout, first.digest))
+
+
 def test_a_frame_damaged_on_disk_is_asked_for_again(tmp_path: Path, release: Release) -> None:
     layout = Layout(tmp_path / "state")
     frames = frames_of(release)
@@ -270,6 +281,18 @@ def test_names_that_could_leave_the_store_never_become_paths(tmp_path: Path, nam
     for make in (layout.model, layout.release, layout.object, layout.staging):
         with pytest.raises(AgentError):
             make(name)
+
+
+def test_a_socket_folder_that_somebody_else_made_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4_242_424)
+    trap = Path("/tmp/kedge-4242424")
+    trap.mkdir(mode=0o700)
+    try:
+        with pytest.raises(AgentError, match="not a private folder") as caught:
+            socket_directory(tmp_path)
+        assert caught.value.kind == "forbidden"
+    finally:
+        trap.rmdir()
 
 
 def test_socket_paths_are_short_private_and_the_same_for_every_process(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def decode_response(body: memoryview, header_bytes: int | None) -> dict[str, NDA
                 raise WireError(f"output {entry['name']!r} does not have the bytes its shape needs")
             out[entry["name"]] = np.frombuffer(body[offset : offset + length], dtype=dtype).reshape(shape)
             offset += length
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WireError(f"malformed inference response: {error}") from error
     return out
 

@@ -20,7 +20,7 @@ from .buffers import Arena
 __all__ = ["OnnxRuntime"]
 
 _MAX_BINDINGS = 8
-_MAX_TENSOR_BYTES = 1 << 32
+_MAX_TENSOR_BYTES = 1 << 30
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -71,6 +71,8 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         # Idle worker threads that spin would burn a core of a device that serves one request now and then.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Its arena never gives memory back: one large request would keep its peak for years.
+        options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -134,7 +136,7 @@ class OnnxSlot:
         """A binding for these input shapes: cached, unless a buffer had to move since.
 
         Raises:
-            AgentError: a tensor would exceed 4 GiB (kind too_large).
+            AgentError: a tensor would exceed 1 GiB (kind too_large).
         """
         key = tuple(shapes[spec.name] for spec in self._inputs)
         generation, binding = self._bindings.get(key, (-1, None))
@@ -149,7 +151,11 @@ class OnnxSlot:
                 size *= dim
             if size > _MAX_TENSOR_BYTES:
                 raise AgentError(f"tensor {spec.name!r} of shape {list(shape)} is too large", kind="too_large")
+        before = self._arena.generation
         binding = OnnxBinding(self._session, self._inputs, self._outputs, shapes, outputs, self._arena)
+        if self._arena.generation != before:
+            # Bindings to blocks that moved are of no use, and hold the old blocks in memory.
+            self._bindings.clear()
         self._bindings[key] = (self._arena.generation, binding)
         while len(self._bindings) > _MAX_BINDINGS:
             self._bindings.popitem(last=False)

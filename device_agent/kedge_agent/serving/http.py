@@ -65,7 +65,7 @@ class _BodyReader:
         deadline = time.monotonic() + _BODY_S + len(view) / _SLOWEST_BYTES_PER_S
         while len(view):
             try:
-                self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                _limit(self._connection, deadline)
                 got = self._source.readinto1(view)
             except TimeoutError:
                 raise AgentError("the request's body did not arrive in time") from None
@@ -232,11 +232,18 @@ class _Connection(BaseHTTPRequestHandler):
         _LOG.debug(format, *args)
 
 
+def _limit(connection: socket.socket, deadline: float) -> None:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
+
+
 def _send_all(connection: socket.socket, buffers: Sequence[Buffer]) -> None:
     views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
     deadline = time.monotonic() + _BODY_S + sum(map(len, views)) / _SLOWEST_BYTES_PER_S
     while views:
-        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        _limit(connection, deadline)
         sent = connection.sendmsg(views[:16])
         while views and sent >= len(views[0]):
             sent -= len(views.pop(0))
@@ -268,8 +275,12 @@ class UnixHTTPServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer)
         """Ask `allowed` about the process at the other end."""
         if self._allowed is None:
             return True
-        raw = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-        return self._allowed(*_PEERCRED.unpack(raw))
+        try:
+            raw = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+            return self._allowed(*_PEERCRED.unpack(raw))
+        except Exception:  # an exception here would end the thread that accepts connections
+            _LOG.exception("a peer could not be checked, and is refused")
+            return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve in a thread, when there is a place for one more connection."""

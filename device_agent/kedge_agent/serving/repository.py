@@ -64,15 +64,17 @@ class Repository:
 
         Never raises: a model that cannot be served is reported by `status`, the others serve on.
         """
-        for model in list_models(self._layout):
-            try:
-                self._start_model(model)
-            except Exception as error:  # one bad model must not take the API down
-                _LOG.exception("model %s cannot be served", model)
-                self._problems[model] = (
-                    error if isinstance(error, AgentError) else AgentError(str(error), kind="internal")
-                )
-        self.ready.set()
+        try:
+            for model in list_models(self._layout):
+                try:
+                    self._start_model(model)
+                except Exception as error:  # one bad model must not take the API down
+                    _LOG.exception("model %s cannot be served", model)
+                    self._problems[model] = (
+                        error if isinstance(error, AgentError) else AgentError(str(error), kind="internal")
+                    )
+        finally:
+            self.ready.set()
 
     def _start_model(self, model: str) -> None:
         state = read_state(self._layout, model)

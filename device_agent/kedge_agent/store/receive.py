@@ -66,8 +66,8 @@ def _receive(layout: Layout, source: BinaryIO, send: Send) -> str:
     manifest = parse_manifest(manifest_bytes)
     staging = layout.staging(manifest.digest)
     make_directory(staging)
-    # The lock goes with the staging folder; a process that still waits for the removed file finds
-    # the accepted release, because it looks only once it holds the lock.
+    # The lock goes with the staging folder. Whoever locks the removed file finds the accepted release,
+    # because it looks only once it holds the lock.
     busy = f"release {manifest.digest[:12]} is being pushed by somebody else"
     with exclusive_lock(staging / ".lock", busy):
         if _is_accepted(layout, manifest):
@@ -110,6 +110,8 @@ def _fill(layout: Layout, manifest: Manifest, source: BinaryIO, send: Send) -> N
     wanted: dict[tuple[int, int], str] = {}
     for index, entry in enumerate(manifest.files):
         if _is_intact(layout.object(entry.sha256), entry):
+            # Another release brought it meanwhile; what an interrupted push left of it is in the way.
+            (staging / entry.sha256).unlink(missing_ok=True)
             continue
         have = _verified_frames(staging / entry.sha256, entry)
         wanted |= {(index, i): sha for i, sha in enumerate(entry.frames) if i not in have}

@@ -41,39 +41,55 @@ def infer_batches(
 ) -> tuple[dict[str, NDArray[Any]], list[float]]:
     """Outputs for all samples, and the end-to-end time of each request in ms.
 
+    What fits into one request is sent as one: whether a model's first dimension counts samples,
+    its metadata does not say. Only more than 8 MiB, a fixed first dimension, or `batch` split it.
+
     Args:
-        inputs: by name, samples along the first axis.
-        batch: samples a request; None takes the model's fixed batch, or what 8 MiB hold.
+        inputs: by name.
+        batch: samples a request, along the first axis.
 
     Raises:
-        BadInputError: the samples do not fill whole fixed batches.
+        BadInputError: the samples do not fill whole fixed batches, or the model's outputs show
+            that its first dimension does not count samples, so that it cannot be split.
     """
     specs = {spec.name: spec for spec in model_specs(client, model)}
-    samples = {array.shape[0] for name, array in inputs.items() if specs[name].shape}
-    if len(samples) != 1:
-        raise BadInputError(f"the inputs have different numbers of samples: {sorted(samples)}")
-    total = samples.pop()
-    fixed = {spec.shape[0] for spec in specs.values() if spec.shape and spec.shape[0] != DYNAMIC}
-    if fixed:
-        size = max(fixed)
-    else:
-        per_sample = sum(array.nbytes // max(total, 1) for array in inputs.values())
-        size = batch or max(1, min(64, _REQUEST_BYTES // max(per_sample, 1)))
-    if total == 0 or (fixed and total % size):
-        raise BadInputError(f"{total} samples do not fill batches of {size}", hint="the model's batch is fixed")
+    size, total = _split(specs, inputs, batch)
     parts: list[dict[str, NDArray[Any]]] = []
     timings: list[float] = []
     for start in range(0, total, size):
-        chunk = {
-            name: np.ascontiguousarray(array[start : start + size]) if specs[name].shape else array
-            for name, array in inputs.items()
-        }
+        chunk = dict(inputs)
+        if size < total:
+            chunk = {
+                name: np.ascontiguousarray(array[start : start + size]) if specs[name].shape else array
+                for name, array in inputs.items()
+            }
         result = client.infer(model, chunk)
+        sent = min(size, total - start)
+        if size < total and any(out.shape[:1] != (sent,) for out in result.outputs.values()):
+            raise BadInputError(
+                f"{model} does not answer sample by sample: its input cannot be split into requests",
+                hint="give fewer data at a time",
+            )
         parts.append(result.outputs)
         timings.append(result.end_to_end_ms)
         tick("inference", min(1.0, (start + size) / total))
-    names = parts[0].keys()
-    return {
-        name: np.concatenate([part[name] for part in parts]) if parts[0][name].ndim else parts[-1][name]
-        for name in names
-    }, timings
+    if len(parts) == 1:
+        return parts[0], timings
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, timings
+
+
+def _split(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[Any]], batch: int | None) -> tuple[int, int]:
+    """Samples a request, and in all; (1, 1) where the data go as one request."""
+    counts = {array.shape[0] for name, array in inputs.items() if specs[name].shape}
+    fixed = {spec.shape[0] for spec in specs.values() if spec.shape and spec.shape[0] != DYNAMIC}
+    total_bytes = sum(array.nbytes for array in inputs.values())
+    fits = all(specs[name].mismatch(specs[name].datatype, array.shape) is None for name, array in inputs.items())
+    if fits and batch is None and total_bytes <= _REQUEST_BYTES:
+        return 1, 1
+    if len(counts) != 1:
+        raise BadInputError(f"the inputs have different numbers of samples: {sorted(counts)}")
+    total = counts.pop()
+    size = max(fixed) if fixed else batch or max(1, _REQUEST_BYTES * total // max(total_bytes, 1))
+    if total == 0 or (fixed and total % size):
+        raise BadInputError(f"{total} samples do not fill batches of {size}", hint="the model's batch is fixed")
+    return min(size, total), total

@@ -13,6 +13,7 @@ import click
 
 from .. import __version__
 from ..errors import ExitCode, KedgeError
+from ..report.text import printable
 
 __all__ = ["main", "root"]
 
@@ -102,7 +103,8 @@ def _defect(given: Sequence[str], error: Exception) -> int:
 
 
 def _report(given: Sequence[str], message: str, hint: str, code: ExitCode) -> int:
-    line = " ".join(message.split())
+    # Part of it may come from a device: nothing in it may steer the terminal.
+    line, hint = (printable(" ".join(text.split())) for text in (message, hint))
     click.echo(f"kedge: error: {line}", err=True)
     if hint:
         click.echo(f"  hint: {hint}", err=True)

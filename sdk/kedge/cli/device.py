@@ -175,6 +175,9 @@ def _text(value: object) -> str:
 @click.option("--python", default=None, help="The interpreter there, 3.10 or newer.  [default: python3]")
 @click.option("--state", help="The agent's state folder there.  [default: the SSH user's own]")
 @click.option("--wheelhouse", type=path_type, help="A folder of wheels, for a host without network.")
+@click.option(
+    "--service/--no-service", default=True, help="Make it a systemd service where systemd runs.  [default: service]"
+)
 @click.option("--force", is_flag=True, help="Send and unpack everything again, to mend a damaged agent.")
 @inventory_option
 @output_options
@@ -184,6 +187,7 @@ def provision_command(
     state: str | None,
     wheelhouse: Path | None,
     force: bool,
+    service: bool,
     inventory_path: Path | None,
     out: Output,
 ) -> None:
@@ -205,6 +209,7 @@ def provision_command(
                 state=state or entry.address.state,
                 wheelhouse=wheelhouse,
                 force=force,
+                service=service,
                 step=progress.step,
                 sent=progress.bytes,
             )

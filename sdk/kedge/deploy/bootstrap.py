@@ -9,6 +9,7 @@ named, unpacks them into a folder named by all of them, points `current` at it, 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -205,7 +206,7 @@ def _start_by_systemd(state: Path) -> str | None:
     return None
 
 
-def _start(state: Path, *, changed: bool) -> tuple[str, str | None]:
+def _start(state: Path, *, changed: bool, service: bool) -> tuple[str, str | None]:
     """Start the agent; how, and why not by systemd where that is what one would expect."""
     binary = str(state / "bin" / "kedge-agent")
     running = _run(binary, "status") is None
@@ -215,8 +216,8 @@ def _start(state: Path, *, changed: bool) -> tuple[str, str | None]:
         said = _run(binary, "stop")
         if said is not None:
             raise SystemExit(f"the running agent does not stop: {said}")
-    reason: str | None = "there is no systemd"
-    if os.path.isdir("/run/systemd/system"):
+    reason: str | None = "there is no systemd" if service else "no service was asked for"
+    if service and os.path.isdir("/run/systemd/system"):
         reason = _start_by_systemd(state)
         if reason is None:
             return "systemd", None
@@ -233,13 +234,20 @@ def install(request: dict[str, object]) -> dict[str, object]:
     wheels: list[dict[str, str]] = request["wheels"]  # type: ignore[assignment]
     (state / "agent").mkdir(parents=True, exist_ok=True)
     (state / "bin").mkdir(exist_ok=True)
+    with (state / "agent" / ".lock").open("w") as lock:
+        # Two hosts at once: the second finds the agent unpacked, and nothing half done.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _install(state, digest, wheels, request)
+
+
+def _install(state: Path, digest: str, wheels: list[dict[str, str]], request: dict[str, object]) -> dict[str, object]:
     unpacked = _lay_down(state, digest, wheels, force=bool(request.get("force")))
     before = _point(state / "agent" / "current", digest)
     launcher = LAUNCHER.format(python=_quote(sys.executable), state=_quote(str(state)))
     _write(state / "bin" / "kedge-agent", launcher, 0o755)
-    how, reason = _start(state, changed=unpacked or before != digest)
+    how, reason = _start(state, changed=unpacked or before != digest, service=bool(request.get("service", True)))
     for old in (state / "agent").iterdir():
-        if old.name not in (digest, before, "current"):
+        if old.name not in (digest, before, "current", ".lock"):
             shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(state / "provision", ignore_errors=True)
     return {"unpacked": unpacked, "replaced": before if before != digest else None, "started": how, "reason": reason}

@@ -147,6 +147,7 @@ def provision(
     state: str | None = None,
     wheelhouse: Path | None = None,
     force: bool = False,
+    service: bool = True,
     step: Step = lambda name: None,
     sent: Sent = lambda done, total: None,
 ) -> Provisioned:
@@ -157,6 +158,7 @@ def provision(
         state: the state folder there; None takes the default of the SSH user.
         wheelhouse: a folder of wheels for a host without network.
         force: send and unpack everything again, though the device seems to have it.
+        service: make it a systemd service where systemd runs; else it is started in the background.
         step: told of each step as it begins: probe, resolve, push, install, health.
         sent: told of bytes sent and to send.
 
@@ -181,6 +183,7 @@ def provision(
         "state": found.state,
         "digest": digest,
         "force": force,
+        "service": service,
         "wheels": [{"sha256": wheel.sha256, "name": wheel.name} for wheel in wheels],
     }
     done = _ask(transport, found.executable, request, Deadline.after(_INSTALL_S, "installing the agent"))
@@ -207,7 +210,8 @@ def _push(transport: SshTransport, found: Probe, wheels: Sequence[Wheel], sent: 
     done = 0
     with transport.sftp(Deadline.after(_INSTALL_S, "pushing the agent")) as sftp:
         folder = f"{found.state}/provision"
-        made = transport.run(f"mkdir -p -m 700 {shlex.quote(folder)}", Deadline.after(_PROBE_S, "making a folder"))
+        make = f"mkdir -p -m 700 {shlex.quote(found.state)} && mkdir -p -m 700 {shlex.quote(folder)}"
+        made = transport.run(make, Deadline.after(_PROBE_S, "making a folder"))
         if made.status != 0:
             raise IncompatibleError(
                 f"{transport.name}: {made.errors.strip() or 'the state folder cannot be made'}",

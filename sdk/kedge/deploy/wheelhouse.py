@@ -79,7 +79,7 @@ def resolve(device: DevicePython, *, offline: Path | None = None, needs_onnxrunt
     wanted = hashlib.sha256("\n".join([device.key, *requirements]).encode()).hexdigest()[:16]
     libraries = folder / f"{device.key}-{wanted}"
     if offline is not None:
-        fresh = _downloaded(device, requirements, ["--no-index", "--find-links", str(offline)], folder)
+        fresh = _downloaded(device, requirements, ["--no-index", "--find-links", str(offline.absolute())], folder)
         wheels = _keep(fresh, folder / f"{device.key}-offline")
     elif (kept := _read_lock(libraries)) is not None:
         wheels = kept
@@ -100,7 +100,7 @@ def _downloaded(device: DevicePython, requirements: Sequence[str], source: Seque
         *requirements,
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_S, check=False, cwd="/")
     except subprocess.TimeoutExpired as error:
         shutil.rmtree(target, ignore_errors=True)
         raise UnreachableError(f"pip found no wheels within {_PIP_S} s", hint="check the network") from error

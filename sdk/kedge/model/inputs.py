@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def load_tensors(path: Path, inputs: tuple[TensorSpec, ...]) -> dict[str, NDArra
                 tensors = {_only(path, inputs).name: loaded}
             else:
                 tensors = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInputError(f"{path} cannot be read as numpy data: {error}", hint="save it with numpy.save") from error
     missing = [spec.name for spec in inputs if spec.name not in tensors]
     if missing:

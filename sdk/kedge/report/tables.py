@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .text import byte_size, milliseconds, rate
+from .text import byte_size, milliseconds, printable, rate
 
 __all__ = ["bench_tables", "key_values", "print_table"]
 
@@ -32,7 +32,7 @@ def print_table(
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     _console().print(table, markup=False)
 
 
@@ -42,7 +42,7 @@ def key_values(rows: Iterable[tuple[str, str]]) -> None:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(printable(name), printable(value))
     _console().print(table, markup=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NOT_MEASURED", "UNAVAILABLE", "byte_size", "milliseconds", "per_cent", "rate"]
+__all__ = ["NOT_MEASURED", "UNAVAILABLE", "byte_size", "milliseconds", "per_cent", "printable", "rate"]
 
 NOT_MEASURED = "not measured"
 UNAVAILABLE = "unavailable"
@@ -32,6 +32,11 @@ def byte_size(value: int | None) -> str:
 def rate(value: float | None) -> str:
     """`2,310 /s`."""
     return NOT_MEASURED if value is None else f"{value:,.0f} /s"
+
+
+def printable(text: str) -> str:
+    """The text with every character that could steer a terminal replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def per_cent(share: float | None) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,22 @@ from numpy.typing import NDArray
 from kedge_agent.formats.oip import HEADER_LENGTH, decode_response, encode_request, parse_server_timing
 from kedge_agent.wire import MAX_JSON_BYTES, WireError, parse_json
 
-from ..errors import IncompatibleError, InternalError, OutcomeUnknownError, UnreachableError, error_of_kind
+from ..errors import (
+    BadInputError,
+    IncompatibleError,
+    InternalError,
+    OutcomeUnknownError,
+    UnreachableError,
+    error_of_kind,
+)
 from .base import Channel, Deadline, Door, Transport
 
 __all__ = ["AgentClient", "InferResult"]
 
 _MAX_TENSOR_RESPONSE_BYTES = 1 << 31
 _STALE_S = 60.0
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,11 @@ class AgentClient:
         timeout_s: float,
         limit_bytes: int,
     ) -> tuple[http.client.HTTPMessage, memoryview]:
+        if not path.isascii() or not path.isprintable() or " " in path:
+            raise BadInputError(
+                f"not a model's name: {path.rsplit('/models/', maxsplit=1)[-1].split('/', maxsplit=1)[0]!r}",
+                hint=f"see: kedge status --on {self._transport.name}",
+            )
         connection = self._connections.get(door)
         if connection is None:
             connection = self._connections[door] = _Connection(self._transport, door, timeout_s)
@@ -181,8 +195,12 @@ class AgentClient:
         try:
             size = sum(len(part) for part in body)
             # The agent may refuse a request before it has read it all: its answer is there to be read.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            try:
                 connection.request(method, path, body=body, headers={"Content-Length": str(size), **headers})
+            except TimeoutError:
+                raise
+            except OSError as error:
+                _LOG.debug("%s hung up within a request: %s", self._transport.name, error)
             response = connection.getresponse()
             data = _read_body(response, limit_bytes)
             connection.used = time.monotonic()

@@ -38,7 +38,7 @@ class ProcessChannel:
         with theirs:
             end = theirs.fileno()
             self._process = subprocess.Popen(
-                command, stdin=end, stdout=end, stderr=self._errors, start_new_session=True
+                command, stdin=end, stdout=end, stderr=self._errors, start_new_session=True, cwd="/"
             )
 
     def sendall(self, data: bytes | memoryview, /) -> None:
@@ -95,8 +95,8 @@ class LocalAgent:
         command: Sequence[str] = (sys.executable, "-m", "kedge_agent"),
         threads: int = 0,
     ) -> None:
-        self.state = state
-        self._command = [*command, "--state", str(state)]
+        self.state = state.absolute()
+        self._command = [*command, "--state", str(self.state)]
         self._ephemeral = ephemeral
         self._threads = threads
         self._process: subprocess.Popen[bytes] | None = None
@@ -117,7 +117,7 @@ class LocalAgent:
         with tempfile.TemporaryFile() as errors:
             # A session of its own: Ctrl-C is for us, and we stop the agent in order.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True, cwd="/"
             )
             out = self._process.stdout
             assert out is not None

@@ -296,6 +296,8 @@ def _translated(name: str, address: SshAddress) -> Iterator[None]:
             hint="put your public key into the device's ~/.ssh/authorized_keys, or name the right --key",
         ) from error
     except FileNotFoundError as error:
+        if address.identity is None or error.filename != os.fspath(address.identity.expanduser()):
+            raise BadInputError(f"{name}: no such file: {error.filename or error}") from error
         raise AuthenticationRefusedError(
             f"{where}: the private key {error.filename} does not exist", hint="name the right --key"
         ) from error

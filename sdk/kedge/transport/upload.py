@@ -182,6 +182,8 @@ def _wanted(want: Any, files: Sequence[tuple[FileEntry, Path]]) -> list[tuple[in
             if file < 0:
                 raise IndexError(file)
             frame_length(files[file][0].size_bytes, frame)
+        if len(set(frames)) != len(frames):
+            raise ValueError("a frame twice")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise IncompatibleError("the device asks for frames the release does not have") from error
     return frames
