@@ -18,6 +18,8 @@ from ..runtime.pool import ModelPool, Timing
 __all__ = ["BenchmarkRules", "run_benchmark"]
 
 _MAX_SAMPLES = 1_000_000
+# Nothing can cancel the loop: a slow model and a large min_runs must not keep it going for days.
+_LONGEST_MS = 600_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,11 @@ def run_benchmark(pool: ModelPool, inputs: Mapping[str, NDArray[Any]], rules: Be
     samples: list[Timing] = []
     begin = time.perf_counter_ns()
     elapsed = 0
-    while len(samples) < _MAX_SAMPLES and (elapsed < rules.duration_ms * 1_000_000 or len(samples) < rules.min_runs):
+    while (
+        len(samples) < _MAX_SAMPLES
+        and elapsed < (rules.duration_ms + _LONGEST_MS) * 1_000_000
+        and (elapsed < rules.duration_ms * 1_000_000 or len(samples) < rules.min_runs)
+    ):
         samples.append(once())
         elapsed = time.perf_counter_ns() - begin
 

@@ -25,7 +25,10 @@ __all__ = ["AGENT_PARTS", "BenchRules", "run_bench"]
 
 SCHEMA = 1
 AGENT_PARTS = ("queue", "input", "compute", "output")
+_INFO = ("version", "os", "arch", "python", "runtimes", "cores", "threads")
 _MAX_SAMPLES = 1_000_000
+# The agent ends its loop after so long whatever min_runs says; the host waits a little longer.
+_LONGEST_S = 600
 
 Tick = Callable[[str, float], None]
 """Called with the phase's name and the share of it that is done, from 0 to 1."""
@@ -66,12 +69,11 @@ def run_bench(
     Raises:
         KedgeError: the model is not there, or the device stopped answering.
     """
-    client = AgentClient(transport, timeout_s=(rules.warmup_ms + rules.duration_ms) / 1e3 + 120)
+    client = AgentClient(transport, timeout_s=(rules.warmup_ms + rules.duration_ms) / 1e3 + _LONGEST_S + 60)
     try:
-        info = client.get("/kedge/v1/info")
-        status = next(
-            (row for row in client.get("/kedge/v1/status")["models"] if row["model"] == model and row["release"]), None
-        )
+        info = client.get("/kedge/v1/info", expect=_INFO)
+        rows = client.get("/kedge/v1/status", expect=("models",))["models"]
+        status = next((row for row in rows if row["model"] == model and row["release"]), None)
         if status is None:
             raise BadInputError(
                 f"{transport.name} serves no model named {model!r}", hint=f"see: kedge status --on {transport.name}"
@@ -88,9 +90,10 @@ def run_bench(
                 "min_runs": rules.min_runs,
             },
             changes=False,
+            expect=("release", "batch", "total", "compute"),
         )
         tick("in the agent", 1.0)
-        memory = client.get(f"/kedge/v1/models/{model}/memory")
+        memory = client.get(f"/kedge/v1/models/{model}/memory", expect=("release", "load", "now"))
     finally:
         client.close()
     if {in_agent["release"], memory["release"]} != {status["release"]}:
@@ -118,7 +121,7 @@ def run_bench(
                 "arch": platform.machine(),
                 "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             },
-            "agent": {key: info[key] for key in ("version", "os", "arch", "python", "runtimes", "cores", "threads")},
+            "agent": {key: info[key] for key in _INFO},
         },
         "end_to_end": end_to_end,
         "in_agent": {key: value for key, value in in_agent.items() if key not in ("release", "batch")},

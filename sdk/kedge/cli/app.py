@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -85,10 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.INTERNAL)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _defect(given, error)
         # A file or folder of the user's, wherever in the work it was met.
-        message = f"{error.filename}: {error.strerror}"
+        message = f"{error.filename or 'writing a file'}: {error.strerror}"
         return _report(given, message, "check that the path exists, is yours, and has room", ExitCode.BAD_INPUT)
     except Exception as error:  # the last resort: a user never meets a traceback unasked
         return _defect(given, error)

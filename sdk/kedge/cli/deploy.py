@@ -67,8 +67,8 @@ def status(device: str, inventory_path: Path | None, out: Output) -> None:
     with open_device(device, read_inventory(inventory_path)) as (transport, target):
         client = AgentClient(transport)
         try:
-            info = client.get("/kedge/v1/info")
-            found = client.get("/kedge/v1/status")
+            info = client.get("/kedge/v1/info", expect=("version", "python", "runtimes", "memory", "state"))
+            found = client.get("/kedge/v1/status", expect=("ready", "models"))
         finally:
             client.close()
     document = {"device": device, "target": target.name, "agent": info, **found}

@@ -71,7 +71,11 @@ def deploy(
     state("activate")
     client = AgentClient(transport)
     try:
-        answer = client.post(f"/kedge/v1/releases/{release.digest}/activate", timeout_s=_ACTIVATE_S)
+        answer = client.post(
+            f"/kedge/v1/releases/{release.digest}/activate",
+            timeout_s=_ACTIVATE_S,
+            expect=("previous", "parity", "load"),
+        )
     finally:
         client.close()
     return Deployed(
@@ -97,7 +101,11 @@ def rollback(transport: Transport, model: str) -> dict[str, Any]:
     """
     client = AgentClient(transport)
     try:
-        answer: dict[str, Any] = client.post(f"/kedge/v1/models/{model}/rollback", timeout_s=_ACTIVATE_S)
+        answer: dict[str, Any] = client.post(
+            f"/kedge/v1/models/{model}/rollback",
+            timeout_s=_ACTIVATE_S,
+            expect=("model", "version", "release", "previous"),
+        )
     finally:
         client.close()
     return answer

@@ -80,7 +80,8 @@ def resolve(device: DevicePython, *, offline: Path | None = None, needs_onnxrunt
     libraries = folder / f"{device.key}-{wanted}"
     if offline is not None:
         fresh = _downloaded(device, requirements, ["--no-index", "--find-links", str(offline.absolute())], folder)
-        wheels = _keep(fresh, folder / f"{device.key}-offline")
+        digest = hashlib.sha256("".join(sorted(wheel.sha256 for wheel in fresh)).encode()).hexdigest()
+        wheels = _keep(fresh, folder / f"{device.key}-offline-{digest[:16]}")
     elif (kept := _read_lock(libraries)) is not None:
         wheels = kept
     else:
@@ -130,8 +131,18 @@ def _keep(wheels: Sequence[Wheel], folder: Path) -> list[Wheel]:
     source = wheels[0].path.parent
     lock = {"wheels": [{"name": wheel.name, "sha256": wheel.sha256} for wheel in wheels]}
     (source / "lock.json").write_text(json.dumps(lock, indent=1), encoding="utf-8")
+    if (kept := _read_lock(folder)) is not None:
+        # Another command kept the same set meanwhile, and may be sending it now.
+        shutil.rmtree(source, ignore_errors=True)
+        return kept
     shutil.rmtree(folder, ignore_errors=True)
-    source.rename(folder)
+    try:
+        source.rename(folder)
+    except OSError:
+        kept = _read_lock(folder)
+        if kept is None:
+            raise
+        return kept
     return [Wheel(wheel.name, wheel.sha256, folder / wheel.name) for wheel in wheels]
 
 

@@ -6,7 +6,7 @@ import http.client
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,14 +81,14 @@ class AgentClient:
         self._timeout_s = timeout_s
         self._connections: dict[Door, _Connection] = {}
 
-    def get(self, path: str, door: Door = "control") -> Any:
-        """A JSON document from a door.
+    def get(self, path: str, door: Door = "control", *, expect: Sequence[str] = ()) -> Any:
+        """A JSON document from a door; `expect` names the keys it must have.
 
         Raises:
             KedgeError: what the agent reports, or that it cannot be reached.
         """
         _, body = self._request(door, "GET", path, [], {}, self._timeout_s, MAX_JSON_BYTES)
-        return self._json(body)
+        return self._json(body, expect)
 
     def post(
         self,
@@ -97,10 +97,12 @@ class AgentClient:
         *,
         timeout_s: float | None = None,
         changes: bool = True,
+        expect: Sequence[str] = (),
     ) -> Any:
         """Have the agent do something, through the control door.
 
         Args:
+            expect: the keys its answer must have.
             changes: whether it changes the device, so that a lost answer leaves the outcome open.
 
         Raises:
@@ -117,7 +119,7 @@ class AgentClient:
                 f"{self._transport.name}: no answer to a request that changes the device: {error.message}",
                 hint=f"see what it did: kedge status --on {self._transport.name}",
             ) from error
-        return self._json(answer)
+        return self._json(answer, expect)
 
     def golden(self, model: str, batch: int) -> tuple[bytes, int]:
         """A ready inference request made of the release's recorded inputs: body, and its header's bytes."""
@@ -159,11 +161,18 @@ class AgentClient:
             connection.close()
         self._connections.clear()
 
-    def _json(self, body: memoryview) -> Any:
+    def _json(self, body: memoryview, expect: Sequence[str]) -> Any:
         try:
-            return parse_json(body, floats=True)
+            answer = parse_json(body, floats=True)
+            missing = [key for key in expect if not isinstance(answer, dict) or key not in answer]
+            if missing:
+                raise WireError(f"it lacks {', '.join(missing)}")
         except WireError as error:
-            raise IncompatibleError(f"{self._transport.name}: the agent's answer makes no sense: {error}") from error
+            raise IncompatibleError(
+                f"{self._transport.name}: the agent's answer makes no sense: {error}",
+                hint=f"bring the agent to this version: kedge device provision {self._transport.name}",
+            ) from error
+        return answer
 
     def _request(
         self,
