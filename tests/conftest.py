@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,8 +51,3 @@ def local_agent(tmp_path: Path) -> Iterator[LocalAgent]:
         yield agent
     finally:
         agent.close()
-
-
-@pytest.fixture
-def cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -53,7 +53,7 @@ class Cli:
         return "\n".join(lines)
 
 
-def make_cli(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+def make_cli(folder: Path) -> Cli:
     return Cli({**os.environ, "XDG_CONFIG_HOME": str(folder / "config"), "COLUMNS": "200"})
 
 
@@ -65,8 +65,8 @@ def server() -> Iterator[Sshd]:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    return make_cli(tmp_path, monkeypatch)
+def cli(tmp_path: Path) -> Cli:
+    return make_cli(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def shared_server() -> Iterator[Sshd]:
 def provisioned(shared_server: Sshd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cli, Sshd]]:
     """A device with an agent, for the tests that leave it as it is."""
     folder = tmp_path_factory.mktemp("ssh")
-    cli = make_cli(folder, pytest.MonkeyPatch())
+    cli = make_cli(folder)
     introduce(cli, shared_server)
     cli("device", "provision", "bench1", "--no-service")
     yield cli, shared_server

@@ -32,11 +32,6 @@ class Arena:
         self._blocks: dict[str, NDArray[np.uint8]] = {}
         self.generation = 0
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes held."""
-        return sum(block.size for block in self._blocks.values())
-
     def tensor(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         """A C-contiguous view of this name's block, which grows when the shape needs more."""
         size = dtype.itemsize * element_count(shape)
