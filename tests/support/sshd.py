@@ -155,7 +155,12 @@ def make_sshd(*, tmpfs_state: str | None = None) -> Sshd:
             mkdir -p {home}/small
             mount -t tmpfs -o size={tmpfs_state},uid={UID},gid={UID},mode=700 tmpfs {home}/small
             """
-    server.start()
+    try:
+        server.start()
+    except BaseException:
+        # A skip is an exception too.
+        remove_sshd(server)
+        raise
     return server
 
 
