@@ -24,6 +24,7 @@ __all__ = [
     "UnknownHostKeyError",
     "UnreachableError",
     "error_of_kind",
+    "first_line",
 ]
 
 
@@ -157,3 +158,9 @@ _BY_KIND: dict[str, type[KedgeError]] = {
 def error_of_kind(kind: str | None, message: str, hint: str) -> KedgeError:
     """The error for a fault the agent reported (`kedge_agent.wire.FAULTS`)."""
     return _BY_KIND.get(kind or "internal", InternalError)(message, hint=hint)
+
+
+def first_line(error: Exception) -> str:
+    """What a foreign exception says first, for a message of one line; its class when it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -29,6 +29,7 @@ __all__ = ["receive"]
 # Kept free beside what a release needs: manifests, state files and the log must still fit.
 _SPARE_BYTES = 16 * 1024 * 1024
 
+Read = Callable[[int], memoryview]
 Send = Callable[[Message, bytes], None]
 
 
@@ -59,7 +60,8 @@ def receive(layout: Layout, source: BinaryIO, sink: BinaryIO) -> str:
 
 
 def _receive(layout: Layout, source: BinaryIO, send: Send) -> str:
-    kind, payload = read_message(_exact_reader(source))
+    read = _exact_reader(source)
+    kind, payload = read_message(read)
     if kind is not Message.MANIFEST:
         raise WireError(f"expected MANIFEST, got {kind.name}")
     manifest_bytes = bytes(payload)
@@ -72,16 +74,16 @@ def _receive(layout: Layout, source: BinaryIO, send: Send) -> str:
     with exclusive_lock(staging / ".lock", busy):
         if _is_accepted(layout, manifest):
             send(Message.WANT, json.dumps({"files": [], "bytes": 0}).encode())
-            _expect_commit(source)
+            _expect_commit(read)
         else:
-            _fill(layout, manifest, source, send)
+            _fill(layout, manifest, read, send)
             _accept(layout, manifest, manifest_bytes)
         shutil.rmtree(staging, ignore_errors=True)
         send(Message.DONE, json.dumps({"release": manifest.digest}).encode())
     return manifest.digest
 
 
-def _exact_reader(source: BinaryIO) -> Callable[[int], memoryview]:
+def _exact_reader(source: BinaryIO) -> Read:
     buffer = bytearray(FRAME_BYTES + FRAME_HEADER.size)
     view = memoryview(buffer)
 
@@ -99,13 +101,13 @@ def _exact_reader(source: BinaryIO) -> Callable[[int], memoryview]:
     return read
 
 
-def _expect_commit(source: BinaryIO) -> None:
-    kind, _ = read_message(_exact_reader(source))
+def _expect_commit(read: Read) -> None:
+    kind, _ = read_message(read)
     if kind is not Message.COMMIT:
         raise WireError(f"expected COMMIT, got {kind.name}")
 
 
-def _fill(layout: Layout, manifest: Manifest, source: BinaryIO, send: Send) -> None:
+def _fill(layout: Layout, manifest: Manifest, read: Read, send: Send) -> None:
     staging = layout.staging(manifest.digest)
     wanted: dict[tuple[int, int], str] = {}
     for index, entry in enumerate(manifest.files):
@@ -123,7 +125,6 @@ def _fill(layout: Layout, manifest: Manifest, source: BinaryIO, send: Send) -> N
     want = {"files": [{"file": file, "frames": frames} for file, frames in by_file.items()], "bytes": need}
     send(Message.WANT, json.dumps(want).encode())
 
-    read = _exact_reader(source)
     with contextlib.ExitStack() as stack:
         handles = {
             file: stack.enter_context(_staged(staging / manifest.files[file].sha256, manifest.files[file]))

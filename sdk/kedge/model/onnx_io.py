@@ -8,7 +8,7 @@ from typing import Any
 
 from kedge_agent.formats.tensors import DYNAMIC, TensorSpec, datatype_of
 
-from ..errors import BadInputError, IncompatibleError
+from ..errors import BadInputError, IncompatibleError, first_line
 
 __all__ = ["ModelSpec", "read_model"]
 
@@ -61,8 +61,7 @@ def read_model(path: Path) -> ModelSpec:
             f"{path} cannot be read: {error.strerror}", hint="give the path of an .onnx file"
         ) from error
     except (DecodeError, onnx.checker.ValidationError) as error:
-        reason = (str(error).strip().splitlines() or ["not a protobuf message"])[0]
-        raise BadInputError(f"{path} is not a valid ONNX model: {reason}", hint="export it again") from error
+        raise BadInputError(f"{path} is not a valid ONNX model: {first_line(error)}", hint="export it again") from error
     initializers = {tensor.name for tensor in model.graph.initializer}
     return ModelSpec(
         inputs=tuple(_spec(value) for value in model.graph.input if value.name not in initializers),

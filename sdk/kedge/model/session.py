@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BadInputError, IncompatibleError
+from ..errors import BadInputError, IncompatibleError, first_line
 
 __all__ = ["ReferenceModel"]
 
@@ -38,7 +38,7 @@ class ReferenceModel:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many unrelated classes
-            raise BadInputError(f"onnxruntime refuses {path}: {str(error).splitlines()[0][:300]}") from error
+            raise BadInputError(f"onnxruntime refuses {path}: {first_line(error)}") from error
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name for inputs by name.
@@ -50,5 +50,5 @@ class ReferenceModel:
         try:
             values = self._session.run(names, dict(inputs))
         except Exception as error:  # onnxruntime raises many unrelated classes
-            raise BadInputError(f"the model cannot run on these inputs: {str(error).splitlines()[0][:300]}") from error
+            raise BadInputError(f"the model cannot run on these inputs: {first_line(error)}") from error
         return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}

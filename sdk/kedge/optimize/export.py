@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import BadInputError
+from ..errors import BadInputError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def export_onnx(
             )
     except Exception as error:  # the exporter raises its own and torch's classes
         raise BadInputError(
-            f"torch cannot export this module: {(str(error).splitlines() or ['?'])[0][:300]}",
+            f"torch cannot export this module: {first_line(error)}",
             hint="try torch.onnx.export on it directly for the whole report",
         ) from error
     finally:

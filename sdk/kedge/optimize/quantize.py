@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kedge_agent.formats.tensors import DYNAMIC
 
-from ..errors import BadInputError, IncompatibleError
+from ..errors import BadInputError, IncompatibleError, first_line
 from ..model.onnx_io import ModelSpec, read_model
 from ..targets import Int8Scheme, Target
 
@@ -74,9 +74,7 @@ def quantize_int8(model: Path, calibration: Mapping[str, NDArray[Any]], target: 
                 weight_type=kinds[target.int8.weights],
             )
         except Exception as error:  # the quantiser raises many unrelated classes
-            raise IncompatibleError(
-                f"onnxruntime cannot quantise {model}: {(str(error).splitlines() or ['?'])[0][:300]}"
-            ) from error
+            raise IncompatibleError(f"onnxruntime cannot quantise {model}: {first_line(error)}") from error
     return Quantized(target.int8.activations, target.int8.weights, reduced, len(batches))
 
 
