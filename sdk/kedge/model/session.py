@@ -5,7 +5,7 @@ The one module of the SDK that makes onnxruntime sessions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,18 @@ __all__ = ["ReferenceModel"]
 class ReferenceModel:
     """A model in onnxruntime on this machine's CPU.
 
+    Args:
+        model: an ONNX file, or its bytes.
+        threads: threads of one operator; 0: as many as there are cores.
+        optimise: False computes the graph exactly as written: Q/DQ pairs are then rounded and
+            clamped one by one, as a runtime would that fuses them in another way.
+
     Raises:
         IncompatibleError: onnxruntime is not installed.
         BadInputError: onnxruntime refuses the model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, model: Path | bytes, *, threads: int = 0, optimise: bool = True) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -34,21 +40,26 @@ class ReferenceModel:
             ) from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = model if isinstance(model, bytes) else str(model)
         self.runtime_version: str = onnxruntime.__version__
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many unrelated classes
-            raise BadInputError(f"onnxruntime refuses {path}: {first_line(error)}") from error
+            name = "the model" if isinstance(model, bytes) else model
+            raise BadInputError(f"onnxruntime refuses {name}: {first_line(error)}") from error
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name for inputs by name.
+    def run(self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Outputs by name for inputs by name; all of them, or the named ones.
 
         Raises:
             BadInputError: the inputs do not fit the model.
         """
-        names = [output.name for output in self._session.get_outputs()]
+        wanted = list(names) if names is not None else [output.name for output in self._session.get_outputs()]
         try:
-            values = self._session.run(names, dict(inputs))
+            values = self._session.run(wanted, dict(inputs))
         except Exception as error:  # onnxruntime raises many unrelated classes
             raise BadInputError(f"the model cannot run on these inputs: {first_line(error)}") from error
-        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+        return {name: np.asarray(value) for name, value in zip(wanted, values, strict=True)}

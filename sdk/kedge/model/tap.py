@@ -1,0 +1,66 @@
+"""Read the activations inside a graph: add tensors as outputs of a copy, and run it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from .graph import Graph
+from .samples import Samples
+from .session import ReferenceModel
+
+__all__ = ["activations"]
+
+_CHUNK_BYTES = 256 << 20
+
+
+def activations(
+    graph: Graph, tensors: Sequence[str], samples: Samples, *, batch: int = 16, optimise: bool = True
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Values of tensors, batch by batch, and in groups of tensors that together stay below 256 MB.
+
+    Each dictionary holds some of the tensors for one batch; over the whole iteration each tensor
+    comes once for each batch, in the samples' order.
+    """
+    fixed = _fixed_batch(graph)
+    for group in _groups(graph, list(tensors), fixed or batch):
+        tapped = graph.copy()
+        present = set(tapped.output_names)
+        for name in group:
+            if name not in present:
+                tapped.proto.graph.output.append(_typed(graph, name))
+        model = ReferenceModel(tapped.proto.SerializeToString(), optimise=optimise)
+        for inputs in samples.batches(fixed or batch):
+            if fixed and next(iter(inputs.values())).shape[0] < fixed:
+                continue
+            outputs = model.run(inputs, group)
+            yield {name: outputs[name] for name in group}
+
+
+def _typed(graph: Graph, name: str) -> onnx.ValueInfoProto:
+    kind, _ = graph.types.get(name, (onnx.TensorProto.FLOAT, None))
+    return onnx.helper.make_tensor_value_info(name, kind, None)
+
+
+def _fixed_batch(graph: Graph) -> int | None:
+    sizes = {shape[0] for _, shape in (graph.types[name] for name in graph.input_names) if shape}
+    known = {size for size in sizes if size is not None}
+    return max(known) if known else None
+
+
+def _groups(graph: Graph, tensors: list[str], batch: int) -> list[list[str]]:
+    groups: list[list[str]] = []
+    room = 0
+    for name in dict.fromkeys(tensors):
+        _, shape = graph.types.get(name, (0, None))
+        size = 4 * batch * math.prod(dim or 1 for dim in (shape or (1 << 20,))[1:])
+        if not groups or size > room:
+            groups.append([])
+            room = _CHUNK_BYTES
+        groups[-1].append(name)
+        room -= size
+    return groups
