@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
@@ -19,21 +19,55 @@ else:
 __all__ = ["Int8Scheme", "Target", "host_target", "list_targets", "load_target"]
 
 
+_INTEGERS = ("int8", "uint8")
+_BIASES = ("int32", "float")
+_PLACEMENTS = ("tensor", "tensorrt")
+
+
 @dataclass(frozen=True)
 class Int8Scheme:
-    """How this target's runtime wants static INT8: types of activations and weights.
+    """How this target's runtime wants static INT8; one model's QDQ nodes serve one scheme.
 
+    activations, weights: element types, "int8" or "uint8".
+    symmetric: activations have zero point 0 (weights always do).
+    bias: "int32", quantised with scale s_input · s_weight; or "float", left as it is.
+    placement: where Q/DQ pairs stand. "tensor": at every input and output of a quantised operator, so that the
+        runtime replaces DQ → operator → Q by one integer kernel. "tensorrt": at the inputs of convolutions and
+        matrix products, and on that one branch of a residual Add that no convolution feeds directly; the compiler
+        moves them and fuses the rest.
     reduced_range_without: a CPU feature without which weights keep to 7 bits, or None.
     """
 
     activations: str
     weights: str
-    reduced_range_without: str | None
+    symmetric: bool
+    bias: str
+    placement: str
+    reduced_range_without: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, allowed in (
+            ("activations", self.activations, _INTEGERS),
+            ("weights", self.weights, _INTEGERS),
+            ("bias", self.bias, _BIASES),
+            ("placement", self.placement, _PLACEMENTS),
+        ):
+            if value not in allowed:
+                raise BadInputError(f"int8.{what} is {value!r}", hint=f"one of: {', '.join(allowed)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, the profile's own keys."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One profile."""
+    """One profile.
+
+    runtimes: in order of preference; the first one decides the INT8 scheme.
+    channel_multiple: widths of pruned layers are rounded to it, because the runtime's kernels compute whole blocks.
+    compute_capability: of the GPU that the runtime compiles for, as "8.9"; None where it runs on the CPU.
+    """
 
     name: str
     description: str
@@ -42,6 +76,8 @@ class Target:
     runtimes: tuple[str, ...]
     precisions: tuple[str, ...]
     int8: Int8Scheme
+    channel_multiple: int
+    compute_capability: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, the profile's own keys."""
@@ -52,11 +88,9 @@ class Target:
             "arch": self.arch,
             "runtimes": list(self.runtimes),
             "precisions": list(self.precisions),
-            "int8": {
-                "activations": self.int8.activations,
-                "weights": self.int8.weights,
-                "reduced_range_without": self.int8.reduced_range_without,
-            },
+            "channel_multiple": self.channel_multiple,
+            "compute_capability": self.compute_capability,
+            "int8": self.int8.to_json(),
         }
 
 
@@ -83,7 +117,6 @@ def load_target(name: str) -> Target:
             hint=f"did you mean {close[0]}?" if close else "see: kedge targets list",
         )
     body = tomllib.loads(resources.files("kedge_targets").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
-    int8 = body["int8"]
     return Target(
         name=body["name"],
         description=body["description"],
@@ -91,7 +124,9 @@ def load_target(name: str) -> Target:
         arch=body["arch"],
         runtimes=tuple(body["runtimes"]),
         precisions=tuple(body["precisions"]),
-        int8=Int8Scheme(int8["activations"], int8["weights"], int8.get("reduced_range_without")),
+        int8=Int8Scheme(**body["int8"]),
+        channel_multiple=body["channel_multiple"],
+        compute_capability=body.get("compute_capability"),
     )
 
 
