@@ -34,6 +34,7 @@ class Graph:
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto = proto
+        self._close_constants()
         self._name_nodes()
 
     @classmethod
@@ -69,8 +70,8 @@ class Graph:
 
     @property
     def input_names(self) -> list[str]:
-        """Names of the inputs that a caller feeds (initializers left out)."""
-        return [value.name for value in self.proto.graph.input if value.name not in self.initializers]
+        """Names of the inputs."""
+        return [value.name for value in self.proto.graph.input]
 
     @property
     def output_names(self) -> list[str]:
@@ -137,7 +138,7 @@ class Graph:
 
     def set_array(self, name: str, value: NDArray[Any]) -> None:
         """Replace or add a constant."""
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
         if name in self.initializers:
             self.initializers[name].CopyFrom(tensor)
         else:
@@ -161,6 +162,8 @@ class Graph:
                 f"the model's opset {self.opset} cannot be raised to {at_least}: {first_line(error)}",
                 hint=f"export it again with opset {at_least} or newer",
             ) from error
+        # onnx 1.9, the first with operator set 14 and the last that wrote 13, wrote IR version 7.
+        self.proto.ir_version = max(self.proto.ir_version, 7)
         self._name_nodes()
         self.touched()
 
@@ -216,6 +219,15 @@ class Graph:
             names.update(node.output)
             names.update(_names_in_subgraphs(node))
         return names
+
+    def _close_constants(self) -> None:
+        """Before IR version 4 every constant was an input as well, which a caller might override: nobody does."""
+        constants = {tensor.name for tensor in self.proto.graph.initializer}
+        fed = [value for value in self.proto.graph.input if value.name not in constants]
+        if len(fed) < len(self.proto.graph.input):
+            del self.proto.graph.input[:]
+            self.proto.graph.input.extend(fed)
+            self.proto.ir_version = max(self.proto.ir_version, 4)
 
     def _name_nodes(self) -> None:
         seen: set[str] = set()

@@ -1,0 +1,225 @@
+"""Static INT8 (and simulated W4A8): observe once, then build a graph for any plan of precisions by layer."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import BadInputError, IncompatibleError
+from ...model.graph import Graph
+from ...model.samples import Samples
+from ...targets import Int8Scheme
+from ..proof.runner import run_all
+from ..work import Work
+from .adaround import round_adaptively
+from .affine import INT4, INT8, INT8_NARROW, INT8_REDUCED, UINT8, Grid, QuantParams
+from .calibrate import CALIBRATORS, choose_range, params_for, weight_params
+from .histogram import Histogram, observe
+from .placement import Placement, place, quantizable, weight_site
+from .qdq import insert_qdq
+
+__all__ = ["AUTO_CALIBRATORS", "StaticQuantizer", "StaticSettings", "output_error", "quantize_static_int8"]
+
+AUTO_CALIBRATORS = ("min-max", "percentile", "mse")
+_COMPARED_SAMPLES = 128
+
+Plan = Mapping[str, str]
+"""Precision by layer name: "int8" or "w4a8"; a layer that is not named stays FP32."""
+
+
+@dataclass(frozen=True)
+class StaticSettings:
+    """calibrator: a name of CALIBRATORS, or "auto": the one whose outputs stay closest to FP32.
+    percentile: for that calibrator. rounding of 4-bit weights: "nearest" or "adaround".
+    reduced_range: "yes", "no", or "auto": where the profile names a CPU feature that this host lacks.
+    """
+
+    calibrator: str = "auto"
+    percentile: float = 99.99
+    rounding: str = "nearest"
+    reduced_range: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("calibrator", self.calibrator, ("auto", *CALIBRATORS))
+        _one_of("rounding", self.rounding, ("nearest", "adaround"))
+        _one_of("reduced_range", self.reduced_range, ("auto", "yes", "no"))
+
+
+@dataclass
+class StaticQuantizer:
+    """Observes a float graph once; builds quantised graphs from it.
+
+    graph: simplified, FP32. calibrator: the one in use, after `choose_calibrator`.
+    errors: relative output error by calibrator, where they were compared.
+    """
+
+    graph: Graph
+    work: Work
+    settings: StaticSettings = field(default_factory=StaticSettings)
+    calibrator: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.samples = self.work.need_calibration("static quantisation")
+        self.layers = quantizable(self.graph)
+        if not self.layers:
+            raise IncompatibleError(
+                "the model has no layer to quantise", hint="Conv, ConvTranspose, Gemm and MatMul layers are quantised"
+            )
+        self.scheme = self.work.target.int8
+        self.reduced_range = self.settings.reduced_range == "yes" or (
+            self.settings.reduced_range == "auto" and lacks_feature(self.scheme)
+        )
+        self._histograms: dict[str, Histogram] = {}
+        self._ranges: dict[tuple[str, str], tuple[float, float]] = {}
+        self._weights: dict[tuple[str, str], QuantParams] = {}
+        self._rounded: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+        if self.settings.calibrator != "auto":
+            self.calibrator = self.settings.calibrator
+
+    def histograms(self, tensors: Mapping[str, object] | set[str]) -> dict[str, Histogram]:
+        """Histograms of activations, observed when first asked for."""
+        missing = set(tensors) - set(self._histograms)
+        if missing:
+            self.work.progress("calibrating", 0.0)
+            self._histograms |= observe(self.graph, missing, self.samples, self.work.progress)
+        return {name: self._histograms[name] for name in tensors}
+
+    def choose_calibrator(self, plan: Plan) -> str:
+        """Settle on a calibrator: compare the automatic candidates on this plan, unless one is set."""
+        if self.calibrator:
+            return self.calibrator
+        some = self.samples.first(_COMPARED_SAMPLES)
+        reference = run_all(self.graph, some)
+        for index, candidate in enumerate(AUTO_CALIBRATORS):
+            self.work.progress("comparing calibrators", index / len(AUTO_CALIBRATORS))
+            self.calibrator = candidate
+            self.errors[candidate] = self.error(self.build(plan), some, reference)
+        self.calibrator = min(AUTO_CALIBRATORS, key=lambda name: self.errors[name])
+        return self.calibrator
+
+    def error(self, quantized: Graph, samples: Samples, reference: Mapping[str, np.ndarray]) -> float:  # type: ignore[type-arg]
+        """Relative squared error of the outputs against the reference's."""
+        return output_error(reference, run_all(quantized, samples, faithful=self.simulated))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this machine can only imitate what the target's runtime will compute."""
+        return self.work.target.runtimes[0] != "onnxruntime"
+
+    def parameters(self, plan: Plan) -> tuple[Placement, dict[str, QuantParams], dict[str, QuantParams]]:
+        """Placement, activation parameters by tensor and weight parameters by layer, for a plan."""
+        self.choose_calibrator(plan)
+        placement = place(self.graph, {name for name, precision in plan.items() if precision != "fp32"}, self.work.target)
+        roots = {tensor: _root(tensor, placement.same_scale) for tensor in placement.activations}
+        self.histograms(set(roots.values()))
+        activations = {tensor: self._activation(root) for tensor, root in roots.items()}
+        weights = {name: self.weight(name, plan[name]) for name in placement.weights}
+        return placement, activations, weights
+
+    def build(self, plan: Plan) -> Graph:
+        """The graph with the named layers quantised."""
+        if not any(precision != "fp32" for precision in plan.values()):
+            return self.graph.copy()
+        placement, activations, weights = self.parameters(plan)
+        source = self.graph
+        if self.settings.rounding == "adaround":
+            source = self._adaptively_rounded(plan, placement, activations, weights)
+        return insert_qdq(source, placement, activations, weights, integer_bias=self.scheme.bias == "int32")
+
+    def weight(self, layer: str, precision: str) -> QuantParams:
+        """Parameters of a layer's weight at a precision."""
+        key = (layer, precision)
+        if key not in self._weights:
+            site = weight_site(self.graph, self.graph.by_name[layer])
+            assert site is not None
+            grid = INT4 if precision == "w4a8" else self._weight_grid()
+            values = self.graph.array(site.tensor).astype(np.float32)
+            self._weights[key] = weight_params(values, grid, site.axis, search=precision == "w4a8")
+        return self._weights[key]
+
+    def activation_grid(self) -> Grid:
+        """The grid of activations."""
+        return UINT8 if self.scheme.activations == "uint8" else INT8
+
+    def _weight_grid(self) -> Grid:
+        return INT8_REDUCED if self.reduced_range else INT8_NARROW
+
+    def _activation(self, tensor: str) -> QuantParams:
+        key = (tensor, self.calibrator)
+        if key not in self._ranges:
+            self._ranges[key] = choose_range(
+                self._histograms[tensor],
+                self.calibrator,
+                self.activation_grid(),
+                is_symmetric=self.scheme.symmetric,
+                percentile=self.settings.percentile,
+            )
+        return params_for(*self._ranges[key], self.activation_grid(), is_symmetric=self.scheme.symmetric)
+
+    def _adaptively_rounded(
+        self,
+        plan: Plan,
+        placement: Placement,
+        activations: Mapping[str, QuantParams],
+        weights: Mapping[str, QuantParams],
+    ) -> Graph:
+        wanted = [name for name in placement.weights if plan[name] == "w4a8"]
+        missing = [name for name in wanted if name not in self._rounded]
+        if missing:
+            self._rounded |= round_adaptively(
+                self.graph, {name: weights[name] for name in missing}, activations, self.samples, self.work
+            )
+        out = self.graph.copy()
+        for name in wanted:
+            node = out.by_name[name]
+            own = out.unused_name(f"{node.input[1]}_rounded")
+            out.set_array(own, self._rounded[name])
+            node.input[1] = own
+            out.touched()
+        return out
+
+
+def quantize_static_int8(graph: Graph, work: Work) -> Graph:
+    """Every layer to INT8, with default settings: what other passes time candidates with."""
+    quantizer = StaticQuantizer(graph, work, StaticSettings(calibrator="min-max"))
+    return quantizer.build({node.name: "int8" for node in quantizer.layers})
+
+
+def output_error(reference: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> float:  # type: ignore[type-arg]
+    """Mean over the floating outputs of Σ(y − ŷ)² / Σy²."""
+    errors = []
+    for name, expected in reference.items():
+        if expected.dtype.kind != "f":
+            continue
+        y, found = expected.astype(np.float64), values[name].astype(np.float64)
+        errors.append(float(np.sum((y - found) ** 2) / max(float(np.sum(y**2)), 1e-30)))
+    return float(np.mean(errors)) if errors else 0.0
+
+
+def lacks_feature(scheme: Int8Scheme, read: Callable[[], str] | None = None) -> bool:
+    """Whether this host lacks the CPU feature without which the scheme's weights keep to 7 bits."""
+    if scheme.reduced_range_without is None:
+        return False
+    if platform.system() != "Linux":
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace") if read is None else read()
+    except OSError:
+        return True
+    return scheme.reduced_range_without not in flags
+
+
+def _root(tensor: str, same_scale: Mapping[str, str]) -> str:
+    while tensor in same_scale:
+        tensor = same_scale[tensor]
+    return tensor
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise BadInputError(f"{what} is {value!r}", hint=f"one of {', '.join(allowed)}")
