@@ -51,6 +51,22 @@ class ReferenceModel:
             name = "the model" if isinstance(model, bytes) else model
             raise BadInputError(f"onnxruntime refuses {name}: {first_line(error)}") from error
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size the model insists on, or None when the first dimension of its inputs is free.
+
+        Raises:
+            BadInputError: its inputs insist on different ones: their first axes are not the samples.
+        """
+        sizes = {value.shape[0] for value in self._session.get_inputs() if value.shape}
+        fixed = sorted(size for size in sizes if isinstance(size, int))
+        if len(fixed) > 1:
+            raise BadInputError(
+                f"the model's inputs begin with {fixed[0]} and {fixed[-1]}: they have no common axis of samples",
+                hint="models with state between calls cannot be run on independent samples",
+            )
+        return fixed[0] if fixed else None
+
     def run(self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Outputs by name for inputs by name; all of them, or the named ones.
 
