@@ -79,7 +79,7 @@ def layer_of(op: Op, node: onnx.NodeProto, constants: Mapping[str, Tensor], rank
     rank: dimensions of the node's first input, where known.
     """
     names = [*node.input, "", "", "", ""]
-    if any(name and name not in constants for name in node.input[1:]) or len(node.input) < 2:
+    if not names[1] or any(name and name not in constants for name in node.input[1:]):
         return None
     if not constants[names[1]].is_floating_point() or names[0] in constants:
         return None
