@@ -261,8 +261,8 @@ def test_a_user_s_metric_is_found_and_recorded(own_metrics: str) -> None:
         ("text", "not a finite number"),
         ("flag", "not a finite number"),
         ("writes", "read-only"),
-        ("number", "not a function"),
-        ("absent", "cannot be imported"),
+        ("number", "has no function number"),
+        ("absent", "has no function absent"),
     ],
 )
 def test_a_user_s_metric_that_fails_says_so_in_one_line(own_metrics: str, function: str, reason: str) -> None:

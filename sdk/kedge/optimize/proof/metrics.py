@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import numbers
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BadInputError, IncompatibleError, first_line
+from ...errors import BadInputError, IncompatibleError
+from ...model.usercode import in_user_code, is_user_code, load_function
 from ..evaluate import Accuracy
 
 __all__ = [
@@ -228,10 +228,8 @@ class UserMetric:
         views = {name: value.view() for name, value in outputs.items()}
         for view in views.values():
             view.flags.writeable = False
-        try:
+        with in_user_code(self.reference):
             result = self.function(views, labels)
-        except Exception as error:  # the user's own code
-            raise BadInputError(f"the metric {self.reference} fails: {first_line(error)}") from error
         if isinstance(result, np.ndarray) and result.ndim == 0:
             result = result[()]
         if isinstance(result, bool | np.bool_) or not isinstance(result, numbers.Real) or not math.isfinite(result):
@@ -242,23 +240,15 @@ class UserMetric:
         return float(result)
 
 
-def user_metric(reference: str) -> UserMetric:
-    """The function that `package.module:callable` names.
+def user_metric(reference: str, base: Path | None = None) -> UserMetric:
+    """The function that `package.module:function` names; its module's code runs.
+
+    Args:
+        base: a folder to look in first (the recipe's), or None for the current one.
 
     Raises:
-        BadInputError: there is no such module or function, or it cannot be called.
+        BadInputError: there is no such module or function.
     """
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", reference):
+    if not is_user_code(reference):
         raise BadInputError(f"{reference!r} does not name a metric", hint="write it as package.module:function")
-    module, _, path = reference.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
-    except Exception as error:  # importing runs the user's own code
-        raise BadInputError(
-            f"the metric {reference} cannot be imported: {first_line(error)}", hint="is its package installed here?"
-        ) from error
-    if not callable(found):
-        raise BadInputError(f"the metric {reference} is not a function", hint="write it as package.module:function")
-    return UserMetric(reference, found)
+    return UserMetric(reference, load_function(reference, base))

@@ -1,0 +1,1 @@
+"""Accuracy on damaged and on hostile inputs, before and after."""
