@@ -164,7 +164,7 @@ def _figure(value: float | None) -> str:
 def _difference(first: float | None, second: float | None) -> str:
     if first is None or second is None:
         return ""
-    return f"{second - first:+.3g}".replace("-", "\N{MINUS SIGN}")
+    return "0" if first == second else f"{second - first:+.3g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _accuracy(value: Json | None) -> str:
