@@ -388,6 +388,35 @@ def test_the_caller_may_name_a_precision_that_types_do_not_show() -> None:
     assert row.precision == "w4a8"
 
 
+def test_of_a_dynamic_graph_the_layer_is_int8_and_what_follows_it_is_not() -> None:
+    x = np.random.default_rng(2).standard_normal((8, 4)).astype(np.float32)
+    w = np.random.default_rng(3).integers(-127, 127, (4, 3)).astype(np.int8)
+    kinds = {"x": (TensorProto.FLOAT, ["n", 4])}, {"y": (TensorProto.FLOAT, ["n", 3])}
+    follow = [helper.make_node("Mul", ["m", "two"], ["y"], name="twice")]
+    constants = {"two": np.float32(2), "ws": np.float32(0.01)}
+    plain = made(
+        [helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"), *follow],
+        *kinds,
+        {**constants, "w": w.astype(np.float32) * np.float32(0.01)},
+    )
+    dynamic = made(
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+            helper.make_node("MatMulInteger", ["q", "w", "z"], ["i"]),
+            helper.make_node("Cast", ["i"], ["c"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["s", "ws"], ["scale"]),
+            helper.make_node("Mul", ["c", "scale"], ["m"]),
+            *follow,
+        ],
+        *kinds,
+        {**constants, "w": w},
+    )
+    rows = profile(plain, dynamic, Samples({"x": x}))
+    assert [(row.name, row.op, row.precision) for row in rows] == [("fc", "MatMul", "int8"), ("twice", "Mul", "fp32")]
+    assert rows[0].snr_db is not None
+    assert rows[0].snr_db > 30
+
+
 def test_what_was_fused_or_pruned_is_left_out(tmp_path: Path) -> None:
     graph = classifier(tmp_path)
     pruned = graph.copy()

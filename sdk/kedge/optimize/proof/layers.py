@@ -223,14 +223,14 @@ def _rows(
         if found is None or not found.comparable or (share := found.share) is None:
             continue
         reached[node.output[0]] = share
-        maker = maker_of(optimised, node.output[0])
+        maker = maker_of(optimised, node.output[0], original.producer)
         layer = maker if maker.op_type in LAYERS else node
         exact = share == 0 or not math.isfinite(share)
         rows.append(
             LayerError(
                 name=layer.name,
                 op=layer.op_type,
-                precision=precision.get(layer.name) or precision_of(optimised, node.output[0]),
+                precision=precision.get(layer.name) or precision_of(optimised, node.output[0], original.producer),
                 tensor=node.output[0],
                 snr_db=None if exact else -10 * math.log10(share),
                 cosine=found.cosine,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 
 from ...model.graph import Graph, attributes
@@ -36,8 +38,11 @@ _NAMES: dict[int, str] = {
 }
 
 
-def maker_of(graph: Graph, tensor: str) -> onnx.NodeProto:
-    """The node that computes a tensor, seen through a Q/DQ pair and through the scaling of integer results."""
+def maker_of(graph: Graph, tensor: str, known: Collection[str] = ()) -> onnx.NodeProto:
+    """The node that computes a tensor, seen through a Q/DQ pair and through the scaling of integer results.
+
+    known: tensors of the graph before quantisation; what makes them is another layer.
+    """
     node = graph.producer[tensor]
     for op in ("DequantizeLinear", "QuantizeLinear"):
         if node.op_type == op and node.input[0] in graph.producer:
@@ -49,15 +54,15 @@ def maker_of(graph: Graph, tensor: str) -> onnx.NodeProto:
             for step in steps
             if step.op_type in _SCALING
             for name in step.input
-            if name in graph.producer
+            if name in graph.producer and name not in known
         ]
         found = next((step for step in steps if step.op_type in _INTEGER_OPS), found)
     return found
 
 
-def precision_of(graph: Graph, tensor: str) -> str:
+def precision_of(graph: Graph, tensor: str, known: Collection[str] = ()) -> str:
     """fp32, fp16, bf16, fp8, int8, w4a8, or "int4 weights" where activations are not quantised."""
-    node = maker_of(graph, tensor)
+    node = maker_of(graph, tensor, known)
     if node.op_type in _INTEGER_OPS:
         return "int8"
     if node.op_type == "MatMulNBits":
