@@ -210,7 +210,7 @@ DOCUMENTS = {
     "minimal": minimal(),
     "hostile": hostile(HOSTILE),
     "briefly hostile": hostile(SHORT_HOSTILE),
-    "of 200 layers": full(200),
+    "of 200 layers": full(200) | {"histograms": [], "robustness": None, "search": None},
 }
 
 
@@ -330,7 +330,7 @@ def test_the_paired_test_is_put_into_words(lost: int, won: int, p_value: float, 
 
 def test_without_labels_the_headline_is_how_often_both_answer_alike() -> None:
     document = full()
-    document |= {"histograms": [], "robustness": None, "search": None, "sensitivity": None}
+    document |= {"histograms": [], "robustness": None, "search": None, "sensitivity": None, "layers": []}
     for which in ("before", "after"):
         document[which]["metrics"] |= {"top1": None, "top5": None, "f1_macro": None, "per_class": None}
     document["comparison"] |= {"drop": None, "drop_interval_95": None, "mcnemar": None}
