@@ -97,7 +97,7 @@ def train_and_export(digits: Digits, path: Path, tick: Callable[[str, float], No
             done += 1
             tick("training", done / steps)
     tick("exporting to ONNX", 0.0)
-    export_onnx(network, images[:2], path, input_name="image", output_names=["logits"])
+    export_onnx(network, images[:2], path, input_names=["image"], output_names=["logits"])
 
 
 def _block(channels_in: int, channels_out: int, *, stride: int) -> list[torch.nn.Module]:

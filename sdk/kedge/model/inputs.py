@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from kedge_agent.formats.tensors import TensorSpec, datatype_of
 
-from ..errors import BadInputError
+from ..errors import BadInputError, first_line
 
-__all__ = ["load_tensors"]
+__all__ = ["MAX_DATA_BYTES", "fitted", "load_tensors", "read_arrays"]
 
+MAX_DATA_BYTES = 1 << 33
 _MAX_FILE_BYTES = 1 << 32
 
 
@@ -25,22 +26,66 @@ def load_tensors(path: Path, inputs: tuple[TensorSpec, ...]) -> dict[str, NDArra
     Raises:
         BadInputError: the file cannot be read, or does not fit the model.
     """
+    tensors = read_arrays(path)
+    if isinstance(tensors, np.ndarray):
+        tensors = {_only(path, inputs).name: tensors}
+    missing = [spec.name for spec in inputs if spec.name not in tensors]
+    if missing:
+        raise BadInputError(f"{path} lacks the inputs {', '.join(missing)}", hint=f"it holds {', '.join(tensors)}")
+    return {spec.name: fitted(str(path), spec, tensors[spec.name]) for spec in inputs}
+
+
+def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """The array of an `.npy` file, or the arrays of an `.npz` file by name. Nothing is unpickled.
+
+    Raises:
+        BadInputError: the file cannot be read, or holds more than 8 GiB.
+    """
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise BadInputError(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+            raise BadInputError(f"{path} is larger than {_MAX_FILE_BYTES} bytes", hint="give fewer samples")
         # Opened here, because numpy leaves a file open that turns out to be no archive.
         with path.open("rb") as handle:
             loaded = np.load(handle, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                tensors = {_only(path, inputs).name: loaded}
-            else:
-                tensors = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInputError(f"{path} cannot be read as numpy data: {error}", hint="save it with numpy.save") from error
-    missing = [spec.name for spec in inputs if spec.name not in tensors]
-    if missing:
-        raise BadInputError(f"{path} lacks the inputs {', '.join(missing)}", hint=f"it holds {', '.join(tensors)}")
-    return {spec.name: _fitting(path, spec, tensors[spec.name]) for spec in inputs}
+                return loaded
+            if sum(entry.file_size for entry in loaded.zip.infolist()) > MAX_DATA_BYTES:
+                raise BadInputError(f"{path} unpacks to more than {MAX_DATA_BYTES} bytes", hint="give fewer samples")
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadInputError(
+            f"{path} cannot be read as numpy data: {first_line(error)}", hint="save it with numpy.save"
+        ) from error
+
+
+def fitted(
+    origin: str, spec: TensorSpec, array: NDArray[Any], *, hint: str = "convert it with numpy's astype and reshape"
+) -> NDArray[Any]:
+    """The array as the model takes it, C order.
+
+    Args:
+        origin: where it comes from, for messages.
+        hint: what to do when type or shape do not fit.
+
+    Raises:
+        BadInputError: its type or shape do not fit, or a float array holds NaN or infinity.
+    """
+    try:
+        datatype = datatype_of(array.dtype)
+    except KeyError as error:
+        raise BadInputError(
+            f"{origin}: {spec.name!r} has the dtype {array.dtype}, which no model takes", hint=hint
+        ) from error
+    # A fixed batch may be given many samples: they are then run one batch at a time.
+    shape = (spec.shape[0], *array.shape[1:]) if spec.shape and array.ndim == len(spec.shape) else array.shape
+    mismatch = spec.mismatch(datatype, shape)
+    if mismatch is not None:
+        raise BadInputError(f"{origin}: {mismatch}", hint=hint)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise BadInputError(
+            f"{origin}: {spec.name!r} holds NaN or infinity", hint="find those samples with numpy.isfinite"
+        )
+    return np.ascontiguousarray(array, dtype=spec.dtype)
 
 
 def _only(path: Path, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
@@ -50,18 +95,3 @@ def _only(path: Path, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
             hint=f"save an .npz with {', '.join(spec.name for spec in inputs)}",
         )
     return inputs[0]
-
-
-def _fitting(path: Path, spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
-    try:
-        datatype = datatype_of(array.dtype)
-    except KeyError as error:
-        raise BadInputError(f"{path}: {spec.name!r} has the dtype {array.dtype}, which no model takes") from error
-    # A fixed batch may be given many samples: they are then run one batch at a time.
-    shape = (spec.shape[0], *array.shape[1:]) if spec.shape and array.ndim == len(spec.shape) else array.shape
-    mismatch = spec.mismatch(datatype, shape)
-    if mismatch is not None:
-        raise BadInputError(f"{path}: {mismatch}", hint="convert it with numpy's astype and reshape")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise BadInputError(f"{path}: {spec.name!r} holds NaN or infinity")
-    return np.ascontiguousarray(array, dtype=spec.dtype)
