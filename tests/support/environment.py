@@ -5,6 +5,7 @@ KEDGE_REQUIRE=sshd,… turns those skips into failures: CI names what it has ins
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -35,6 +36,14 @@ def sshd_path() -> str:
     if shutil.which("ssh-keygen") is None:
         lacks("sshd", "no ssh-keygen on this machine (Debian: openssh-client)")
     return found
+
+
+def tensorrt_rtx() -> None:
+    """Skip where TensorRT for RTX, which compiles without a GPU, is not installed."""
+    try:
+        importlib.import_module("tensorrt_rtx_bindings")
+    except Exception as error:  # besides ImportError: libraries that do not load
+        lacks("tensorrt", f"no TensorRT for RTX on this machine (pip: tensorrt-rtx-cu13-bindings): {error}")
 
 
 @cache
