@@ -14,7 +14,9 @@ from torch.nn import functional as F  # noqa: N812
 from .op import Op, integers
 from .spatial import same_pads, torch_pads, window
 
-__all__ = ["Layer", "Slot", "layer_of"]
+__all__ = ["BATCH_NORMS", "Layer", "Slot", "layer_of"]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _CONV: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_TRANSPOSE: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,8 @@ class Plan:
     batch: int | None
 
 
-def plan_of(graph: Graph) -> Plan:
-    """Plan a graph.
+def plan_of(graph: Graph, outputs: Sequence[str]) -> Plan:
+    """Plan a graph whose named tensors are asked for.
 
     Raises:
         IncompatibleError: an operator has no torch form; the message names the node.
@@ -97,9 +97,9 @@ def plan_of(graph: Graph) -> Plan:
             apart = any(len(layouts[slot.tensor]) > 1 or slot.tensor in plain for slot in step.layer.slots)
             step.layer = None if apart else step.layer
         step.inputs = step.inputs[:1] if step.layer else step.inputs
-    _let_go(steps, {*known, *graph.output_names})
+    _let_go(steps, {*known, *outputs})
     read = dict.fromkeys(name for step in steps for name in step.inputs if name in known)
-    read.update(dict.fromkeys(name for name in graph.output_names if name in known))
+    read.update(dict.fromkeys(name for name in outputs if name in known))
     trained = {
         name
         for step in steps

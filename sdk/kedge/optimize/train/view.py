@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -31,6 +31,8 @@ class TorchView(nn.Module):
     weight_hook(node name, weight) replaces the weight of each Conv, ConvTranspose, Gemm and MatMul where it
     runs; it is given and returns ONNX's layout (a MatMul's is [in, out]).
 
+    also: tensors to give beside the outputs.
+
     A graph of fixed batch runs on other batches too, as far as the batch stands only at the head of Reshape's
     targets.
 
@@ -38,16 +40,16 @@ class TorchView(nn.Module):
         IncompatibleError: an operator has no torch form; the message names the node.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, also: Sequence[str] = ()) -> None:
         super().__init__()
         self.activation_hook: Callable[[str, Tensor], Tensor] | None = None
         self.weight_hook: Callable[[str, Tensor], Tensor] | None = None
         self.input_names = list(graph.input_names)
-        self.output_names = list(graph.output_names)
+        self.output_names = [*graph.output_names, *(name for name in also if name not in graph.output_names)]
         self.layers = nn.Module()
         self.constants = nn.Module()
         self._graph = graph.copy()
-        self._plan = plan_of(self._graph)
+        self._plan = plan_of(self._graph, self.output_names)
         self._layers: dict[str, Layer] = {}
         self._kept: dict[str, str] = {}  # constant's name → attribute of `constants`
         self._add_layers()
