@@ -24,6 +24,11 @@ __all__ = ["build"]
 @click.option(
     "--max-relative-error", default="0.02", show_default=True, help="Parity gate: largest error over largest output."
 )
+@click.option(
+    "--pack/--no-pack",
+    default=None,
+    help="Pack the model for the way to the device.  [default: where it saves a quarter of it]",
+)
 @output_options
 def build(
     model: Path,
@@ -34,6 +39,7 @@ def build(
     golden: Path | None,
     min_cosine: str,
     max_relative_error: str,
+    pack: bool | None,
     out: Output,
 ) -> None:
     """Make a release of an ONNX MODEL for a target: the model, golden inputs and outputs, a manifest."""
@@ -44,13 +50,15 @@ def build(
 
     profile = load_target(target)
     spec = read_model(model)
-    options = BuildOptions(name or model_name_for(model), model_version, min_cosine, max_relative_error)
+    options = BuildOptions(name or model_name_for(model), model_version, min_cosine, max_relative_error, pack=pack)
     destination = folder or Path(f"{options.name}-{spec.precision}.release")
     with out.progress() as progress:
         progress.step("recording golden outputs")
         tensors = load_tensors(golden, spec.inputs) if golden is not None else None
         built = build_release(model, profile, destination, options, tensors)
     release = built.release
+    artefact = release.manifest.artefacts[0]
+    stored_bytes = release.manifest.file(artefact.file).size_bytes
     document = {
         "release": release.digest,
         "folder": str(destination),
@@ -61,12 +69,15 @@ def build(
         "precision": built.plan.precision,
         "reason": built.plan.reason,
         "golden_made_up": built.golden_made_up,
+        "encoding": artefact.encoding,
+        "model_bytes": built.model_bytes,
+        "stored_model_bytes": stored_bytes,
         "bytes": release.manifest.total_bytes,
     }
 
     def render() -> None:
         from ..report.tables import key_values
-        from ..report.text import byte_size
+        from ..report.text import byte_size, model_size
 
         key_values(
             [
@@ -74,10 +85,13 @@ def build(
                 ("folder", str(destination)),
                 ("model", f"{options.name}, version {options.version}, {built.plan.precision}"),
                 ("runtime", built.plan.reason),
+                ("model file", model_size(artefact.encoding, stored_bytes, built.model_bytes)),
                 ("size", byte_size(release.manifest.total_bytes)),
             ]
         )
 
     if built.golden_made_up:
         out.say("golden inputs are made up: the parity gate then compares noise; give real ones with --golden")
+    if pack and artefact.encoding == "raw":
+        out.say("packing would make this model no smaller: it is released as it is")
     out.result(document, render)

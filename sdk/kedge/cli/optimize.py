@@ -2,65 +2,245 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Output, output_options, path_type
+from .common import Output, inventory_option, output_options, path_type, read_inventory
+
+if TYPE_CHECKING:
+    from ..optimize.recipe import Recipe
 
 __all__ = ["optimize"]
 
+_PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "auto")
+
 
 @click.command()
-@click.argument("model", type=path_type)
-@click.option("--target", required=True, help="The kind of device; see: kedge targets list.")
-@click.option("--quantize", type=click.Choice(["int8"]), default="int8", show_default=True, help="Precision to reach.")
+@click.argument("model", metavar="MODEL|RECIPE")
+@click.option("--target", help="The kind of device; see: kedge targets list. A recipe names its own.")
+@click.option("--quantize", type=click.Choice(_PRECISIONS), help="Precision to reach; auto mixes several.")
 @click.option(
-    "--calibration", type=path_type, required=True, help="A few hundred real inputs (.npy or .npz) from training data."
+    "--calibrator",
+    type=click.Choice(("auto", "min-max", "percentile", "entropy", "mse")),
+    default="auto",
+    show_default=True,
+    help="How activation ranges are chosen.",
 )
-@click.option("-o", "--out", "destination", type=path_type, help="The model to write.  [default: MODEL-int8.onnx]")
+@click.option(
+    "--rounding",
+    type=click.Choice(("nearest", "adaround")),
+    default="nearest",
+    show_default=True,
+    help="Of 4-bit weights.",
+)
+@click.option("--keep", multiple=True, metavar="PATTERN", help="Layers that stay FP32; may be repeated.")
+@click.option(
+    "--prune",
+    metavar="KIND=AMOUNT",
+    help="magnitude=0.5, 2:4, channels=0.5, blocks=0.5 or structured=0.5 (share of MACs kept).",
+)
+@click.option("--cluster", type=click.IntRange(1, 8), metavar="BITS", help="Share weights: 2^BITS values a layer.")
+@click.option(
+    "--recover",
+    type=click.IntRange(min=1),
+    metavar="EPOCHS",
+    help="Fine-tune after pruning, taught by the model as given.",
+)
+@click.option(
+    "--qat", type=click.IntRange(min=1), metavar="EPOCHS", help="Train with quantisation in the loop (int8, w4a8)."
+)
+@click.option(
+    "--calibration",
+    default="",
+    metavar="DATA",
+    help="A few hundred inputs: .npz, .npy, a folder of images, or module:callable.",
+)
+@click.option("--train", default="", metavar="DATA", help="Labelled training data.")
+@click.option("--evaluate", default="", metavar="DATA", help="Labelled data that nothing else uses: the proof.")
+@click.option(
+    "--max-drop", type=click.FloatRange(0, 1), help="Gate: accuracy that may be lost, as a share (0.01: 1 point)."
+)
+@click.option(
+    "--max-time",
+    type=click.FloatRange(0, 10),
+    default=0.0,
+    help="With auto: most time, as a share of FP32's; accuracy is maximised.",
+)
+@click.option(
+    "--max-size", type=click.FloatRange(0, 10), default=0.0, help="With auto: most weight bytes, as a share of FP32's."
+)
+@click.option(
+    "--trials", type=click.IntRange(1, 10_000), default=24, show_default=True, help="With auto: mixes to try."
+)
+@click.option("--measure-on", metavar="DEVICE", help="With auto: rank mixes by what this device measures.")
+@click.option(
+    "--robustness",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="SAMPLES",
+    help="Also measure accuracy under noise, blur, contrast, JPEG and attacks.",
+)
+@click.option("--input-shape", metavar="1,3,224,224", help="For a PyTorch module without an example input.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "-o",
+    "--out",
+    "destination",
+    type=path_type,
+    help="The model to write; its report lies beside it.  [default: NAME-optimized.onnx]",
+)
+@inventory_option
 @output_options
-def optimize(model: Path, target: str, quantize: str, calibration: Path, destination: Path | None, out: Output) -> None:
-    """Quantise an ONNX MODEL with the scheme its target's runtime wants."""
-    from ..errors import BadInputError
-    from ..model.inputs import load_tensors
-    from ..model.onnx_io import read_model
-    from ..optimize.quantize import quantize_int8
-    from ..targets import load_target
+def optimize(
+    model: str,
+    measure_on: str | None,
+    destination: Path | None,
+    inventory_path: Path | None,
+    out: Output,
+    **options: Any,
+) -> None:
+    """Make a model smaller and faster for a target, and prove what accuracy it kept.
 
-    profile = load_target(target)
-    result = destination or model.with_name(f"{model.stem}-{quantize}.onnx")
-    if result.resolve() == model.resolve():
-        raise BadInputError("the model given may not be overwritten", hint="give another path with -o")
-    with out.progress() as progress:
-        progress.step("calibrating and quantising")
-        tensors = load_tensors(calibration, read_model(model).inputs)
-        done = quantize_int8(model, tensors, profile, result)
-    before, after = model.stat().st_size, result.stat().st_size
-    document = {
-        "model": str(result),
-        "target": profile.name,
-        "precision": quantize,
-        "activations": done.activations,
-        "weights": done.weights,
-        "reduced_range": done.reduced_range,
-        "calibration_batches": done.calibration_batches,
-        "bytes_before": before,
-        "bytes_after": after,
-    }
+    MODEL is an ONNX file, a torch.export program (.pt2) or package.module:factory; a RECIPE is a .toml file,
+    which states everything the options do and more. Beside the model, OUT.json and OUT.html report what was
+    done. Exit 5 when --max-drop does not hold.
+    """
+    from ..errors import BadInputError, GateRefusedError
+    from ..optimize.pipeline import optimise
+    from ..optimize.recipe import read_recipe
+
+    recipe = read_recipe(Path(model)) if model.endswith(".toml") else _recipe(model, options)
+    if model.endswith(".toml"):
+        given = [
+            name for name in ("target", "quantize", "prune", "cluster", "recover", "qat", "max_drop") if options[name]
+        ]
+        if given:
+            raise BadInputError(
+                f"a recipe states its own {given[0].replace('_', '-')}", hint="change the recipe, or give a model"
+            )
+    result = destination or Path(f"{_stem(recipe, model)}-optimized.onnx")
+    for path in (Path(recipe.source), (recipe.base or Path()) / recipe.source):
+        if path.resolve() == result.resolve():
+            raise BadInputError("the model given may not be overwritten", hint="give another path with -o")
+    with out.progress() as progress, ExitStack() as stack:
+        probe = None
+        if measure_on is not None:
+            from ..fleet.probe import device_probe
+
+            probe = stack.enter_context(device_probe(measure_on, recipe.target, read_inventory(inventory_path)))
+        done = optimise(recipe, result, progress.share, probe)
+        progress.step("writing the report")
+        page = _write_report(result, done.document)
 
     def render() -> None:
+        from ..report.optimize_text import show
         from ..report.tables import key_values
-        from ..report.text import NOT_MEASURED, byte_size
 
-        key_values(
-            [
-                ("model", str(result)),
-                ("scheme", f"static INT8, activations {done.activations}, weights {done.weights} per channel"),
-                ("calibrated on", f"{done.calibration_batches} batches"),
-                ("size", f"{byte_size(before)} → {byte_size(after)}"),
-                ("accuracy", NOT_MEASURED),
-            ]
-        )
+        show(done.document)
+        key_values([("model", str(result)), ("report", str(page))])
 
-    out.result(document, render)
+    out.result({**done.document, "artefact": str(result), "report": str(page)}, render)
+    if done.passed is False:
+        gate = done.document["gate"]
+        blamed = f"; most error arises in {', '.join(gate['blame'][:3])}" if gate["blame"] else ""
+        raise GateRefusedError(f"the accuracy gate does not hold: {_lost(done.document)}{blamed}", hint=gate["next"])
+
+
+def _lost(document: dict[str, Any]) -> str:
+    allowed = document["gate"]["max_drop"] * 100
+    comparison = document["comparison"]
+    if comparison is None:
+        return "accuracy was not measured"
+    if comparison["drop"] is None:
+        agreement = comparison["agreement"]
+        share = "no" if agreement is None else f"{agreement['share'] * 100:.2f} %"
+        return f"{share} agreement with the model as given, {100 - allowed:.2f} % wanted"
+    return f"{comparison['drop'] * 100:.2f} points lost, {allowed:.2f} allowed"
+
+
+def _write_report(model: Path, document: dict[str, Any]) -> Path:
+    import json
+
+    from ..report.optimize_html import optimize_html
+
+    model.with_suffix(".json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    page = model.with_suffix(".html")
+    page.write_text(optimize_html(document), encoding="utf-8")
+    return page
+
+
+def _stem(recipe: Recipe, model: str) -> str:
+    if recipe.name:
+        return recipe.name
+    return model.rsplit(":", 1)[-1] if ":" in model else Path(model).stem
+
+
+def _recipe(model: str, options: dict[str, Any]) -> Recipe:
+    from ..errors import BadInputError
+    from ..optimize.passes import make_pass
+    from ..optimize.recipe import Data, Recipe, RobustnessSettings
+
+    if not options["target"]:
+        raise BadInputError("no target was named", hint="give --target; see: kedge targets list")
+    passes = [make_pass(kind, parameters) for kind, parameters in _steps(options)]
+    if not passes:
+        raise BadInputError("nothing was asked for", hint="give --quantize, --prune, --cluster or a recipe")
+    shape = options["input_shape"]
+    try:
+        dims = tuple(int(dim) for dim in shape.split(",")) if shape else None
+    except ValueError as error:
+        raise BadInputError(f"{shape!r} is no shape", hint="whole numbers, as in 1,3,224,224") from error
+    return Recipe(
+        source=model,
+        target=options["target"],
+        passes=tuple(passes),
+        data=Data(options["calibration"], options["train"], options["evaluate"]),
+        seed=options["seed"],
+        input_shape=dims,
+        max_drop=options["max_drop"],
+        robustness=RobustnessSettings(options["robustness"], min(options["robustness"], 200)),
+    )
+
+
+def _steps(options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    steps: list[tuple[str, dict[str, Any]]] = []
+    if options["prune"]:
+        steps.append(_pruning(options["prune"]))
+    if options["recover"]:
+        steps.append(("recover", {"epochs": options["recover"], "distil": 0.7}))
+    if options["cluster"]:
+        steps.append(("cluster", {"bits": options["cluster"]}))
+    if options["quantize"]:
+        parameters: dict[str, Any] = {
+            "precision": options["quantize"],
+            "keep": list(options["keep"]),
+            "calibrator": options["calibrator"],
+            "rounding": options["rounding"],
+        }
+        if options["qat"]:
+            steps.append(("qat", {**parameters, "epochs": options["qat"]}))
+        else:
+            if options["quantize"] == "auto":
+                parameters |= {key: options[key] for key in ("max_time", "max_size", "trials")}
+                if options["max_drop"] is not None:
+                    parameters["max_drop"] = options["max_drop"]
+            steps.append(("quantize", parameters))
+    return steps
+
+
+def _pruning(text: str) -> tuple[str, dict[str, Any]]:
+    from ..errors import BadInputError
+
+    kind, _, amount = text.partition("=")
+    keys = {"magnitude": "ratio", "channels": "macs", "blocks": "macs", "structured": "macs"}
+    if kind == "2:4" and not amount:
+        return "prune-2:4", {}
+    try:
+        return f"prune-{kind}", {keys[kind]: float(amount)}
+    except (KeyError, ValueError) as error:
+        raise BadInputError(
+            f"--prune {text} is not known", hint="magnitude=0.5, 2:4, channels=0.5, blocks=0.5 or structured=0.5"
+        ) from error

@@ -27,18 +27,29 @@ def show_command(folder: Path, out: Output) -> None:
 
     found = open_release(folder)
     manifest = found.manifest
-    document = {"release": found.digest, "manifest": json.loads(found.manifest_bytes)}
+    artefacts = [(a, manifest.file(a.file).size_bytes, found.model_bytes(a)) for a in manifest.artefacts]
+    document = {
+        "release": found.digest,
+        "manifest": json.loads(found.manifest_bytes),
+        "artefacts": [
+            {"file": a.file, "encoding": a.encoding, "bytes": stored, "model_bytes": loaded}
+            for a, stored, loaded in artefacts
+        ],
+    }
 
     def render() -> None:
         from ..report.tables import key_values, print_table
-        from ..report.text import byte_size
+        from ..report.text import byte_size, model_size
 
         key_values(
             [
                 ("release", found.digest),
                 ("model", f"{manifest.model}, version {manifest.version}"),
                 ("target", f"{manifest.target} ({manifest.platform_os}/{manifest.platform_arch})"),
-                *((f"artefact for {a.runtime}", f"{a.file}, {a.precision}") for a in manifest.artefacts),
+                *(
+                    (f"artefact for {a.runtime}", f"{a.file}, {a.precision}, {model_size(a.encoding, stored, loaded)}")
+                    for a, stored, loaded in artefacts
+                ),
                 (
                     "parity gate",
                     f"cosine ≥ {manifest.parity.cosine_min:g}, relative error ≤ {manifest.parity.relative_error_max:g}",
@@ -56,15 +67,21 @@ def show_command(folder: Path, out: Output) -> None:
 @click.argument("folder", type=path_type)
 @output_options
 def verify_command(folder: Path, out: Output) -> None:
-    """Hash every file of a release FOLDER against its manifest."""
+    """Hash every file of a release FOLDER against its manifest; unpack what is packed."""
     from ..release.bundle import open_release
 
     found = open_release(folder)
     with out.progress() as progress:
         progress.step("hashing")
         found.verify(progress.bytes)
-    document = {"release": found.digest, "files": len(found.manifest.files), "bytes": found.manifest.total_bytes}
+        progress.step("unpacking")
+        found.prove_unpacking()
+    count, size = len(found.manifest.files), found.manifest.total_bytes
+    unpacked = size + sum(
+        found.model_bytes(a) - found.manifest.file(a.file).size_bytes for a in found.manifest.artefacts
+    )
+    packed = f" ({unpacked} unpacked)" if unpacked != size else ""
     out.result(
-        {**document, "intact": True},
-        lambda: click.echo(f"{found.digest}: {document['files']} files, {document['bytes']} bytes, all intact"),
+        {"release": found.digest, "files": count, "bytes": size, "unpacked_bytes": unpacked, "intact": True},
+        lambda: click.echo(f"{found.digest}: {count} files, {size} bytes{packed}, all intact"),
     )

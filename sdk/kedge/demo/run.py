@@ -17,7 +17,7 @@ from ..build.release import BuildOptions, build_release
 from ..deploy.push import deploy
 from ..errors import BadInputError
 from ..optimize.evaluate import Accuracy, top1
-from ..optimize.quantize import quantize_int8
+from ..optimize.quick import quantize_int8
 from ..release.bundle import Release
 from ..targets import Target, host_target
 from ..transport.base import Deadline

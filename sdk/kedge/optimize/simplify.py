@@ -42,12 +42,13 @@ def simplify(graph: Graph) -> Graph:
         import onnxslim
     except ImportError as error:
         raise IncompatibleError("onnxslim is needed to simplify", hint="pip install 'kedge[optimize]'") from error
+    # Equal constants stay apart: a pass that trains would train them as one.
     chatter = logging.getLogger("onnxslim")
     level = chatter.level
     chatter.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            slimmed = onnxslim.slim(graph.copy().proto)
+            slimmed = onnxslim.slim(graph.copy().proto, skip_optimizations=["weight_tying"])
     except Exception as error:  # onnxslim raises many unrelated classes
         raise IncompatibleError(
             f"onnxslim cannot simplify this model: {first_line(error)}",

@@ -74,7 +74,9 @@ class Work:
             BadInputError: none were given.
         """
         if self.calibration is None:
-            raise BadInputError(f"{purpose} needs calibration data", hint="give a few hundred real inputs: --calibration")
+            raise BadInputError(
+                f"{purpose} needs calibration data", hint="give a few hundred real inputs: --calibration"
+            )
         return self.calibration
 
     def need_train(self, purpose: str) -> Samples:
@@ -90,11 +92,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """What a pass made: the new graph, what it changed in plain JSON, sentences for the user."""
+    """What a pass made: the new graph, what it changed in plain JSON, sentences for the user.
+
+    evidence: parts of the report that this pass can fill: "sensitivity", "search", "histograms"
+    (docs/optimize-report.md), and "precision": {layer: precision} where the graph itself does not
+    tell. simulated: the target's runtime would not compute this graph; there is no artefact of it.
+    """
 
     graph: Graph
     changed: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    simulated: bool = False
 
 
 class Pass(Protocol):

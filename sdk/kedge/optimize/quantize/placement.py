@@ -29,7 +29,18 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FUSED = ("Relu", "Clip")
 # What onnxruntime's CPU computes in integers between convolutions, or moves without looking at.
 _ELEMENTWISE = ("Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu")
-_SAME_SCALE = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "DepthToSpace", "Pad")
+_SAME_SCALE = (
+    "MaxPool",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Split",
+    "DepthToSpace",
+    "Pad",
+)
 
 Reader = tuple[str, int]
 
@@ -93,6 +104,9 @@ def quantizable(graph: Graph) -> list[onnx.NodeProto]:
 def place(graph: Graph, chosen: set[str], target: Target) -> Placement:
     """Where the pairs go when the named layers are quantised."""
     layers = [node for node in quantizable(graph) if node.name in chosen]
+    if target.int8.placement == "tensorrt":
+        # TensorRT has no integer kernel for it: a pair would only cost (seen in the engines TensorRT for RTX makes).
+        layers = [node for node in layers if node.op_type != "ConvTranspose"]
     weights = {node.name: site for node in layers if (site := weight_site(graph, node)) is not None}
     if target.int8.placement == "tensorrt":
         return Placement(_before_layers(graph, layers, weights), weights, {})
@@ -160,11 +174,11 @@ def _whole_region(graph: Graph, layers: list[onnx.NodeProto], weights: Mapping[s
 
 def _after_fusion(graph: Graph, node: onnx.NodeProto, fused: dict[str, str]) -> str:
     """The tensor after the activation function that the runtime fuses into this node."""
-    out = node.output[0]
+    out = str(node.output[0])
     takers = graph.consumers.get(out, [])
     if len(takers) == 1 and takers[0][0].op_type in _FUSED and out not in graph.output_names:
         fused[takers[0][0].name] = node.name
-        return takers[0][0].output[0]
+        return str(takers[0][0].output[0])
     return out
 
 
@@ -176,9 +190,7 @@ def _takes_integers(graph: Graph, node: onnx.NodeProto, held: set[str]) -> bool:
     return bool(inputs) and all(name in held for name in inputs)
 
 
-def _trim(
-    graph: Graph, region: set[str], held: set[str], same_scale: dict[str, str], fused: Mapping[str, str]
-) -> None:
+def _trim(graph: Graph, region: set[str], held: set[str], same_scale: dict[str, str], fused: Mapping[str, str]) -> None:
     needed = {"Conv", "ConvTranspose"} | set(_ELEMENTWISE)
     changed = True
     while changed:

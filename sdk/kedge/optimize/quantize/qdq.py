@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -132,7 +133,7 @@ class _Writer:
         return scale, zero
 
     def _add(self, op: str, inputs: list[str], output: str, params: QuantParams) -> None:
-        attributes = {} if params.axis is None else {"axis": params.axis}
+        attributes: dict[str, Any] = {} if params.axis is None else {"axis": params.axis}
         name = self.graph.unused_name(f"{output}_node")
         self.added.append(helper.make_node(op, inputs, [output], name=name, **attributes))
 

@@ -6,8 +6,10 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import BadInputError, IncompatibleError
 from ...model.graph import Graph
@@ -15,7 +17,6 @@ from ...model.samples import Samples
 from ...targets import Int8Scheme
 from ..proof.runner import run_all
 from ..work import Work
-from .adaround import round_adaptively
 from .affine import INT4, INT8, INT8_NARROW, INT8_REDUCED, UINT8, Grid, QuantParams
 from .calibrate import CALIBRATORS, choose_range, params_for, weight_params
 from .histogram import Histogram, observe
@@ -77,7 +78,7 @@ class StaticQuantizer:
         self._histograms: dict[str, Histogram] = {}
         self._ranges: dict[tuple[str, str], tuple[float, float]] = {}
         self._weights: dict[tuple[str, str], QuantParams] = {}
-        self._rounded: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+        self._rounded: dict[str, NDArray[np.float32]] = {}
         if self.settings.calibrator != "auto":
             self.calibrator = self.settings.calibrator
 
@@ -102,7 +103,7 @@ class StaticQuantizer:
         self.calibrator = min(AUTO_CALIBRATORS, key=lambda name: self.errors[name])
         return self.calibrator
 
-    def error(self, quantized: Graph, samples: Samples, reference: Mapping[str, np.ndarray]) -> float:  # type: ignore[type-arg]
+    def error(self, quantized: Graph, samples: Samples, reference: Mapping[str, NDArray[Any]]) -> float:
         """Relative squared error of the outputs against the reference's."""
         return output_error(reference, run_all(quantized, samples, faithful=self.simulated))
 
@@ -114,7 +115,9 @@ class StaticQuantizer:
     def parameters(self, plan: Plan) -> tuple[Placement, dict[str, QuantParams], dict[str, QuantParams]]:
         """Placement, activation parameters by tensor and weight parameters by layer, for a plan."""
         self.choose_calibrator(plan)
-        placement = place(self.graph, {name for name, precision in plan.items() if precision != "fp32"}, self.work.target)
+        placement = place(
+            self.graph, {name for name, precision in plan.items() if precision != "fp32"}, self.work.target
+        )
         roots = {tensor: _root(tensor, placement.same_scale) for tensor in placement.activations}
         self.histograms(set(roots.values()))
         activations = {tensor: self._activation(root) for tensor, root in roots.items()}
@@ -168,6 +171,8 @@ class StaticQuantizer:
         activations: Mapping[str, QuantParams],
         weights: Mapping[str, QuantParams],
     ) -> Graph:
+        from .adaround import round_adaptively
+
         wanted = [name for name in placement.weights if plan[name] == "w4a8"]
         missing = [name for name in wanted if name not in self._rounded]
         if missing:
@@ -190,7 +195,7 @@ def quantize_static_int8(graph: Graph, work: Work) -> Graph:
     return quantizer.build({node.name: "int8" for node in quantizer.layers})
 
 
-def output_error(reference: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> float:  # type: ignore[type-arg]
+def output_error(reference: Mapping[str, NDArray[Any]], values: Mapping[str, NDArray[Any]]) -> float:
     """Mean over the floating outputs of Σ(y − ŷ)² / Σy²."""
     errors = []
     for name, expected in reference.items():

@@ -1,0 +1,179 @@
+"""The proof: before and after on data that no pass saw, where the error arose, and whether the gate holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import KedgeError
+from ..model.graph import Graph
+from ..model.preprocess import Preprocess
+from ..model.samples import Samples
+from .latency import HostProbe
+from .proof.compare import Comparison, compare
+from .proof.layers import blame, profile
+from .proof.metrics import measure, user_metric
+from .proof.runner import run_all
+from .prune.counts import count
+from .recipe import Recipe
+from .source import Source
+from .stages import Stage
+from .work import Latency, Work
+
+__all__ = ["Proof", "prove"]
+
+_BLAMED = 5
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Parts of the report, as docs/optimize-report.md states them."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    comparison: dict[str, Any] | None
+    layers: list[dict[str, Any]]
+    robustness: dict[str, Any] | None
+    gate: dict[str, Any] | None
+
+
+def prove(
+    recipe: Recipe, source: Source, final: Graph, stages: list[Stage], work: Work, evaluation: Samples | None, out: Path
+) -> Proof:
+    """Compare the model as it was given with the one that was made.
+
+    Raises:
+        BadInputError: a metric of the user's fails, or the data do not run.
+    """
+    faithful = work.target.runtimes[0] != "onnxruntime"
+    metrics: dict[str, Any] = {"before": None, "after": None}
+    comparison: Comparison | None = None
+    if evaluation is not None:
+        user = tuple(user_metric(reference, recipe.base) for reference in recipe.data.metrics)
+        before = run_all(source.graph, evaluation, progress=work.progress, step="evaluating the model as given")
+        after = run_all(final, evaluation, faithful=faithful, progress=work.progress, step="evaluating the result")
+        comparison = compare(before, after, evaluation.labels)
+        for name, outputs in (("before", before), ("after", after)):
+            metrics[name] = measure(outputs, evaluation.labels, evaluation.classes, user).to_json()
+    latency = _latency(source, out, work, evaluation)
+    layers = _layers(source.graph, final, stages, work, evaluation)
+    sides = {}
+    for name, graph in (("before", source.graph), ("after", final)):
+        counts = count(graph)
+        timed = latency.get(name)
+        sides[name] = {
+            "bytes": len(graph.proto.SerializeToString()),
+            "parameters": counts.parameters,
+            "macs": counts.macs,
+            "metrics": metrics[name],
+            "latency": None if timed is None else timed.to_json(),
+        }
+    return Proof(
+        before=sides["before"],
+        after=sides["after"],
+        comparison=None if comparison is None else comparison.to_json(),
+        layers=[row.to_json() for row in layers],
+        robustness=_robustness(recipe, source, final, work, evaluation, faithful=faithful),
+        gate=_gate(recipe, comparison, blame(layers, _BLAMED), stages),
+    )
+
+
+def _latency(source: Source, out: Path, work: Work, evaluation: Samples | None) -> dict[str, Latency]:
+    """On this host, where the target runs the very runtime that this host has; else not measured."""
+    samples = evaluation or work.calibration
+    if samples is None or work.target.runtimes[0] != "onnxruntime":
+        return {}
+    original = work.scratch / "original.onnx"
+    source.graph.write(original)
+    work.progress("measuring latency", 0.0)
+    return HostProbe(samples).measure({"before": original, "after": out})
+
+
+def _layers(original: Graph, final: Graph, stages: list[Stage], work: Work, evaluation: Samples | None) -> list[Any]:
+    samples = work.calibration or evaluation
+    if samples is None:
+        return []
+    precision: dict[str, str] = {}
+    for stage in stages:
+        precision |= stage.evidence.get("precision", {})
+    try:
+        return profile(original, final, samples, precision=precision, progress=work.progress)
+    except KedgeError:
+        # A picture of where the error arose is no reason to lose the result: some graphs cannot be looked into.
+        return []
+
+
+def _robustness(
+    recipe: Recipe, source: Source, final: Graph, work: Work, evaluation: Samples | None, *, faithful: bool
+) -> dict[str, Any] | None:
+    wanted = recipe.robustness
+    if evaluation is None or not (wanted.samples or wanted.attacked):
+        return None
+    from .robustness.attack import view_gradient
+    from .robustness.measure import robustness
+
+    return robustness(
+        source.graph,
+        final,
+        evaluation,
+        pixels_of(recipe.preprocess),
+        attack_limit=wanted.attacked,
+        limit=max(wanted.samples, wanted.attacked),
+        seed=recipe.seed,
+        gradient=view_gradient(source.graph) if wanted.attacked else None,
+        faithful=faithful,
+        progress=work.progress,
+    )
+
+
+def pixels_of(preprocess: Preprocess | None) -> Any:
+    """The way back to pixels, where the preprocessing is stated; None where it is not."""
+    from .robustness.corrupt import AffinePixels
+
+    if preprocess is None:
+        return None
+    return AffinePixels(preprocess.scale, preprocess.mean, preprocess.std, preprocess.layout, preprocess.mode)
+
+
+def _gate(
+    recipe: Recipe, comparison: Comparison | None, blamed: list[str], stages: list[Stage]
+) -> dict[str, Any] | None:
+    if recipe.max_drop is None:
+        return None
+    if comparison is None:
+        return {
+            "max_drop": recipe.max_drop,
+            "passed": False,
+            "blame": [],
+            "next": "give labelled evaluation data: --evaluate",
+        }
+    # Without labels, what can be gated is how often the result still says what the model said.
+    drop = comparison.drop
+    if drop is None:
+        agreement = comparison.agreement
+        drop = 1 - agreement.share if agreement is not None else 1.0
+    passed = drop <= recipe.max_drop
+    return {
+        "max_drop": recipe.max_drop,
+        "passed": passed,
+        "blame": [] if passed else blamed,
+        "next": "" if passed else _next(stages, blamed),
+    }
+
+
+def _next(stages: list[Stage], blamed: list[str]) -> str:
+    kinds = [stage.record["kind"] for stage in stages]
+    quantize = [stage.record for stage in stages if stage.record["kind"] == "quantize"]
+    if any(kind.startswith("prune") or kind == "cluster" for kind in kinds) and "recover" not in kinds:
+        return "add a recover pass after pruning: --recover with --train"
+    if quantize and quantize[-1]["parameters"]["precision"] in ("int8", "w4a8"):
+        parameters = quantize[-1]["parameters"]
+        if parameters["precision"] == "w4a8" and parameters["rounding"] == "nearest":
+            return "round adaptively (--rounding adaround), or mix precisions (--quantize auto)"
+        if not parameters["keep"] and blamed:
+            return f"mix precisions (--quantize auto), or keep the worst layer in FP32 (--keep '{blamed[0]}')"
+        return "mix precisions (--quantize auto), or train with quantisation in the loop (a qat pass)"
+    if "recover" in kinds:
+        return "prune less, or recover for more epochs"
+    return "allow a larger --max-drop, or ask for less"

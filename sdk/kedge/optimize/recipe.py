@@ -1,0 +1,151 @@
+"""A recipe: what is to be done to a model, as one TOML file or as command-line options state it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInputError
+from ..model.preprocess import Preprocess
+from .passes import make_pass
+from .work import Pass
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Data", "Recipe", "RobustnessSettings", "read_recipe"]
+
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Data:
+    """References to data (kedge.model.data), and how many samples of each are used (0: all).
+
+    calibration: inputs like those the model will meet; without it the first of `train` serve.
+    metrics: functions of the user's, as package.module:callable(outputs, labels) -> float.
+    """
+
+    calibration: str = ""
+    train: str = ""
+    evaluation: str = ""
+    calibration_samples: int = 512
+    train_samples: int = 0
+    evaluation_samples: int = 0
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("calibration_samples", "train_samples", "evaluation_samples"):
+            if getattr(self, name) < 0:
+                raise BadInputError(f"data.{name} is negative", hint="give a number of samples, 0 for all")
+
+
+@dataclass(frozen=True)
+class RobustnessSettings:
+    """samples: how many evaluation samples are damaged; attacked: how many are attacked. 0 and 0: not measured."""
+
+    samples: int = 0
+    attacked: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model's way through optimisation.
+
+    base: the folder that references are relative to. max_drop: the gate, as a share of samples, or None.
+    """
+
+    source: str
+    target: str
+    passes: tuple[Pass, ...]
+    data: Data = field(default_factory=Data)
+    preprocess: Preprocess | None = None
+    name: str = ""
+    seed: int = 0
+    input_shape: tuple[Any, ...] | None = None
+    max_drop: float | None = None
+    robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
+    base: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise BadInputError(f"max_drop is {self.max_drop}", hint="a share of samples: 0.01 allows 1 point")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file (docs/recipe.md).
+
+    Raises:
+        BadInputError: it cannot be read, or states something that is not known.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise BadInputError(f"{path} is too large for a recipe")
+        body = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error.strerror}", hint="give the path of a recipe") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path} is not TOML: {error}", hint="see the recipes under examples/") from error
+    top = _take(
+        body,
+        "the recipe",
+        {"name": str, "target": str, "seed": int, "model": dict, "data": dict, "preprocess": dict, "pass": list}
+        | {"gate": dict, "robustness": dict},
+    )
+    model = _take(top.get("model", {}), "[model]", {"source": str, "input_shape": list})
+    for table, key, where in (
+        (model, "source", "[model] source"),
+        (top, "target", "target"),
+        (top, "pass", "[[pass]]"),
+    ):
+        if key not in table:
+            raise BadInputError(f"{path} lacks {where}", hint="see the recipes under examples/")
+    data = _take(top.get("data", {}), "[data]", {item.name: None for item in dataclasses.fields(Data)})
+    gate = _take(top.get("gate", {}), "[gate]", {"max_drop": (int, float)})
+    robustness = _take(top.get("robustness", {}), "[robustness]", {"samples": int, "attacked": int})
+    if isinstance(data.get("metrics"), list):
+        data["metrics"] = tuple(data["metrics"])
+    for item in dataclasses.fields(Data):
+        wanted = type(item.default) if item.default is not dataclasses.MISSING else str
+        if item.name in data and type(data[item.name]) is not wanted:
+            raise BadInputError(f"{path}: [data] {item.name} is {data[item.name]!r}")
+    return Recipe(
+        source=model["source"],
+        target=top["target"],
+        passes=tuple(_pass(path, table) for table in top["pass"]),
+        data=Data(**data),
+        preprocess=Preprocess.from_mapping(top["preprocess"]) if "preprocess" in top else None,
+        name=top.get("name", path.stem),
+        seed=top.get("seed", 0),
+        input_shape=tuple(model["input_shape"]) if "input_shape" in model else None,
+        max_drop=float(gate["max_drop"]) if "max_drop" in gate else None,
+        robustness=RobustnessSettings(**robustness),
+        base=path.resolve().parent,
+    )
+
+
+def _pass(path: Path, table: Any) -> Pass:
+    if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
+        raise BadInputError(f"{path}: each [[pass]] needs a kind", hint='kind = "quantize"')
+    return make_pass(table["kind"], {key: value for key, value in table.items() if key != "kind"})
+
+
+def _take(table: Any, where: str, allowed: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise BadInputError(f"{where} is not a table")
+    for key, value in table.items():
+        if key not in allowed:
+            close = difflib.get_close_matches(key, allowed, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(allowed)}"
+            raise BadInputError(f"{where} has no key {key!r}", hint=hint)
+        wanted = allowed[key]
+        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise BadInputError(f"{where}: {key} is {value!r}", hint="see the recipes under examples/")
+    return dict(table)
