@@ -25,8 +25,8 @@ class PruneMagnitude:
 
     ratio: share of the weights that are 0 afterwards, 0 to 1. threshold: when above 0, in place of the ratio: all
     weights with |w| below it go. scope: "layer" takes the ratio of each layer. "global" takes it of all together,
-    ranked by w² / Σ v² over the weights v of the layer with |v| ≥ |w| (LAMP, Lee et al. 2021): plain |w| would compare layers
-    whose scales a folded BatchNormalization has set, and empties some of them.
+    ranked by w² / Σ v² over the weights v of the layer with |v| ≥ |w| (LAMP, Lee et al. 2021): plain |w| would compare
+    layers whose scales a folded BatchNormalization has set, and empties some of them.
     layers: "name=0.7" gives a layer a ratio of its own. exclude: layers left alone; names or shell patterns, in both.
     keep_ends: the first and the last layer stay as they are, unless `layers` names them. They hold few of the weights
     and do the most harm: the first sees all that the others will, the last makes the scores.
