@@ -92,6 +92,9 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("artefacts.0.inputs.0.datatype", "BYTES"),
         ("artefacts.0.inputs.0.shape", [-2]),
         ("artefacts.0.inputs.0.shape", [1] * 17),
+        ("artefacts.0.encoding", "zip"),
+        ("artefacts.0.encoding", "raw"),
+        ("artefacts.0.encoding", 1),
         ("golden.inputs", []),
         ("golden.inputs.0.file", "absent.bin"),
         ("golden.inputs.0.shape", [1, 3]),
@@ -113,6 +116,13 @@ def test_anything_that_is_not_as_documented_is_refused(path: str, value: Any) ->
     change(path, value)(changed)
     with pytest.raises(ManifestError):
         parse_manifest(json.dumps(changed).encode())
+
+
+def test_an_artefact_is_raw_unless_it_says_that_it_is_packed() -> None:
+    assert parse_manifest(manifest_bytes(body())).artefacts[0].encoding == "raw"
+    changed = body()
+    changed["artefacts"][0]["encoding"] = "packed"
+    assert parse_manifest(manifest_bytes(changed)).artefacts[0].encoding == "packed"
 
 
 @pytest.mark.parametrize("key", list(body()))

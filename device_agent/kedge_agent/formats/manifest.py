@@ -22,6 +22,8 @@ from .tensors import DATATYPES, TensorSpec, tensor_bytes
 
 __all__ = [
     "MANIFEST_NAME",
+    "PACKED",
+    "RAW",
     "SCHEMA",
     "Artefact",
     "FileEntry",
@@ -38,6 +40,9 @@ __all__ = [
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
+
+RAW = "raw"
+PACKED = "packed"
 
 _MAX_FILES = 4096
 _MAX_FILE_BYTES = 1 << 40
@@ -75,13 +80,17 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Artefact:
-    """One runnable form of the model, for one runtime."""
+    """One runnable form of the model, for one runtime.
+
+    encoding: RAW, the file is what is loaded; or PACKED, it must be unpacked first (`formats.packed`).
+    """
 
     runtime: str
     file: str
     precision: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    encoding: str = RAW
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,10 @@ class _Reader:
             raise ManifestError(f"{self.path}.{key} is not acceptable: {value[:80]!r}")
         return value
 
+    def option(self, key: str, absent: str, allowed: tuple[str, ...]) -> str:
+        # What is absent may not be written too: one content, one manifest, one digest.
+        return self.text(key, allowed.__contains__) if key in self._left else absent
+
     def integer(self, key: str, low: int, high: int) -> int:
         value = self.take(key, int)
         if not low <= value <= high:
@@ -231,6 +244,7 @@ def _artefact(reader: _Reader) -> Artefact:
         precision=reader.text("precision", _MODEL_NAME.fullmatch),
         inputs=tuple(_tensor_spec(item) for item in reader.objects("inputs", _MAX_TENSORS, least=1)),
         outputs=tuple(_tensor_spec(item) for item in reader.objects("outputs", _MAX_TENSORS, least=1)),
+        encoding=reader.option("encoding", RAW, (PACKED,)),
     )
     reader.done()
     return artefact

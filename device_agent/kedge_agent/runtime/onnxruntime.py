@@ -78,7 +78,7 @@ class OnnxRuntime:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many unrelated classes
             raise AgentError(
-                f"onnxruntime {onnxruntime.__version__} refuses {path.name}: {_first_line(error)}",
+                f"onnxruntime {onnxruntime.__version__} refuses the model: {_first_line(error)}",
                 kind="incompatible",
                 hint="check the model's opset and IR version against the device's onnxruntime",
             ) from error

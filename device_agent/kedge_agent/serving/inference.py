@@ -21,7 +21,8 @@ from ..formats.oip import HEADER_LENGTH
 from ..formats.tensors import DATATYPES, MAX_RANK, TensorSpec, datatype_of, tensor_bytes
 from ..runtime.pool import Timing
 from .http import Request, Response
-from .repository import LiveModel, Repository
+from .loading import LiveModel
+from .repository import Repository
 
 __all__ = ["infer"]
 

@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import platform
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import AgentError
-from ..formats.manifest import Artefact, Manifest
-from ..formats.tensors import datatype_of
-from ..measure.memory import read_memory
-from ..measure.parity import compare_output, failures
 from ..runtime.base import Binding, Runtime, Shapes
-from ..runtime.pool import ModelPool, PoolRetiredError, Timing
+from ..runtime.pool import PoolRetiredError, Timing
 from ..store.files import translate_os_error
 from ..store.layout import Layout
 from ..store.models import ModelState, list_models, read_state, write_state
-from ..store.releases import read_release, verify_release
-from .golden import read_golden
+from ..store.releases import read_release
+from .loading import LiveModel, check_parity, load_release
 
-__all__ = ["LiveModel", "Repository"]
+__all__ = ["Repository"]
 
 _LOG = logging.getLogger("kedge.repository")
 
 _START_WAIT_S = 300.0
-
-
-@dataclass(frozen=True)
-class LiveModel:
-    """A release in memory, serving."""
-
-    manifest: Manifest
-    artefact: Artefact
-    pool: ModelPool
-    load: dict[str, Any]
 
 
 class Repository:
@@ -138,7 +121,7 @@ class Repository:
             state = _state_or_none(self._layout, manifest.model)
             candidate = self._load(digest)
             try:
-                parity = self._check_parity(candidate)
+                parity = check_parity(self._layout, candidate)
                 if state is None or state.current != digest:
                     self._write(manifest.model, ModelState(digest, self._way_back(manifest.model, state, digest)))
             except BaseException:
@@ -222,69 +205,7 @@ class Repository:
             self._switch.release()
 
     def _load(self, digest: str) -> LiveModel:
-        manifest = read_release(self._layout, digest)
-        here = (platform.system().lower(), platform.machine())
-        if (manifest.platform_os, manifest.platform_arch) != here:
-            raise AgentError(
-                f"the release is for {manifest.platform_os}/{manifest.platform_arch}, this device is {'/'.join(here)}",
-                kind="incompatible",
-                hint="build it for this device's target: kedge build --target …",
-            )
-        verify_release(self._layout, manifest)
-        artefact, runtime = self._choose(manifest)
-        path = self._layout.release(digest) / artefact.file
-        before = read_memory()
-        start = time.perf_counter_ns()
-        model = runtime.load(path, self.threads)
-        took = time.perf_counter_ns() - start
-        after = read_memory()
-        live = LiveModel(
-            manifest=manifest,
-            artefact=replace(artefact, inputs=model.inputs, outputs=model.outputs),
-            pool=ModelPool(model),
-            load={"load_ms": took / 1e6, "before": before.to_json(), "after": after.to_json()},
-        )
-        _LOG.info("loaded %s release %s in %.1f ms", manifest.model, digest[:12], took / 1e6)
-        return live
-
-    def _choose(self, manifest: Manifest) -> tuple[Artefact, Runtime]:
-        for artefact in manifest.artefacts:
-            runtime = self._runtimes.get(artefact.runtime)
-            if runtime is not None and runtime.version() is not None:
-                return artefact, runtime
-        wanted = ", ".join(artefact.runtime for artefact in manifest.artefacts)
-        here = ", ".join(name for name, runtime in self._runtimes.items() if runtime.version()) or "none"
-        raise AgentError(
-            f"the release needs a runtime among: {wanted}; this device has: {here}",
-            kind="incompatible",
-            hint="build the release for this device's target, or provision the device again",
-        )
-
-    def _check_parity(self, candidate: LiveModel) -> list[dict[str, Any]]:
-        manifest = candidate.manifest
-        inputs = read_golden(self._layout, manifest, manifest.golden.inputs)
-        expected = read_golden(self._layout, manifest, manifest.golden.outputs)
-        specs = {spec.name: spec for spec in candidate.artefact.inputs}
-        if set(inputs) != set(specs) or not set(expected) <= {spec.name for spec in candidate.artefact.outputs}:
-            raise AgentError("the golden tensors do not name the model's inputs and outputs", kind="incompatible")
-        for name, array in inputs.items():
-            mismatch = specs[name].mismatch(datatype_of(array.dtype), array.shape)
-            if mismatch is not None:
-                raise AgentError(f"golden {mismatch}", kind="incompatible", hint="build the release again")
-        timing = Timing()
-        with candidate.pool.request({name: array.shape for name, array in inputs.items()}, timing) as binding:
-            for name, array in inputs.items():
-                binding.inputs[name][...] = array
-            candidate.pool.run(binding, timing)
-            results = {name: compare_output(name, binding.outputs[name], expected[name]) for name in expected}
-        broken = failures(manifest.parity, results)
-        if broken:
-            raise AgentError(
-                f"parity gate refused release {manifest.digest[:12]}: {'; '.join(broken)}",
-                kind="gate",
-                hint="the live release serves on; build for this device's target, or loosen the gate in the build",
-            )
-        return [result.to_json() for result in results.values()]
+        return load_release(self._layout, self._runtimes, digest, self.threads)
 
     def _way_back(self, model: str, state: ModelState | None, digest: str) -> str | None:
         # What serves is known to work; what the state names may have been found damaged.

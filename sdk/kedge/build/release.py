@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kedge_agent.formats.frames import hash_file
-from kedge_agent.formats.manifest import SCHEMA, is_model_name
+from kedge_agent.formats.manifest import PACKED, SCHEMA, is_model_name
 from kedge_agent.formats.tensors import datatype_of
 
 from .. import __version__
-from ..errors import BadInputError
+from ..errors import BadInputError, IncompatibleError
 from ..model.onnx_io import read_model
 from ..model.session import ReferenceModel
 from ..release.bundle import Release, write_release
@@ -35,6 +35,7 @@ class BuildOptions:
     name: the model's name on the device. version: its integer version.
     cosine_min, relative_error_max: limits of the parity gate, as decimal strings.
     accuracy: measured figures to record, as decimal strings by name.
+    pack: True packs the model where that makes it smaller, False never does, None where it is worthwhile.
     """
 
     name: str
@@ -42,15 +43,20 @@ class BuildOptions:
     cosine_min: str = "0.999"
     relative_error_max: str = "0.02"
     accuracy: Mapping[str, str] | None = None
+    pack: bool | None = None
 
 
 @dataclass(frozen=True)
 class Built:
-    """A release, and how it came about. `golden_made_up`: no real inputs were given."""
+    """A release, and how it came about.
+
+    golden_made_up: no real inputs were given. model_bytes: size of the model file as it is loaded.
+    """
 
     release: Release
     plan: Plan
     golden_made_up: bool
+    model_bytes: int
 
 
 def model_name_for(path: Path) -> str:
@@ -86,7 +92,7 @@ def build_release(
     reference = ReferenceModel(model)
     outputs = reference.run(inputs)
     source = hash_file(model)
-    sources: dict[str, Path | bytes] = {"model.onnx": model}
+    sources, encoding = _model_file(model, options.pack)
     body: dict[str, Any] = {
         "kedge": SCHEMA,
         "model": options.name,
@@ -96,10 +102,11 @@ def build_release(
         "artefacts": [
             {
                 "runtime": choice.runtime,
-                "file": "model.onnx",
+                "file": next(iter(sources)),
                 "precision": choice.precision,
                 "inputs": [tensor.to_json() for tensor in spec.inputs],
                 "outputs": [tensor.to_json() for tensor in spec.outputs],
+                **encoding,
             }
         ],
         "golden": {
@@ -120,7 +127,25 @@ def build_release(
             "accuracy": dict(options.accuracy or {}),
         },
     }
-    return Built(write_release(out, sources, body), choice, golden is None)
+    return Built(write_release(out, sources, body), choice, golden is None, source.size_bytes)
+
+
+def _model_file(model: Path, wanted: bool | None) -> tuple[dict[str, Path | bytes], dict[str, str]]:
+    """The model as the release holds it, by its name there, and what its artefact says of the encoding."""
+    if wanted is not False:
+        # Here, because a Python without lzma builds all but packed releases.
+        try:
+            from ..release.packing import pack_model
+        except ImportError as error:
+            if wanted is None:
+                return {"model.onnx": model}, {}
+            raise IncompatibleError(
+                f"this Python cannot pack a model: {error}", hint="use a Python with lzma, or --no-pack"
+            ) from error
+        packed = pack_model(model, only_if_worthwhile=wanted is None)
+        if packed is not None:
+            return {"model.onnx.kpk": packed}, {"encoding": PACKED}
+    return {"model.onnx": model}, {}
 
 
 def _record(tensors: Mapping[str, NDArray[Any]], prefix: str, sources: dict[str, Path | bytes]) -> list[dict[str, Any]]:

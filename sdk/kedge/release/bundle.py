@@ -13,6 +13,8 @@ from typing import Any
 from kedge_agent.formats.frames import hash_file
 from kedge_agent.formats.manifest import (
     MANIFEST_NAME,
+    PACKED,
+    Artefact,
     FileEntry,
     Manifest,
     ManifestError,
@@ -65,6 +67,42 @@ class Release:
                 raise IntegrityError(f"{path} has other bytes than the manifest names", hint="build the release again")
             done += entry.size_bytes
             progress(done, self.manifest.total_bytes)
+
+    def model_bytes(self, artefact: Artefact) -> int:
+        """Size of an artefact as it is loaded; of a packed one its header says it.
+
+        Raises:
+            IntegrityError: the file is not what its artefact says.
+        """
+        if artefact.encoding != PACKED:
+            return self.manifest.file(artefact.file).size_bytes
+        from kedge_agent.formats.packed import PackedError, read_info
+
+        path = self.folder / artefact.file
+        try:
+            return read_info(path).original_bytes
+        except (OSError, PackedError) as error:
+            raise _not_packed(path, error) from error
+
+    def prove_unpacking(self) -> None:
+        """Unpack every packed artefact, and throw the result away.
+
+        Raises:
+            IntegrityError: one does not rebuild what its header names.
+        """
+        from kedge_agent.formats.packed import PackedError, unpack_into
+
+        for artefact in self.manifest.artefacts:
+            if artefact.encoding == PACKED:
+                path = self.folder / artefact.file
+                try:
+                    unpack_into(path.read_bytes(), len)
+                except (OSError, PackedError) as error:
+                    raise _not_packed(path, error) from error
+
+
+def _not_packed(path: Path, error: Exception) -> IntegrityError:
+    return IntegrityError(f"{path} cannot be unpacked: {error}", hint="build the release again")
 
 
 def open_release(folder: Path) -> Release:

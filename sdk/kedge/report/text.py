@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NOT_MEASURED", "UNAVAILABLE", "byte_size", "milliseconds", "per_cent", "printable", "rate"]
+__all__ = ["NOT_MEASURED", "UNAVAILABLE", "byte_size", "milliseconds", "model_size", "per_cent", "printable", "rate"]
 
 NOT_MEASURED = "not measured"
 UNAVAILABLE = "unavailable"
@@ -27,6 +27,13 @@ def byte_size(value: int | None) -> str:
             return f"{size:.3g} {unit}" if unit != "B" else f"{value} B"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def model_size(encoding: str, stored_bytes: int, loaded_bytes: int) -> str:
+    """`160 kB, packed: unpacks to 1.09 MB`, or the size alone where nothing is unpacked."""
+    if encoding == "raw":
+        return byte_size(stored_bytes)
+    return f"{byte_size(stored_bytes)}, {encoding}: unpacks to {byte_size(loaded_bytes)}"
 
 
 def rate(value: float | None) -> str:

@@ -1,0 +1,165 @@
+"""From an accepted release to a model in memory: verified, unpacked, loaded, and held against its golden outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import AgentError
+from ..formats.manifest import PACKED, Artefact, Manifest
+from ..formats.tensors import datatype_of
+from ..measure.memory import read_memory
+from ..measure.parity import compare_output, failures
+from ..runtime.base import Runtime
+from ..runtime.pool import ModelPool, Timing
+from ..store.files import read_bounded, translate_os_error
+from ..store.layout import Layout
+from ..store.releases import read_release, verify_release
+from .golden import read_golden
+
+__all__ = ["LiveModel", "check_parity", "load_release"]
+
+_LOG = logging.getLogger("kedge.loading")
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A release in memory, serving."""
+
+    manifest: Manifest
+    artefact: Artefact
+    pool: ModelPool
+    load: dict[str, Any]
+
+
+def load_release(layout: Layout, runtimes: Mapping[str, Runtime], digest: str, threads: int) -> LiveModel:
+    """Verify a release and load the first artefact that this device has a runtime for.
+
+    Raises:
+        AgentError: kind not_found, integrity, incompatible, or space.
+    """
+    manifest = read_release(layout, digest)
+    here = (platform.system().lower(), platform.machine())
+    if (manifest.platform_os, manifest.platform_arch) != here:
+        raise AgentError(
+            f"the release is for {manifest.platform_os}/{manifest.platform_arch}, this device is {'/'.join(here)}",
+            kind="incompatible",
+            hint="build it for this device's target: kedge build --target …",
+        )
+    verify_release(layout, manifest)
+    artefact, runtime = _choose(manifest, runtimes)
+    before = read_memory()
+    start = time.perf_counter_ns()
+    with _loadable(layout, manifest, artefact) as path:
+        model = runtime.load(path, threads)
+    took = time.perf_counter_ns() - start
+    after = read_memory()
+    _LOG.info("loaded %s release %s in %.1f ms", manifest.model, digest[:12], took / 1e6)
+    return LiveModel(
+        manifest=manifest,
+        artefact=replace(artefact, inputs=model.inputs, outputs=model.outputs),
+        pool=ModelPool(model),
+        load={"load_ms": took / 1e6, "before": before.to_json(), "after": after.to_json()},
+    )
+
+
+def check_parity(layout: Layout, candidate: LiveModel) -> list[dict[str, Any]]:
+    """Run the golden inputs and compare with the golden outputs; the figures of each output.
+
+    Raises:
+        AgentError: the gate refuses (kind gate), or the golden tensors do not fit the model.
+    """
+    manifest = candidate.manifest
+    inputs = read_golden(layout, manifest, manifest.golden.inputs)
+    expected = read_golden(layout, manifest, manifest.golden.outputs)
+    specs = {spec.name: spec for spec in candidate.artefact.inputs}
+    if set(inputs) != set(specs) or not set(expected) <= {spec.name for spec in candidate.artefact.outputs}:
+        raise AgentError("the golden tensors do not name the model's inputs and outputs", kind="incompatible")
+    for name, array in inputs.items():
+        mismatch = specs[name].mismatch(datatype_of(array.dtype), array.shape)
+        if mismatch is not None:
+            raise AgentError(f"golden {mismatch}", kind="incompatible", hint="build the release again")
+    timing = Timing()
+    with candidate.pool.request({name: array.shape for name, array in inputs.items()}, timing) as binding:
+        for name, array in inputs.items():
+            binding.inputs[name][...] = array
+        candidate.pool.run(binding, timing)
+        results = {name: compare_output(name, binding.outputs[name], expected[name]) for name in expected}
+    broken = failures(manifest.parity, results)
+    if broken:
+        raise AgentError(
+            f"parity gate refused release {manifest.digest[:12]}: {'; '.join(broken)}",
+            kind="gate",
+            hint="the live release serves on; build for this device's target, or loosen the gate in the build",
+        )
+    return [result.to_json() for result in results.values()]
+
+
+def _choose(manifest: Manifest, runtimes: Mapping[str, Runtime]) -> tuple[Artefact, Runtime]:
+    for artefact in manifest.artefacts:
+        runtime = runtimes.get(artefact.runtime)
+        if runtime is not None and runtime.version() is not None:
+            return artefact, runtime
+    wanted = ", ".join(artefact.runtime for artefact in manifest.artefacts)
+    here = ", ".join(name for name, runtime in runtimes.items() if runtime.version()) or "none"
+    raise AgentError(
+        f"the release needs a runtime among: {wanted}; this device has: {here}",
+        kind="incompatible",
+        hint="build the release for this device's target, or provision the device again",
+    )
+
+
+@contextlib.contextmanager
+def _loadable(layout: Layout, manifest: Manifest, artefact: Artefact) -> Iterator[Path]:
+    """A path from which a runtime can load the artefact while the context is open.
+
+    A packed one is unpacked into anonymous memory. The store then holds nothing that the manifest does
+    not name, a full disk keeps no model from loading, and the memory is free again once it is loaded
+    (onnxruntime would hold a model given as bytes for as long as it lives).
+    """
+    stored = layout.release(manifest.digest) / artefact.file
+    if artefact.encoding != PACKED:
+        yield stored
+        return
+    handle = os.memfd_create("kedge-model", os.MFD_CLOEXEC)
+    try:
+        _unpack(stored, manifest.file(artefact.file).size_bytes, handle)
+        yield Path(f"/proc/self/fd/{handle}")
+    finally:
+        os.close(handle)
+
+
+def _unpack(stored: Path, size_bytes: int, handle: int) -> None:
+    try:
+        # A Python may be built without lzma; it serves every release that is not packed.
+        from ..formats.packed import PackedError, read_info, unpack_into
+    except ImportError as error:
+        raise AgentError(
+            f"this device's Python cannot unpack a model: {error}",
+            kind="incompatible",
+            hint="install a Python with lzma on the device, or build the release with --no-pack",
+        ) from error
+    try:
+        need = read_info(stored).original_bytes
+        available = read_memory().available_bytes
+        if available is not None and need > available:
+            raise AgentError(
+                f"the model unpacks to {need} bytes, this device has {available} bytes of memory to give",
+                kind="space",
+                hint="free memory on the device, or build the release with --no-pack",
+            )
+        with os.fdopen(handle, "wb", closefd=False) as out:
+            unpack_into(read_bounded(stored, size_bytes), out.write)
+    except PackedError as error:
+        raise AgentError(
+            f"{stored.name} cannot be unpacked: {error}", kind="integrity", hint="build the release again"
+        ) from error
+    except OSError as error:
+        raise translate_os_error(error, f"unpacking {stored.name}") from error
