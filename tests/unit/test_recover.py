@@ -195,7 +195,7 @@ def cut_at(share: float) -> Callable[[str, float], None]:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_run_that_was_cut_off_goes_on_to_the_very_same_result(optimizer, digits, tmp_path):
     recover = Recover(
-        optimizer=optimizer, epochs=4, batch=100, learning_rate=2e-3, augment="flip-crop", distil=0.5, keep="last"
+        optimizer=optimizer, epochs=4, batch=100, learning_rate=2e-3, augment="flip-crop", distil=0.5, epoch_kept="last"
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
@@ -278,7 +278,7 @@ def test_a_teacher_with_no_torch_form_answers_through_onnxruntime(trained, digit
     with pytest.raises(IncompatibleError, match=r"com\.microsoft\.FusedMatMul"):
         TorchView(teacher)
     results = [
-        dataclasses.replace(QUICK, distil=1.0, keep="last").apply(
+        dataclasses.replace(QUICK, distil=1.0, epoch_kept="last").apply(
             without(trained, 0.9), work_on(model, digits[0], folder)
         )
         for model, folder in ((teacher, tmp_path / "a"), (trained, tmp_path / "b"))
@@ -309,7 +309,7 @@ def test_the_best_epoch_is_kept_or_the_last_when_told(trained, digits, tmp_path)
         optimizer="sgd", learning_rate=3.0, clip_norm=1.0, schedule="constant", warmup=0.0, epochs=2, batch=100
     )
     best = spoil.apply(trained, work_on(trained, digits[0], tmp_path))
-    last = dataclasses.replace(spoil, keep="last").apply(trained, work_on(trained, digits[0], tmp_path))
+    last = dataclasses.replace(spoil, epoch_kept="last").apply(trained, work_on(trained, digits[0], tmp_path))
     assert best.changed["kept_epoch"] == 0
     assert best.graph.digest == trained.digest
     assert any("the weights are unchanged" in note for note in best.notes)
@@ -360,7 +360,7 @@ def test_training_on_attacked_inputs_withstands_the_attack_better(attack, traine
         return accuracy(graph, Samples({"image": moved}, held.labels), tmp_path)
 
     recover = Recover(
-        learning_rate=3e-3, epochs=3, batch=100, adversarial=attack, eps=eps, adversarial_steps=2, keep="last"
+        learning_rate=3e-3, epochs=3, batch=100, adversarial=attack, eps=eps, adversarial_steps=2, epoch_kept="last"
     )
     harder = recover.apply(trained, work_on(trained, digits[0], tmp_path)).graph
     assert under_attack(harder) > under_attack(trained) + 0.1
@@ -590,7 +590,7 @@ def test_fixed_scales_stay_while_weights_train(plain, digits, tmp_path):
 
 def test_quantisation_aware_training_resumes_to_the_same_result(plain, digits, tmp_path):
     activations, weights = grids(plain, digits[0], bits=2)
-    settings = Recover(epochs=2, batch=100, keep="last")
+    settings = Recover(epochs=2, batch=100, epoch_kept="last")
     expected = train_quantised(plain, activations, weights, work_on(plain, digits[0], tmp_path / "a"), settings)
     cut = work_on(plain, digits[0], tmp_path / "b", progress=cut_at(0.7))
     with pytest.raises(_Cut):

@@ -32,7 +32,7 @@ _PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "a
 @click.option(
     "--rounding",
     type=click.Choice(("nearest", "adaround")),
-    default="nearest",
+    default="adaround",
     show_default=True,
     help="Of 4-bit weights.",
 )

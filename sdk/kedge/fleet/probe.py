@@ -25,7 +25,7 @@ _ROUND_MS = 200
 _ROUNDS = 3
 _START_S = 60.0
 # Candidates are compared in time here, not in accuracy: the gate of their deployment asks for nothing.
-_NO_GATE = {"cosine_min": "-1", "relative_error_max": "1000000"}
+_NO_GATE = ("-1", "1000000")
 
 
 class DeviceProbe:
@@ -49,7 +49,7 @@ class DeviceProbe:
         with tempfile.TemporaryDirectory(prefix="kedge-probe-") as folder:
             for index, path in enumerate(models.values()):
                 release = Path(folder) / f"{index}.release"
-                options = BuildOptions(f"kedge-probe-{index}", **_NO_GATE)
+                options = BuildOptions(f"kedge-probe-{index}", 1, *_NO_GATE)
                 deploy(self._transport, build_release(path, self._target, release, options).release)
         client = AgentClient(self._transport)
         try:

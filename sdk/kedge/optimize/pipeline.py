@@ -16,6 +16,7 @@ from ..model.data import load_samples
 from ..model.onnx_io import require_float
 from ..model.samples import Samples
 from ..targets import Target, load_target
+from .latency import HostProbe
 from .proof.guard import refuse_overlap
 from .prove import Proof, prove
 from .recipe import Recipe
@@ -75,19 +76,27 @@ def optimise(recipe: Recipe, out: Path, progress: Progress, probe: LatencyProbe 
         cache=folder,
         seed=recipe.seed,
         progress=progress,
-        probe=probe,
+        probe=probe or _host_probe(loaded),
+        rank_by_probe=probe is not None,
     )
 
     def started(index: int, step: Pass) -> None:
         progress(f"{step.kind} ({index + 1} of {len(recipe.passes)})", 0.0)
 
-    stages = run_passes(loaded.source.graph, recipe.passes, work, started)
+    stages = run_passes(loaded.source.graph, recipe.passes, work, started, reuse=probe is None)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = stages[-1].graph if stages else loaded.source.graph
     final.write(out)
     proof = prove(recipe, loaded.source, final, stages, work, loaded.evaluation, out)
     document = _document(recipe, loaded, stages, proof)
     return Optimised(out, document, None if proof.gate is None else bool(proof.gate["passed"]))
+
+
+def _host_probe(loaded: _Loaded) -> LatencyProbe | None:
+    """This host stands in for the device where that runs the very runtime that this host has."""
+    if loaded.calibration is None or loaded.target.runtimes[0] != "onnxruntime":
+        return None
+    return HostProbe(loaded.calibration)
 
 
 def _load(recipe: Recipe, scratch: Path, progress: Progress) -> _Loaded:

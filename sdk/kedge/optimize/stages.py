@@ -34,10 +34,14 @@ class Stage:
     reused: bool
 
 
-def run_passes(graph: Graph, passes: Sequence[Pass], work: Work, started: Callable[[int, Pass], None]) -> list[Stage]:
+def run_passes(
+    graph: Graph, passes: Sequence[Pass], work: Work, started: Callable[[int, Pass], None], *, reuse: bool = True
+) -> list[Stage]:
     """Apply passes in order.
 
     Args:
+        reuse: take what an earlier run has finished with the same model, data and parameters. Not where
+            a device was asked: what it measured held for that moment.
         started: told of each pass as it begins.
 
     Raises:
@@ -61,13 +65,11 @@ def run_passes(graph: Graph, passes: Sequence[Pass], work: Work, started: Callab
         started(index, step)
         described = json.dumps([step.kind, parameters_of(step)], sort_keys=True)
         key = hashlib.sha256(f"{key}|{described}".encode()).hexdigest()
-        # What was measured on a device holds for that moment only.
-        reusable = work.probe is None
         folder = work.cache / "stages"
-        stage = _load(folder, key) if reusable else None
+        stage = _load(folder, key) if reuse else None
         if stage is None:
             stage = _apply(step, graph, replace(work, scratch=_made(work.scratch / key[:16])))
-            if reusable:
+            if reuse:
                 _store(folder, key, stage)
         stages.append(stage)
         graph = stage.graph

@@ -55,6 +55,8 @@ class Work:
     calibration: unlabelled use only. train: labelled, or None when none was given.
     scratch: a folder for intermediate files, kept when the run resumes. cache: kept between runs.
     progress: called with the step's name and the share done, 0 to 1.
+    probe: times models, or None where nothing can. rank_by_probe: the user asked for every candidate to be
+    measured (--measure-on), not only estimated.
     """
 
     target: Target
@@ -66,6 +68,7 @@ class Work:
     seed: int = 0
     progress: Callable[[str, float], None] = silent
     probe: LatencyProbe | None = None
+    rank_by_probe: bool = False
 
     def need_calibration(self, purpose: str) -> Samples:
         """The calibration samples.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +109,7 @@ def _entropy(histogram: Histogram, grid: Grid, is_symmetric: bool, percentile: f
     return max(histogram.low, -clip), min(histogram.high, clip)
 
 
-def _divergence(counts: NDArray[np.float64], stop: int, levels: int) -> float:
+def _divergence(counts: NDArray[Any], stop: int, levels: int) -> float:
     clipped = counts[:stop].copy()
     clipped[-1] += counts[stop:].sum()
     level = np.arange(stop) * levels // stop

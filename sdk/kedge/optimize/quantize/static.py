@@ -35,7 +35,7 @@ Plan = Mapping[str, str]
 @dataclass(frozen=True)
 class StaticSettings:
     """calibrator: a name of CALIBRATORS, or "auto": the one whose outputs stay closest to FP32.
-    percentile: for that calibrator. rounding of 4-bit weights: "nearest" or "adaround".
+    percentile: for that calibrator. rounding of 4-bit weights: "nearest", or "adaround" (a minute for a small network).
     reduced_range: "yes", "no", or "auto": where the profile names a CPU feature that this host lacks.
     """
 

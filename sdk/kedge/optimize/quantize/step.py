@@ -40,7 +40,7 @@ class Quantize:
     keep: tuple[str, ...] = ()
     calibrator: str = "auto"
     percentile: float = 99.99
-    rounding: str = "nearest"
+    rounding: str = "adaround"
     reduced_range: str = "auto"
     max_drop: float = 0.01
     max_time: float = 0.0

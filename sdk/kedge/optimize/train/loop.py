@@ -97,7 +97,7 @@ class _Run:
                 if self.held is not None:
                     at.judge(self.objective.right(self.held), self.settings.early_stop)
                     figures["accuracy/validation"] = at.scores[-1] / self.held.count
-                if self.held is None or self.settings.keep == "last":
+                if self.held is None or self.settings.epoch_kept == "last":
                     at.kept = at.epoch
                 if at.kept == at.epoch:
                     best = self._state()

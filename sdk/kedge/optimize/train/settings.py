@@ -15,7 +15,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "augment": ("none", "flip-crop"),
     "adversarial": ("none", "fgsm", "pgd"),
     "keep_zeros": ("auto", "yes", "no"),
-    "keep": ("best", "last"),
+    "epoch_kept": ("best", "last"),
 }
 
 
@@ -29,7 +29,7 @@ class TrainSettings:
     augment: "flip-crop" mirrors and shifts images by up to an eighth of their size (He et al. 2016).
     label_smoothing: Szegedy et al. 2016. clip_norm: largest norm of the gradient, 0 for none.
     validation: share of the training data held out to judge epochs. early_stop: epochs without a better
-    judgement before training ends, 0 for never. keep: the weights of the "best" epoch or of the "last".
+    judgement before training ends, 0 for never. epoch_kept: the weights of the "best" epoch or of the "last".
     distil: weight of the teacher (the model as it was given) in the loss, 0 to 1; temperature: Hinton et al. 2015.
     adversarial: train on attacked inputs, "fgsm" (Goodfellow et al. 2015) or "pgd" (Madry et al. 2018) of
     adversarial_steps; eps: largest change of an input value, in the model's own input units.
@@ -53,7 +53,7 @@ class TrainSettings:
     clip_norm: float = 0.0
     validation: float = 0.1
     early_stop: int = 0
-    keep: str = "best"
+    epoch_kept: str = "best"
     distil: float = 0.0
     temperature: float = 4.0
     adversarial: str = "none"

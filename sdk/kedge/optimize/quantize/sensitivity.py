@@ -1,0 +1,56 @@
+"""What each layer alone costs in accuracy at each precision: one pass over the layers, kept for the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ..proof.runner import run_all
+from .static import StaticQuantizer
+
+__all__ = ["measure_sensitivity"]
+
+_SAMPLES = 64
+
+
+def measure_sensitivity(quantizer: StaticQuantizer, precisions: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Relative squared error of the model's outputs when one layer alone is quantised: {layer: {precision: error}}.
+
+    The sum over the layers of a plan is an estimate of its error, exact to first order where the
+    errors of layers are independent (Zhou et al. 2018, "Adaptive Quantization for Deep Neural Network").
+    """
+    work = quantizer.work
+    some = quantizer.samples.first(_SAMPLES)
+    settings = quantizer.settings
+    described = [
+        quantizer.graph.digest,
+        [digest.hex() for digest in quantizer.samples.digests()],
+        work.target.int8.to_json(),
+        list(precisions),
+        [quantizer.calibrator, settings.percentile, settings.rounding, quantizer.reduced_range],
+    ]
+    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    path = work.cache / "sensitivity" / f"{key}.json"
+    known = _read(path)
+    if known is not None and set(known) == {node.name for node in quantizer.layers}:
+        return known
+    reference = run_all(quantizer.graph, some)
+    found: dict[str, dict[str, float]] = {}
+    for index, node in enumerate(quantizer.layers):
+        work.progress("sensitivity of the layers", index / len(quantizer.layers))
+        found[node.name] = {
+            precision: quantizer.error(quantizer.build({node.name: precision}), some, reference)
+            for precision in precisions
+        }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def _read(path: Any) -> dict[str, dict[str, float]] | None:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return body if isinstance(body, dict) else None
