@@ -125,6 +125,7 @@ def build_release(
             "ir_version": spec.ir_version,
             "golden_inputs": "made up" if golden is None else "given",
             "accuracy": dict(options.accuracy or {}),
+            **spec.notes,
         },
     }
     return Built(write_release(out, sources, body), choice, golden is None, source.size_bytes)

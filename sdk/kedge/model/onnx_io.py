@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedge_agent.formats.tensors import DYNAMIC, TensorSpec, datatype_of
 
 from ..errors import BadInputError, IncompatibleError, first_line
+from .notes import read_notes
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +36,7 @@ _OTHER_KINDS = (
 class ModelSpec:
     """What a model takes and gives, and the versions it was written in.
 
-    is_quantized: it already holds quantised operators.
+    is_quantized: it already holds quantised operators. notes: what kedge noted in it (kedge.model.notes).
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -43,6 +44,7 @@ class ModelSpec:
     opset: int
     ir_version: int
     is_quantized: bool
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:
@@ -129,6 +131,7 @@ def model_spec(model: onnx.ModelProto) -> ModelSpec:
             or node.op_type.endswith("Integer")
             for node in model.graph.node
         ),
+        notes=read_notes(model),
     )
 
 

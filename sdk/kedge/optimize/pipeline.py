@@ -13,6 +13,7 @@ from typing import Any
 from .. import __version__
 from ..config import cache_dir
 from ..model.data import load_samples
+from ..model.notes import write_notes
 from ..model.onnx_io import require_float
 from ..model.samples import Samples
 from ..targets import Target, load_target
@@ -86,10 +87,21 @@ def optimise(recipe: Recipe, out: Path, progress: Progress, probe: LatencyProbe 
     stages = run_passes(loaded.source.graph, recipe.passes, work, started, reuse=probe is None)
     out.parent.mkdir(parents=True, exist_ok=True)
     final = stages[-1].graph if stages else loaded.source.graph
+    final = final.copy()
+    write_notes(final.proto, _notes(recipe, loaded, stages))
     final.write(out)
     proof = prove(recipe, loaded.source, final, stages, work, loaded.evaluation, out)
     document = _document(recipe, loaded, stages, proof)
     return Optimised(out, document, None if proof.gate is None else bool(proof.gate["passed"]))
+
+
+def _notes(recipe: Recipe, loaded: _Loaded, stages: list[Stage]) -> dict[str, Any]:
+    """What goes with the file: how inputs are prepared, and the passes."""
+    passes = [{"kind": stage.record["kind"], "parameters": stage.record["parameters"]} for stage in stages]
+    notes: dict[str, Any] = {"optimize": {"source_sha256": loaded.source.sha256, "passes": passes}}
+    if recipe.preprocess is not None:
+        notes["preprocess"] = recipe.preprocess.to_manifest()
+    return notes
 
 
 def _host_probe(loaded: _Loaded) -> LatencyProbe | None:
