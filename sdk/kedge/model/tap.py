@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
+from ..errors import BadInputError
 from .graph import Graph
 from .samples import Samples
 from .session import ReferenceModel
@@ -24,9 +25,18 @@ def activations(
     """Values of tensors, batch by batch, and in groups of tensors that together stay below 256 MB.
 
     Each dictionary holds some of the tensors for one batch; over the whole iteration each tensor
-    comes once for each batch, in the samples' order.
+    comes once for each batch, in the samples' order. Samples that do not fill a last batch of a fixed size are left out.
+
+    Raises:
+        BadInputError: there are fewer samples than a batch of the model's own size takes; onnxruntime refuses
+            the model or the samples.
     """
     fixed = _fixed_batch(graph)
+    if fixed and samples.count < fixed:
+        raise BadInputError(
+            f"{samples.count} samples of {samples.name} do not fill one batch of {fixed}",
+            hint=f"give at least {fixed}, better a few hundred, or export the model with a free batch",
+        )
     for group in _groups(graph, list(tensors), fixed or batch):
         tapped = graph.copy()
         present = set(tapped.output_names)

@@ -38,6 +38,8 @@ def _fold_dequantized_weight(graph: Graph, node: onnx.NodeProto) -> None:
         scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.ndim else zero
     elif scale.size != 1 or "block_size" in attributes(node):
         return
+    if not graph.is_float(node.input[1]):
+        return
     graph.set_array(node.output[0], np.asarray((q - zero) * scale, dtype=np.float32).reshape(q.shape))
     graph.replace_nodes([other for other in graph.nodes if other.name != node.name])
 
@@ -53,17 +55,44 @@ def _matmul_add_to_gemm(graph: Graph, node: onnx.NodeProto) -> None:
         return
     width = graph.initializers[node.input[1]].dims[1]
     values = graph.array(bias)
-    if values.size not in (1, width) or (values.ndim > 1 and values.shape[-1] != values.size):
+    if values.size not in (1, width) or values.ndim > 2 or (values.ndim == 2 and values.shape[1] != values.size):
         return
     own = graph.unused_name(f"{bias}_row")
     graph.set_array(own, np.broadcast_to(values.reshape(-1), (width,)).copy())
     _merge(graph, node, add, helper.make_node("Gemm", [*node.input, own], [add.output[0]], name=node.name))
 
 
+def _plain_gemm(graph: Graph, node: onnx.NodeProto) -> None:
+    """Factors of a Gemm go into its constants, and its bias becomes a row: integer kernels take no others."""
+    if node.op_type != "Gemm" or node.input[1] not in graph.initializers or not graph.is_float(node.input[1]):
+        return
+    known = attributes(node)
+    bias = node.input[2] if len(node.input) > 2 else ""
+    if bias and bias not in graph.initializers:
+        return
+    factors = {1: float(known.get("alpha", 1.0)), 2: float(known.get("beta", 1.0))}
+    width = graph.initializers[node.input[1]].dims[0 if known.get("transB", 0) else 1]
+    values = {index: graph.array(node.input[index]) for index in ((1, 2) if bias else (1,))}
+    changed = {index for index in values if factors[index] != 1.0}
+    if bias:
+        shape, size = values[2].shape, values[2].size
+        if shape != (width,) and (size == 1 or shape[-1] == size == width):
+            values[2] = np.broadcast_to(values[2].reshape(-1), (width,))
+            changed.add(2)
+    for index in sorted(changed):
+        # Others may read the same constant.
+        own = graph.unused_name(f"{node.input[index]}_plain")
+        graph.set_array(own, (values[index] * factors[index]).astype(np.float32))
+        node.input[index] = own
+    for attribute in [each for each in node.attribute if each.name in ("alpha", "beta")]:
+        node.attribute.remove(attribute)
+    graph.touched()
+
+
 def _bias_of_convolution(graph: Graph, node: onnx.NodeProto) -> None:
     """A constant Add a channel after a convolution is its bias."""
     add = _only_reader(graph, node, "Conv", "Add")
-    if add is None or node.input[1] not in graph.initializers:
+    if add is None or node.input[1] not in graph.initializers or not graph.is_float(node.input[1]):
         return
     constant = next((name for name in add.input if name in graph.initializers), None)
     if constant is None:
@@ -114,6 +143,7 @@ def _merge(graph: Graph, first: onnx.NodeProto, second: onnx.NodeProto, merged: 
 _RULES: tuple[Callable[[Graph, onnx.NodeProto], None], ...] = (
     _fold_dequantized_weight,
     _matmul_add_to_gemm,
+    _plain_gemm,
     _bias_of_convolution,
     _mean_to_pool,
 )

@@ -56,4 +56,8 @@ def simplify(graph: Graph) -> Graph:
         ) from error
     finally:
         chatter.setLevel(level)
+    # It drops inputs that nothing reads; whoever calls the model gives them all the same.
+    left = {value.name: value for value in slimmed.graph.input}
+    del slimmed.graph.input[:]
+    slimmed.graph.input.extend(left.get(value.name, value) for value in graph.proto.graph.input)
     return rewrite(Graph(slimmed))

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 __all__ = ["INT4", "INT8", "INT8_NARROW", "INT8_REDUCED", "UINT8", "Grid", "QuantParams", "asymmetric", "symmetric"]
 
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+# The product of two scales (that of a bias) must still be a normal float32.
+_SMALLEST_SCALE = 1e-18
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ class QuantParams:
     high: int
     axis: int | None = None
 
-    def quantize(self, values: NDArray[Any]) -> NDArray[np.int64]:
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What stores q."""
+        return np.dtype(np.uint8) if self.low >= 0 else np.dtype(np.int8)
+
+    def quantize(self, values: NDArray[Any]) -> NDArray[Any]:
         """q of each value."""
         scale, zero = self._aligned(values.ndim)
         # In double precision: a float32 quotient can fall on the wrong side of a tie.
@@ -79,14 +85,21 @@ class QuantParams:
 
 
 def symmetric(amax: NDArray[Any] | float, grid: Grid, axis: int | None = None) -> QuantParams:
-    """Parameters for values within ±amax; one a channel when amax is 1-d and an axis is given."""
-    scale = np.maximum(np.asarray(amax, dtype=np.float64) / grid.high, _SMALLEST_SCALE).astype(np.float32)
+    """Parameters for values within ±amax; one a channel when amax is 1-d and an axis is given.
+
+    Zeros are exact on any grid: a channel of nothing else takes the scale that is usual among the others.
+    """
+    bound = np.asarray(amax, dtype=np.float64)
+    used = bound[bound > 0]
+    bound = np.where(bound > 0, bound, np.median(used) if used.size else 1.0)
+    scale = np.maximum(bound / grid.high, _SMALLEST_SCALE).astype(np.float32)
     return QuantParams(scale, np.zeros(scale.shape, np.int64), grid.low, grid.high, axis)
 
 
 def asymmetric(low: float, high: float, grid: Grid) -> QuantParams:
-    """Parameters for values from low to high; the range is widened to hold 0."""
+    """Parameters for values from low to high; the range is widened to hold 0, and to [0, 1] where it is 0 alone."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
+    high = 1.0 if low == high else high
     scale = np.float32(max((high - low) / (grid.high - grid.low), _SMALLEST_SCALE))
     zero = np.clip(np.rint(grid.low - low / float(scale)), grid.low, grid.high)
     return QuantParams(np.asarray(scale), np.asarray(zero, dtype=np.int64), grid.low, grid.high)

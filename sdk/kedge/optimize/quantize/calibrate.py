@@ -103,8 +103,8 @@ def _entropy(histogram: Histogram, grid: Grid, is_symmetric: bool, percentile: f
     magnitudes[0] = magnitudes[1]
     one_sided = not is_symmetric and (histogram.low >= 0 or histogram.high <= 0)
     levels = grid.high - grid.low if one_sided else (grid.high - grid.low) // 2
-    stops = range(max(levels, 8), bins + 1, 8)
-    best = min(stops, key=lambda stop: _divergence(magnitudes, stop, levels), default=bins)
+    stops = (*range(max(levels, 8), bins, 8), bins)
+    best = min(stops, key=lambda stop: _divergence(magnitudes, stop, levels))
     clip = bound * best / bins
     return max(histogram.low, -clip), min(histogram.high, clip)
 

@@ -76,7 +76,7 @@ def _count(array: NDArray[Any], low: float, high: float) -> NDArray[np.int64]:
     # A stride that shares no factor with the usual sizes meets every channel and position alike.
     step = max(1, flat.size // _VALUES_PER_BATCH) | 1
     flat = flat[::step]
-    if high <= low:
+    if np.float32(high - low) <= 0:
         return np.bincount(np.zeros(flat.size, np.int64), minlength=BINS)
-    bins = ((flat - np.float32(low)) * np.float32(BINS / (high - low))).astype(np.int32)
+    bins = ((flat - np.float32(low)) / np.float32(high - low) * np.float32(BINS)).astype(np.int32)
     return np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)

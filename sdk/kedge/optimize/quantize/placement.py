@@ -59,11 +59,13 @@ class WeightSite:
 class Placement:
     """activations: tensor → readers (node, input index) that take its quantised form.
     weights: by node. same_scale: tensor → the tensor whose scale it must share.
+    outputs: outputs of the graph that come out of their pair; others stay as they were computed.
     """
 
     activations: Mapping[str, frozenset[Reader]]
     weights: Mapping[str, WeightSite]
     same_scale: Mapping[str, str]
+    outputs: frozenset[str] = frozenset()
 
 
 def weight_site(graph: Graph, node: onnx.NodeProto) -> WeightSite | None:
@@ -89,7 +91,9 @@ def quantizable(graph: Graph) -> list[onnx.NodeProto]:
     """The layers a plan may name: those whose time is multiplications, with FP32 inputs."""
     out = []
     for node in graph.nodes:
-        if node.op_type not in WEIGHTED or len(node.input) < 2:
+        # Neither runtime has an integer kernel for ConvTranspose, a pair would only cost: seen in the graphs that
+        # onnxruntime 1.32 optimises and in the engines that TensorRT for RTX 1.7.1 makes.
+        if node.op_type not in WEIGHTED or node.op_type == "ConvTranspose" or len(node.input) < 2:
             continue
         constant = [name in graph.initializers for name in node.input[:2]]
         # A constant first operand (Gemm, MatMul) has its channels on another axis than runtimes take.
@@ -104,9 +108,6 @@ def quantizable(graph: Graph) -> list[onnx.NodeProto]:
 def place(graph: Graph, chosen: set[str], target: Target) -> Placement:
     """Where the pairs go when the named layers are quantised."""
     layers = [node for node in quantizable(graph) if node.name in chosen]
-    if target.int8.placement == "tensorrt":
-        # TensorRT has no integer kernel for it: a pair would only cost (seen in the engines TensorRT for RTX makes).
-        layers = [node for node in layers if node.op_type != "ConvTranspose"]
     weights = {node.name: site for node in layers if (site := weight_site(graph, node)) is not None}
     if target.int8.placement == "tensorrt":
         return Placement(_before_layers(graph, layers, weights), weights, {})
@@ -159,8 +160,9 @@ def _whole_region(graph: Graph, layers: list[onnx.NodeProto], weights: Mapping[s
             region.add(node.name)
             if node.op_type in _SAME_SCALE:
                 for name in node.output:
-                    held.add(name)
-                    same_scale[name] = node.input[0]
+                    if name and graph.is_float(name):
+                        held.add(name)
+                        same_scale[name] = node.input[0]
             else:
                 held.add(_after_fusion(graph, node, fused))
     # A pair serves when an integer kernel reads it, or when the layer that made it needs one to be fused.
@@ -169,7 +171,9 @@ def _whole_region(graph: Graph, layers: list[onnx.NodeProto], weights: Mapping[s
     for tensor in held:
         takers = graph.consumers.get(tensor, [])
         activations[tensor] = frozenset((reader.name, index) for reader, index in takers if index >= 0)
-    return Placement(activations, weights, {name: root for name, root in same_scale.items() if name in held})
+    # An integer kernel ends in a Q: what it makes for the caller must pass through one as well.
+    outputs = frozenset(name for name in graph.output_names if name in held)
+    return Placement(activations, weights, {name: root for name, root in same_scale.items() if name in held}, outputs)
 
 
 def _after_fusion(graph: Graph, node: onnx.NodeProto, fused: dict[str, str]) -> str:
@@ -191,7 +195,7 @@ def _takes_integers(graph: Graph, node: onnx.NodeProto, held: set[str]) -> bool:
 
 
 def _trim(graph: Graph, region: set[str], held: set[str], same_scale: dict[str, str], fused: Mapping[str, str]) -> None:
-    needed = {"Conv", "ConvTranspose"} | set(_ELEMENTWISE)
+    needed = {"Conv"} | set(_ELEMENTWISE)
     changed = True
     while changed:
         changed = False

@@ -43,11 +43,12 @@ def insert_qdq(
     out.add_opset(QDQ_OPSET)
     writer = _Writer(out)
     for tensor in sorted(placement.activations):
-        writer.activation(tensor, placement.activations[tensor], activations[tensor])
+        readers, through = placement.activations[tensor], tensor in placement.outputs
+        writer.activation(tensor, readers, activations[tensor], through=through)
     for name, site in placement.weights.items():
         node = out.by_name[name]
         params = weights[name]
-        if integer_bias and len(node.input) > 2 and node.input[2] in out.initializers:
+        if integer_bias and len(node.input) > 2 and _is_row(out, node.input[2], params):
             source = graph.by_name[name].input[0]
             params = writer.bias(node, activations[source], params)
         writer.weight(node, site.index, params)
@@ -61,11 +62,11 @@ class _Writer:
         self.graph = graph
         self.added: list[onnx.NodeProto] = []
 
-    def activation(self, tensor: str, readers: frozenset[Reader], params: QuantParams) -> None:
+    def activation(self, tensor: str, readers: frozenset[Reader], params: QuantParams, *, through: bool) -> None:
         graph = self.graph
         source, result = tensor, graph.unused_name(f"{tensor}_dequantized")
         takers = [(graph.by_name[node], index) for node, index in readers]
-        if tensor in graph.output_names:
+        if through:
             maker = graph.producer.get(tensor)
             if maker is not None and len(takers) == len(graph.consumers.get(tensor, [])):
                 # The output itself must come out of the pair, under its own name.
@@ -84,7 +85,7 @@ class _Writer:
     def weight(self, node: onnx.NodeProto, index: int, params: QuantParams) -> None:
         graph = self.graph
         name = node.input[index]
-        values = params.quantize(graph.array(name)).astype(_dtype(params))
+        values = params.quantize(graph.array(name)).astype(params.dtype)
         # One constant may serve several layers: each gets its own, for its scale may be its own.
         stem = graph.unused_name(f"{name}_quantized")
         graph.set_array(stem, values)
@@ -129,7 +130,7 @@ class _Writer:
     def _constants(self, stem: str, params: QuantParams) -> tuple[str, str]:
         scale, zero = self.graph.unused_name(f"{stem}_scale"), self.graph.unused_name(f"{stem}_zero_point")
         self.graph.set_array(scale, params.scale)
-        self.graph.set_array(zero, params.zero_point.astype(_dtype(params)))
+        self.graph.set_array(zero, params.zero_point.astype(params.dtype))
         return scale, zero
 
     def _add(self, op: str, inputs: list[str], output: str, params: QuantParams) -> None:
@@ -138,5 +139,10 @@ class _Writer:
         self.added.append(helper.make_node(op, inputs, [output], name=name, **attributes))
 
 
-def _dtype(params: QuantParams) -> np.dtype[np.generic]:
-    return np.dtype(np.uint8) if params.low >= 0 else np.dtype(np.int8)
+def _is_row(graph: Graph, bias: str, weights: QuantParams) -> bool:
+    """Whether a bias is a constant of one value an output channel: integer kernels take no other."""
+    if bias not in graph.initializers:
+        return False
+    dims = list(graph.initializers[bias].dims)
+    channels = int(np.prod(dims)) if weights.axis is None else weights.scale.size
+    return bool(dims) and dims[-1] == channels == int(np.prod(dims))
