@@ -24,10 +24,10 @@ _PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "a
 @click.option("--quantize", type=click.Choice(_PRECISIONS), help="Precision to reach; auto mixes several.")
 @click.option(
     "--calibrator",
-    type=click.Choice(("auto", "min-max", "percentile", "entropy", "mse")),
+    type=click.Choice(("auto", "min-max", "percentile", "entropy", "mse", "output")),
     default="auto",
     show_default=True,
-    help="How activation ranges are chosen.",
+    help="How activation ranges are chosen; output: by what the layers that read them make of it.",
 )
 @click.option(
     "--rounding",
@@ -40,7 +40,7 @@ _PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "a
 @click.option(
     "--prune",
     metavar="KIND=AMOUNT",
-    help="magnitude=0.5, 2:4, channels=0.5, blocks=0.5 or structured=0.5 (share of MACs kept).",
+    help="magnitude=0.5, 2:4, heads=0.25 (share taken); channels=0.5, blocks=0.5, structured=0.5 (of MACs kept).",
 )
 @click.option("--cluster", type=click.IntRange(1, 8), metavar="BITS", help="Share weights: 2^BITS values a layer.")
 @click.option(
@@ -112,19 +112,14 @@ def optimize(
     from ..optimize.pipeline import optimise
     from ..optimize.recipe import read_recipe
 
-    recipe = read_recipe(Path(model)) if model.endswith(".toml") else _recipe(model, options)
-    if model.endswith(".toml"):
-        given = [
-            name for name in ("target", "quantize", "prune", "cluster", "recover", "qat", "max_drop") if options[name]
-        ]
-        if given:
-            raise BadInputError(
-                f"a recipe states its own {given[0].replace('_', '-')}", hint="change the recipe, or give a model"
-            )
+    given = _given(options)
+    if model.endswith(".toml") and given:
+        raise BadInputError(f"a recipe states its own {given[0]}", hint="change the recipe, or give a model")
+    recipe = read_recipe(Path(model)) if model.endswith(".toml") else _recipe(model, options, given)
     result = destination or Path(f"{_stem(recipe, model)}-optimized.onnx")
-    for path in (Path(recipe.source), (recipe.base or Path()) / recipe.source):
-        if path.resolve() == result.resolve():
-            raise BadInputError("the model given may not be overwritten", hint="give another path with -o")
+    if result.suffix != ".onnx":
+        raise BadInputError(f"{result} is no name for a model", hint="end it in .onnx; the report lies beside it")
+    _refuse_overwriting(result, recipe, model)
     with out.progress() as progress, ExitStack() as stack:
         probe = None
         if measure_on is not None:
@@ -147,6 +142,23 @@ def optimize(
         gate = done.document["gate"]
         blamed = f"; most error arises in {', '.join(gate['blame'][:3])}" if gate["blame"] else ""
         raise GateRefusedError(f"the accuracy gate does not hold: {_lost(done.document)}{blamed}", hint=gate["next"])
+
+
+def _given(options: dict[str, Any]) -> list[str]:
+    """What the command line states of the optimisation, whatever the values."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return [name.replace("_", "-") for name in options if context.get_parameter_source(name) is not default]
+
+
+def _refuse_overwriting(result: Path, recipe: Recipe, model: str) -> None:
+    from ..errors import BadInputError
+
+    data = (recipe.data.calibration, recipe.data.train, recipe.data.evaluation)
+    given = [Path(model), *((recipe.base or Path()) / each for each in (recipe.source, *data) if each)]
+    for written in (result, result.with_suffix(".json"), result.with_suffix(".html")):
+        if written.exists() and any(path.exists() and path.samefile(written) for path in given):
+            raise BadInputError(f"{written} was given, and may not be overwritten", hint="give another path with -o")
 
 
 def _lost(document: dict[str, Any]) -> str:
@@ -178,13 +190,22 @@ def _stem(recipe: Recipe, model: str) -> str:
     return model.rsplit(":", 1)[-1] if ":" in model else Path(model).stem
 
 
-def _recipe(model: str, options: dict[str, Any]) -> Recipe:
+def _recipe(model: str, options: dict[str, Any], given: list[str]) -> Recipe:
     from ..errors import BadInputError
     from ..optimize.passes import make_pass
     from ..optimize.recipe import Data, Recipe, RobustnessSettings
 
     if not options["target"]:
         raise BadInputError("no target was named", hint="give --target; see: kedge targets list")
+    for name, needed, value in (
+        ("qat", "quantize", None),
+        ("keep", "quantize", None),
+        ("max-time", "quantize", "auto"),
+        ("max-size", "quantize", "auto"),
+        ("trials", "quantize", "auto"),
+    ):
+        if name in given and (options[needed] is None or value not in (None, options[needed])):
+            raise BadInputError(f"--{name} says nothing without --{needed}", hint=f"add --{needed} {value or 'int8'}")
     passes = [make_pass(kind, parameters) for kind, parameters in _steps(options)]
     if not passes:
         raise BadInputError("nothing was asked for", hint="give --quantize, --prune, --cluster or a recipe")
@@ -221,6 +242,7 @@ def _steps(options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             "rounding": options["rounding"],
         }
         if options["qat"]:
+            del parameters["rounding"]  # is learnt
             steps.append(("qat", {**parameters, "epochs": options["qat"]}))
         else:
             if options["quantize"] == "auto":
@@ -235,12 +257,13 @@ def _pruning(text: str) -> tuple[str, dict[str, Any]]:
     from ..errors import BadInputError
 
     kind, _, amount = text.partition("=")
-    keys = {"magnitude": "ratio", "channels": "macs", "blocks": "macs", "structured": "macs"}
+    keys = {"magnitude": "ratio", "channels": "macs", "blocks": "macs", "heads": "ratio", "structured": "macs"}
     if kind == "2:4" and not amount:
         return "prune-2:4", {}
     try:
         return f"prune-{kind}", {keys[kind]: float(amount)}
     except (KeyError, ValueError) as error:
         raise BadInputError(
-            f"--prune {text} is not known", hint="magnitude=0.5, 2:4, channels=0.5, blocks=0.5 or structured=0.5"
+            f"--prune {text} is not known",
+            hint="magnitude=0.5, 2:4, channels=0.5, blocks=0.5, heads=0.25 or structured=0.5",
         ) from error

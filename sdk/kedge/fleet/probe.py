@@ -39,6 +39,11 @@ class DeviceProbe:
         self._transport = transport
         self._target = target
 
+    @property
+    def name(self) -> str:
+        """The device's."""
+        return self._transport.name
+
     def measure(self, models: Mapping[str, Path]) -> dict[str, Latency]:
         """Latency by name: batch 1 where the model's batch is free, median of the rounds' medians.
 

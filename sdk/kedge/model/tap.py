@@ -25,7 +25,8 @@ def activations(
     """Values of tensors, batch by batch, and in groups of tensors that together stay below 256 MB.
 
     Each dictionary holds some of the tensors for one batch; over the whole iteration each tensor
-    comes once for each batch, in the samples' order. Samples that do not fill a last batch of a fixed size are left out.
+    comes once for each batch, in the samples' order. Samples that do not fill a last batch of a fixed size are
+    left out.
 
     Raises:
         BadInputError: there are fewer samples than a batch of the model's own size takes; onnxruntime refuses

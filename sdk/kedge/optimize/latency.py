@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kedge_agent.formats.latency import summarize
@@ -32,6 +33,11 @@ class HostProbe:
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
 
+    @property
+    def name(self) -> str:
+        """This host."""
+        return "this host"
+
     def measure(self, models: Mapping[str, Path]) -> dict[str, Latency]:
         """Latency by name."""
         sessions = {name: ReferenceModel(path, threads=1) for name, path in models.items()}
@@ -54,7 +60,10 @@ class HostProbe:
         return out
 
     def _inputs(self, session: ReferenceModel) -> dict[str, NDArray[Any]]:
-        return next(self._samples.batches(session.fixed_batch or 1))
+        size = session.fixed_batch or 1
+        batch = next(self._samples.batches(size))
+        # Time does not depend on the values: few samples are repeated until they fill a batch.
+        return {name: np.resize(array, (size, *array.shape[1:])) for name, array in batch.items()}
 
 
 def _run_for(session: ReferenceModel, inputs: dict[str, NDArray[Any]], milliseconds: float, into: list[float]) -> None:

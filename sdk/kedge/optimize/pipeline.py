@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -67,7 +68,9 @@ def optimise(recipe: Recipe, out: Path, progress: Progress, probe: LatencyProbe 
     folder = cache_dir() / "optimize"
     scratch = folder / "work"
     scratch.mkdir(parents=True, exist_ok=True)
-    loaded = _load(recipe, scratch, progress)
+    # What is exported on the way is read at once; other runs of kedge export theirs at the same time.
+    with tempfile.TemporaryDirectory(prefix="export-", dir=scratch) as exported:
+        loaded = _load(recipe, Path(exported), progress)
     work = Work(
         target=loaded.target,
         original=loaded.source.graph,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .proof.layers import blame, profile
 from .proof.metrics import measure, user_metric
 from .proof.runner import run_all
 from .prune.counts import count
+from .quantize.simulate import simulation
 from .recipe import Recipe
 from .source import Source
 from .stages import Stage
@@ -47,17 +49,19 @@ def prove(
         BadInputError: a metric of the user's fails, or the data do not run.
     """
     faithful = work.target.runtimes[0] != "onnxruntime"
+    # What is computed here: the artefact itself, or what stands in for it where this host has no kernels for it.
+    runnable = simulation(final) or final
     metrics: dict[str, Any] = {"before": None, "after": None}
     comparison: Comparison | None = None
     if evaluation is not None:
         user = tuple(user_metric(reference, recipe.base) for reference in recipe.data.metrics)
         before = run_all(source.graph, evaluation, progress=work.progress, step="evaluating the model as given")
-        after = run_all(final, evaluation, faithful=faithful, progress=work.progress, step="evaluating the result")
+        after = run_all(runnable, evaluation, faithful=faithful, progress=work.progress, step="evaluating the result")
         comparison = compare(before, after, evaluation.labels)
         for name, outputs in (("before", before), ("after", after)):
             metrics[name] = measure(outputs, evaluation.labels, evaluation.classes, user).to_json()
     latency = _latency(source, out, work, evaluation)
-    layers = _layers(source.graph, final, stages, work, evaluation)
+    layers = _layers(source.graph, runnable, stages, work, evaluation)
     sides = {}
     for name, graph in (("before", source.graph), ("after", final)):
         counts = count(graph)
@@ -74,7 +78,7 @@ def prove(
         after=sides["after"],
         comparison=None if comparison is None else comparison.to_json(),
         layers=[row.to_json() for row in layers],
-        robustness=_robustness(recipe, source, final, work, evaluation, faithful=faithful),
+        robustness=_robustness(recipe, source, runnable, work, evaluation, faithful=faithful),
         gate=_gate(recipe, comparison, blame(layers, _BLAMED), stages),
     )
 
@@ -84,10 +88,12 @@ def _latency(source: Source, out: Path, work: Work, evaluation: Samples | None) 
     samples = evaluation or work.calibration
     if samples is None or work.target.runtimes[0] != "onnxruntime":
         return {}
-    original = work.scratch / "original.onnx"
-    source.graph.write(original)
     work.progress("measuring latency", 0.0)
-    return HostProbe(samples).measure({"before": original, "after": out})
+    # A folder of its own: other runs of kedge measure theirs at the same time.
+    with tempfile.TemporaryDirectory(prefix="kedge-optimize-") as folder:
+        original = Path(folder) / "original.onnx"
+        source.graph.write(original)
+        return HostProbe(samples).measure({"before": original, "after": out})
 
 
 def _layers(original: Graph, final: Graph, stages: list[Stage], work: Work, evaluation: Samples | None) -> list[Any]:

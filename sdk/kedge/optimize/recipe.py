@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInputError
+from ..errors import BadInputError, first_line
 from ..model.preprocess import Preprocess
 from .passes import make_pass
 from .work import Pass
@@ -23,6 +23,8 @@ else:
 __all__ = ["Data", "Recipe", "RobustnessSettings", "read_recipe"]
 
 _MAX_BYTES = 1 << 20
+# numpy, torch and optuna take these alike.
+_MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Data:
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(isinstance(reference, str) for reference in self.metrics):
+            raise BadInputError(f"data.metrics is {list(self.metrics)}", hint="package.module:function, as text")
         for name in ("calibration_samples", "train_samples", "evaluation_samples"):
             if getattr(self, name) < 0:
                 raise BadInputError(f"data.{name} is negative", hint="give a number of samples, 0 for all")
@@ -54,12 +58,20 @@ class RobustnessSettings:
     samples: int = 0
     attacked: int = 0
 
+    def __post_init__(self) -> None:
+        if self.samples < 0 or self.attacked < 0:
+            raise BadInputError(
+                f"robustness asks for {min(self.samples, self.attacked)} samples",
+                hint="a number of samples, 0 for none",
+            )
+
 
 @dataclass(frozen=True)
 class Recipe:
     """One model's way through optimisation.
 
     base: the folder that references are relative to. max_drop: the gate, as a share of samples, or None.
+    name: of the result, where no path is given: no folders in it.
     """
 
     source: str
@@ -75,6 +87,10 @@ class Recipe:
     base: Path | None = None
 
     def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or "\\" in self.name:
+            raise BadInputError(f"the recipe's name is {self.name!r}", hint="a plain name: letters, digits, dashes")
+        if not 0 <= self.seed <= _MAX_SEED:
+            raise BadInputError(f"the seed is {self.seed}", hint=f"a whole number from 0 to {_MAX_SEED}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise BadInputError(f"max_drop is {self.max_drop}", hint="a share of samples: 0.01 allows 1 point")
 
@@ -87,12 +103,14 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise BadInputError(f"{path} is too large for a recipe")
+            raise BadInputError(f"{path} is too large for a recipe", hint="see the recipes under examples/")
         body = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error.strerror}", hint="give the path of a recipe") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path} is not TOML: {error}", hint="see the recipes under examples/") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, and so is text that is not UTF-8
+        raise BadInputError(
+            f"{path} is not TOML: {first_line(error)}", hint="see the recipes under examples/"
+        ) from error
     top = _take(
         body,
         "the recipe",
@@ -115,7 +133,8 @@ def read_recipe(path: Path) -> Recipe:
     for item in dataclasses.fields(Data):
         wanted = type(item.default) if item.default is not dataclasses.MISSING else str
         if item.name in data and type(data[item.name]) is not wanted:
-            raise BadInputError(f"{path}: [data] {item.name} is {data[item.name]!r}")
+            kinds = {str: "text", int: "a whole number", tuple: "a list of texts"}
+            raise BadInputError(f"{path}: [data] {item.name} is {data[item.name]!r}", hint=f"it takes {kinds[wanted]}")
     return Recipe(
         source=model["source"],
         target=top["target"],
@@ -139,7 +158,7 @@ def _pass(path: Path, table: Any) -> Pass:
 
 def _take(table: Any, where: str, allowed: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(table, dict):
-        raise BadInputError(f"{where} is not a table")
+        raise BadInputError(f"{where} is not a table", hint="see the recipes under examples/")
     for key, value in table.items():
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, n=1)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInputError
+from .. import __version__
+from ..errors import KedgeError
 from ..model.graph import Graph, made_of
 from ..model.onnx_io import read_model
 from ..model.samples import Samples
@@ -52,6 +53,7 @@ def run_passes(
     key = hashlib.sha256(
         "|".join(
             (
+                __version__,
                 graph.digest,
                 work.original.digest,
                 json.dumps(work.target.to_json(), sort_keys=True),
@@ -125,7 +127,7 @@ def _load(folder: Path, key: str) -> Stage | None:
         body = json.loads(record.read_bytes())
         read_model(model)
         graph = Graph.read(model)
-    except (OSError, ValueError, BadInputError):
+    except (OSError, ValueError, KedgeError):
         return None
     if body.get("version") != _RECORD_VERSION or body.get("graph") != graph.digest:
         return None

@@ -37,6 +37,11 @@ class Latency:
 class LatencyProbe(Protocol):
     """Something that times models: this host's CPU, or a device. Several are timed interleaved, to share its noise."""
 
+    @property
+    def name(self) -> str:
+        """Which one: what two of the same name measure may be compared."""
+        ...
+
     def measure(self, models: Mapping[str, Path]) -> dict[str, Latency]:
         """Latency by name."""
         ...

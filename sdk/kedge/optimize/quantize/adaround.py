@@ -16,8 +16,7 @@ data, and costs one matrix product instead of one convolution.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from ...model.samples import Samples
 from ...model.tap import activations as tap
 from ..work import Work
 from .affine import QuantParams
-from .patches import as_matrix, from_matrix, has_rows, rows
+from .patches import as_matrix, from_matrix, has_rows, one_thread_below, rows
 from .placement import weight_site
 
 __all__ = ["round_adaptively"]
@@ -36,6 +35,7 @@ __all__ = ["round_adaptively"]
 _STEPS = 1000
 _WARM_UP = 0.2
 _SAMPLES = 256
+_CHUNK_BYTES = 4 << 20
 _LEARNING_RATE = 2e-2
 _REGULARISATION = 1e-2
 _ZETA, _GAMMA = 1.1, -0.1
@@ -69,21 +69,10 @@ def round_adaptively(
         a, b, c = _moments(graph, layer, activations.get(node.input[0]), some)
         matrix = as_matrix(node, original)
         scale = np.broadcast_to(params.scale.reshape(-1), (matrix.shape[0],))
-        with _threads_for(matrix.shape[1]):
+        with one_thread_below(matrix.shape[1]):
             matrix = _choose(matrix, scale, params, (a, b, c))
         out[layer] = from_matrix(node, matrix, original.shape)
     return out
-
-
-@contextlib.contextmanager
-def _threads_for(width: int) -> Iterator[None]:
-    """Small products lose more to waking threads than they gain: 50 s became 550 on a busy machine of two cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if width < 1024 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _moments(
@@ -94,11 +83,13 @@ def _moments(
     total: list[torch.Tensor] = []
     for batch in tap(graph, [node.input[0]], samples):
         x = batch[node.input[0]].astype(np.float32)
-        seen = x if grid is None else grid.fake(x)
-        exact = rows(graph, node, torch.from_numpy(x))
-        rounded = rows(graph, node, torch.from_numpy(np.ascontiguousarray(seen)))
-        parts = [rounded.mT @ rounded, rounded.mT @ exact, exact.mT @ exact]
-        total = parts if not total else [sum_ + part for sum_, part in zip(total, parts, strict=True)]
+        # Patches repeat each value as often as the kernel has places: of large images, a few at a time.
+        for part in np.array_split(x, max(1, min(len(x), x.nbytes // _CHUNK_BYTES))):
+            seen = part if grid is None else grid.fake(part)
+            exact = rows(graph, node, torch.from_numpy(part))
+            rounded = rows(graph, node, torch.from_numpy(np.ascontiguousarray(seen)))
+            parts = [rounded.mT @ rounded, rounded.mT @ exact, exact.mT @ exact]
+            total = parts if not total else [sum_ + part for sum_, part in zip(total, parts, strict=True)]
     return total[0], total[1], total[2]
 
 

@@ -12,7 +12,16 @@ from ...errors import BadInputError
 from .affine import Grid, QuantParams, asymmetric, symmetric
 from .histogram import Histogram
 
-__all__ = ["CALIBRATORS", "choose_range", "params_for", "weight_params"]
+__all__ = [
+    "CALIBRATORS",
+    "CALIBRATOR_NAMES",
+    "OUTPUT",
+    "Range",
+    "check_percentile",
+    "choose_range",
+    "params_for",
+    "weight_params",
+]
 
 Range = tuple[float, float]
 
@@ -43,14 +52,23 @@ def choose_range(
     return CALIBRATORS[calibrator](histogram, grid, is_symmetric, percentile)
 
 
+def check_percentile(percentile: float) -> None:
+    """Refuse what is no share of values to keep.
+
+    Raises:
+        BadInputError: it is not.
+    """
+    if not 50 < percentile <= 100:
+        raise BadInputError(f"the percentile is {percentile:g}", hint="more than 50 and at most 100; 99.99 is usual")
+
+
 def _min_max(histogram: Histogram, grid: Grid, is_symmetric: bool, percentile: float) -> Range:
     return histogram.low, histogram.high
 
 
 def _percentile(histogram: Histogram, grid: Grid, is_symmetric: bool, percentile: float) -> Range:
     """Cuts (100 − percentile) %: of the magnitudes where symmetric, half at each end where not."""
-    if not 50 < percentile <= 100:
-        raise BadInputError(f"the percentile is {percentile:g}", hint="more than 50 and at most 100; 99.99 is usual")
+    check_percentile(percentile)
     lost = 1 - percentile / 100
     if is_symmetric:
         centres = np.abs(histogram.centres)
@@ -128,6 +146,12 @@ CALIBRATORS: dict[str, Callable[[Histogram, Grid, bool, float], Range]] = {
     "entropy": _entropy,
     "mse": _mse,
 }
+"""From a tensor's histogram alone."""
+
+OUTPUT = "output"
+"""The calibrator that needs the graph: `output_mse`. Tensors that it cannot judge take "mse"."""
+
+CALIBRATOR_NAMES = (*CALIBRATORS, OUTPUT)
 
 
 def weight_params(weights: NDArray[np.float32], grid: Grid, axis: int | None, *, search: bool) -> QuantParams:

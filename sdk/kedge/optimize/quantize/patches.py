@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ from ...model.graph import Graph, attributes
 from ..train.op import op_of
 from ..train.spatial import same_pads, torch_pads, window
 
-__all__ = ["as_matrix", "from_matrix", "has_rows", "rows"]
+__all__ = ["as_matrix", "from_matrix", "has_rows", "one_thread_below", "rows"]
+
+_WIDE = 1024
 
 
 def has_rows(graph: Graph, node: onnx.NodeProto) -> bool:
@@ -51,6 +55,17 @@ def as_matrix(node: onnx.NodeProto, weights: NDArray[Any]) -> NDArray[Any]:
 def from_matrix(node: onnx.NodeProto, matrix: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The inverse of `as_matrix`."""
     return np.ascontiguousarray(matrix.T if _is_transposed(node) else matrix.reshape(shape), dtype=np.float32)
+
+
+@contextlib.contextmanager
+def one_thread_below(width: int, wide: int = _WIDE) -> Iterator[None]:
+    """Small products lose more to waking threads than they gain: 50 s became 550 on a busy machine of two cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if width < wide else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_transposed(node: onnx.NodeProto) -> bool:

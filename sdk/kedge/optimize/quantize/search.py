@@ -9,6 +9,7 @@ constraints), whatever the number of layers, and an interrupted search goes on f
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import warnings
@@ -109,11 +110,20 @@ class _Timer:
         self._work = work
         self._quantizer = quantizer
         self.device = work.rank_by_probe and work.probe is not None
+        self.device_key = "" if work.probe is None else hashlib.sha256(work.probe.name.encode()).hexdigest()[:16]
+        self._full_ms = 0.0
 
     def int8_share(self, plan: dict[str, str]) -> float | None:
         """Measured time of the INT8 model over FP32's."""
         times = self._measure({"fp32": self._quantizer.graph, "int8": self._quantizer.build(plan)})
-        return None if times is None else min(max(times["int8"] / times["fp32"], 0.02), 0.98)
+        if times is None:
+            return None
+        self._full_ms = times["fp32"]
+        return min(max(times["int8"] / times["fp32"], 0.02), 0.98)
+
+    def share(self, milliseconds: float) -> float:
+        """A measured time over that of the FP32 model on the same device."""
+        return milliseconds / self._full_ms
 
     def milliseconds(self, plan: dict[str, str]) -> float | None:
         """Median time of a plan on the device, when mixes are to be ranked by it."""
@@ -139,29 +149,36 @@ def _try(step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise IncompatibleError("optuna is needed to mix precisions", hint="pip install 'kedge[optimize]'") from error
-    mixes: dict[int, Mix] = {}
+    # Two numbers often mean the same plan in a small network: it is tried once.
+    known: dict[tuple[str, ...], dict[str, float | None]] = {}
 
     def mix_of(trial: Any) -> Mix:
         plan = space.plan(trial.params["four_bits"], trial.params["full"])
-        known = trial.user_attrs
-        return Mix(trial.number, plan, known["time"], known["size"], known["drop"], known["margin"], known["ms"])
+        found = {key: trial.user_attrs[key] for key in ("time", "size", "drop", "margin")}
+        return Mix(trial.number, plan, **found, measured_ms=trial.user_attrs["ms"])
 
     def objective(trial: Any) -> float:
         work.progress("mixing precisions", min(trial.number / step.trials, 1.0))
         plan = space.plan(trial.suggest_int("four_bits", 0, _SCALE), trial.suggest_int("full", 0, _SCALE))
-        time, size = prices.of(plan)
-        drop, margin = judge.drop(plan)
-        milliseconds = timer.milliseconds(plan)
-        for name, value in (("time", time), ("size", size), ("drop", drop), ("margin", margin), ("ms", milliseconds)):
+        key = tuple(plan.values())
+        if key not in known:
+            time, size = prices.of(plan)
+            drop, margin = judge.drop(plan)
+            milliseconds = timer.milliseconds(plan)
+            if milliseconds is not None:
+                time = timer.share(milliseconds)
+            known[key] = {"time": time, "size": size, "drop": drop, "margin": margin, "ms": milliseconds}
+        for name, value in known[key].items():
             trial.set_user_attr(name, value)
-        mix = mix_of(trial)
-        return _value(step, mix)
+        return _value(step, mix_of(trial))
 
     def constraints(trial: Any) -> tuple[float, ...]:
         return (_excess(step, mix_of(trial)),)
 
     with _quiet(optuna):
-        storage = JournalStorage(JournalFileBackend(str(work.scratch / "trials.journal")))
+        # What a device measured holds for it, and for that search alone: the journal of one that ended is not read.
+        journal = work.scratch / (f"trials-{timer.device_key}.journal" if timer.device else "trials.journal")
+        storage = JournalStorage(JournalFileBackend(str(journal)))
         sampler = optuna.samplers.TPESampler(
             seed=work.seed, constraints_func=constraints, n_startup_trials=len(_ANCHORS)
         )
@@ -176,12 +193,18 @@ def _try(step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge
             # The corners first: all in four bits, all INT8, all FP32, and the way from one to the other.
             for four_bits, full in _ANCHORS[: step.trials]:
                 study.enqueue_trial({"four_bits": four_bits, "full": full})
-        done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+        done = _complete(study)
+        for trial in done:
+            known[tuple(mix_of(trial).plan.values())] = dict(trial.user_attrs)
         study.optimize(objective, n_trials=max(step.trials - len(done), 0))
-        for trial in study.trials:
-            if trial.state == optuna.trial.TrialState.COMPLETE:
-                mixes[trial.number] = mix_of(trial)
-    return list(mixes.values())
+        mixes = [mix_of(trial) for trial in _complete(study)]
+    if timer.device:
+        journal.unlink(missing_ok=True)
+    return mixes
+
+
+def _complete(study: Any) -> list[Any]:
+    return [trial for trial in study.trials if trial.state.name == "COMPLETE"]
 
 
 def _price(mix: Mix) -> float:

@@ -18,7 +18,7 @@ from ...targets import Int8Scheme
 from ..proof.runner import run_all
 from ..work import Work
 from .affine import INT4, INT8, INT8_NARROW, INT8_REDUCED, UINT8, Grid, QuantParams
-from .calibrate import CALIBRATORS, choose_range, params_for, weight_params
+from .calibrate import CALIBRATOR_NAMES, OUTPUT, Range, check_percentile, choose_range, params_for, weight_params
 from .histogram import Histogram, observe
 from .placement import Placement, place, quantizable, weight_site
 from .qdq import insert_qdq
@@ -34,7 +34,7 @@ Plan = Mapping[str, str]
 
 @dataclass(frozen=True)
 class StaticSettings:
-    """calibrator: a name of CALIBRATORS, or "auto": the one whose outputs stay closest to FP32.
+    """calibrator: one of CALIBRATOR_NAMES, or "auto": the one whose outputs stay closest to FP32.
     percentile: for that calibrator. rounding of 4-bit weights: "nearest", or "adaround" (a minute for a small network).
     reduced_range: "yes", "no", or "auto": where the profile names a CPU feature that this host lacks.
     """
@@ -45,7 +45,8 @@ class StaticSettings:
     reduced_range: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("calibrator", self.calibrator, ("auto", *CALIBRATORS))
+        _one_of("calibrator", self.calibrator, ("auto", *CALIBRATOR_NAMES))
+        check_percentile(self.percentile)
         _one_of("rounding", self.rounding, ("nearest", "adaround"))
         _one_of("reduced_range", self.reduced_range, ("auto", "yes", "no"))
 
@@ -76,9 +77,10 @@ class StaticQuantizer:
             self.settings.reduced_range == "auto" and lacks_feature(self.scheme)
         )
         self._histograms: dict[str, Histogram] = {}
-        self._ranges: dict[tuple[str, str], tuple[float, float]] = {}
+        self._ranges: dict[tuple[str, str], Range] = {}
+        self._judged: dict[tuple[str, tuple[tuple[str, str, str], ...]], Range | None] = {}
         self._weights: dict[tuple[str, str], QuantParams] = {}
-        self._rounded: dict[str, NDArray[np.float32]] = {}
+        self._rounded: dict[tuple[str, str], NDArray[np.float32]] = {}
         if self.settings.calibrator != "auto":
             self.calibrator = self.settings.calibrator
 
@@ -99,7 +101,8 @@ class StaticQuantizer:
         for index, candidate in enumerate(AUTO_CALIBRATORS):
             self.work.progress("comparing calibrators", index / len(AUTO_CALIBRATORS))
             self.calibrator = candidate
-            self.errors[candidate] = self.error(self.build(plan), some, reference)
+            # Rounded to nearest: adaptive rounding takes its time, and starts from the ranges chosen here.
+            self.errors[candidate] = self.error(self._built(plan, adaptively=False), some, reference)
         self.calibrator = min(AUTO_CALIBRATORS, key=lambda name: self.errors[name])
         return self.calibrator
 
@@ -120,17 +123,24 @@ class StaticQuantizer:
         )
         roots = {tensor: _root(tensor, placement.same_scale) for tensor in placement.activations}
         self.histograms(set(roots.values()))
-        activations = {tensor: self._activation(root) for tensor, root in roots.items()}
         weights = {name: self.weight(name, plan[name]) for name in placement.weights}
-        return placement, activations, weights
+        ranges = {root: self._range(root) for root in set(roots.values())}
+        if self.calibrator == OUTPUT:
+            ranges |= self._ranges_by_output(plan, placement, roots, weights)
+        grid, is_symmetric = self.activation_grid(), self.scheme.symmetric
+        chosen = {root: params_for(*ends, grid, is_symmetric=is_symmetric) for root, ends in ranges.items()}
+        return placement, {tensor: chosen[root] for tensor, root in roots.items()}, weights
 
     def build(self, plan: Plan) -> Graph:
         """The graph with the named layers quantised."""
+        return self._built(plan, adaptively=self.settings.rounding == "adaround")
+
+    def _built(self, plan: Plan, *, adaptively: bool) -> Graph:
         if not any(precision != "fp32" for precision in plan.values()):
             return self.graph.copy()
         placement, activations, weights = self.parameters(plan)
         source = self.graph
-        if self.settings.rounding == "adaround":
+        if adaptively:
             source = self._adaptively_rounded(plan, placement, activations, weights)
         return insert_qdq(source, placement, activations, weights, integer_bias=self.scheme.bias == "int32")
 
@@ -152,17 +162,54 @@ class StaticQuantizer:
     def _weight_grid(self) -> Grid:
         return INT8_REDUCED if self.reduced_range else INT8_NARROW
 
-    def _activation(self, tensor: str) -> QuantParams:
-        key = (tensor, self.calibrator)
+    def _range(self, tensor: str) -> Range:
+        calibrator = "mse" if self.calibrator == OUTPUT else self.calibrator
+        key = (tensor, calibrator)
         if key not in self._ranges:
             self._ranges[key] = choose_range(
                 self._histograms[tensor],
-                self.calibrator,
+                calibrator,
                 self.activation_grid(),
                 is_symmetric=self.scheme.symmetric,
                 percentile=self.settings.percentile,
             )
-        return params_for(*self._ranges[key], self.activation_grid(), is_symmetric=self.scheme.symmetric)
+        return self._ranges[key]
+
+    def _ranges_by_output(
+        self, plan: Plan, placement: Placement, roots: Mapping[str, str], weights: Mapping[str, QuantParams]
+    ) -> dict[str, Range]:
+        try:
+            from .output_mse import Readers, judge_ranges
+        except ImportError as error:
+            raise IncompatibleError(
+                "torch is needed to judge ranges by outputs", hint="pip install 'kedge[optimize]', or --calibrator mse"
+            ) from error
+        readers: dict[str, set[tuple[str, str]]] = {root: set() for root in roots.values()}
+        for tensor, takers in placement.activations.items():
+            for name, _ in takers:
+                moved = any(output in placement.same_scale for output in self.graph.by_name[name].output)
+                if not moved:
+                    readers[roots[tensor]].add((tensor, name if name in weights else ""))
+        # What is best for a tensor depends on how its readers' weights are rounded.
+        keys = {
+            root: (root, tuple(sorted((*pair, plan.get(pair[1], "")) for pair in pairs)))
+            for root, pairs in readers.items()
+        }
+        missing = {root: key for root, key in keys.items() if key not in self._judged}
+        if missing:
+            self.work.progress("judging ranges by outputs", 0.0)
+            extremes = {root: (self._histograms[root].low, self._histograms[root].high) for root in missing}
+            found = judge_ranges(
+                self.graph,
+                {root: Readers(extremes[root], tuple(sorted(readers[root]))) for root in missing},
+                weights,
+                self.activation_grid(),
+                self.samples,
+                is_symmetric=self.scheme.symmetric,
+                seed=self.work.seed,
+            )
+            self._judged |= {key: found.get(root) for root, key in missing.items()}
+        return {root: ends for root, key in keys.items() if (ends := self._judged[key]) is not None}
 
     def _adaptively_rounded(
         self,
@@ -174,16 +221,17 @@ class StaticQuantizer:
         from .adaround import round_adaptively
 
         wanted = [name for name in placement.weights if plan[name] == "w4a8"]
-        missing = [name for name in wanted if name not in self._rounded]
+        missing = [name for name in wanted if (name, self.calibrator) not in self._rounded]
         if missing:
-            self._rounded |= round_adaptively(
+            found = round_adaptively(
                 self.graph, {name: weights[name] for name in missing}, activations, self.samples, self.work
             )
+            self._rounded |= {(name, self.calibrator): values for name, values in found.items()}
         out = self.graph.copy()
         for name in wanted:
             node = out.by_name[name]
             own = out.unused_name(f"{node.input[1]}_rounded")
-            out.set_array(own, self._rounded[name])
+            out.set_array(own, self._rounded[name, self.calibrator])
             node.input[1] = own
             out.touched()
         return out

@@ -83,9 +83,13 @@ class Quantize:
         """
         out: set[str] = set()
         for pattern in self.keep:
-            found = {name for name in names if fnmatchcase(name, pattern)}
+            # Exporters write brackets into names, which a pattern would read as a set of letters.
+            found = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
             if not found:
-                raise BadInputError(f"no layer matches {pattern!r}", hint=f"layers: {', '.join(names[:8])} …")
+                raise BadInputError(
+                    f"no layer matches {pattern!r}",
+                    hint=f"layers: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}",
+                )
             out |= found
         return out
 
