@@ -123,12 +123,55 @@ def test_build_show_and_verify_from_the_command_line(
     assert main(["release", "verify", "digits-fp32.release"]) == 6
 
 
-def test_optimize_will_not_overwrite_the_model_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_optimize_will_not_overwrite_what_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import numpy as np
 
-    model = models.classifier(tmp_path / "m.onnx")
+    model, out = models.classifier(tmp_path / "m.onnx"), tmp_path / "out.onnx"
     np.save(tmp_path / "x.npy", models.images(8))
-    arguments = ["optimize", str(model), "--target", "cpu-generic-x86_64", "--calibration", str(tmp_path / "x.npy")]
-    assert main([*arguments, "-o", str(model)]) == 3
-    assert main([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["bytes_after"] < 10_000
+    linked = tmp_path / "linked.onnx"
+    linked.hardlink_to(model)
+    arguments = ["optimize", str(model), "--target", "cpu-generic-x86_64", "--quantize", "int8"]
+    arguments += ["--calibration", str(tmp_path / "x.npy")]
+    before = model.read_bytes()
+    for path in (model, linked):
+        assert main([*arguments, "-o", str(path)]) == 3
+        assert "may not be overwritten" in capsys.readouterr().err
+    assert main([*arguments, "-o", str(tmp_path / "x.npy")]) == 3
+    assert "is no name for a model" in capsys.readouterr().err
+    assert model.read_bytes() == before
+    assert main([*arguments, "-o", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["artefact"] == str(out)
+    assert document["after"]["bytes"] == out.stat().st_size < 10_000
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--qat", "2", "--prune", "magnitude=0.5"], "--qat says nothing without --quantize"),
+        (["--keep", "fc", "--cluster", "4"], "--keep says nothing without --quantize"),
+        (["--quantize", "int8", "--max-size", "0.3"], "--max-size says nothing without --quantize"),
+        (["--quantize", "int8", "--trials", "9"], "--trials says nothing without --quantize"),
+        ([], "nothing was asked for"),
+        (["--prune", "half"], "--prune half is not known"),
+        (["--quantize", "int8", "--input-shape", "1,x"], "'1,x' is no shape"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    options: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = models.classifier(tmp_path / "m.onnx")
+    assert main(["optimize", str(model), "--target", "cpu-generic-x86_64", *options]) == 3
+    shown = capsys.readouterr().err
+    assert reason in shown
+    assert "hint:" in shown
+
+
+@pytest.mark.parametrize("option", [["--keep", "fc"], ["--max-drop", "0"], ["--train", "x.npz"], ["--seed", "0"]])
+def test_a_recipe_takes_no_options_that_it_states_itself(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.toml").write_text("")
+    assert main(["optimize", str(tmp_path / "r.toml"), *option]) == 3
+    assert f"a recipe states its own {option[0][2:]}" in capsys.readouterr().err

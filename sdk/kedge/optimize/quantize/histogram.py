@@ -54,8 +54,9 @@ def observe(
     for values in activations(graph, names, samples):
         for name, array in values.items():
             if array.size:
-                low[name] = min(low[name], float(array.min()))
-                high[name] = max(high[name], float(array.max()))
+                # numpy's minimum, unlike Python's, lets a NaN through.
+                low[name] = float(np.minimum(low[name], array.min()))
+                high[name] = float(np.maximum(high[name], array.max()))
     if progress is not None:
         progress("calibrating", 0.5)
     for name in names:
