@@ -23,6 +23,7 @@ PASSES: dict[str, tuple[str, str]] = {
     "prune-2:4": ("prune.two_four", "PruneTwoFour"),
     "prune-blocks": ("prune.blocks", "PruneBlocks"),
     "prune-channels": ("prune.channels", "PruneChannels"),
+    "prune-heads": ("prune.heads", "PruneHeads"),
     "prune-structured": ("prune.shrink", "Shrink"),
     "cluster": ("cluster", "Cluster"),
     "recover": ("train.recover", "Recover"),

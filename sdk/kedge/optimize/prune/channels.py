@@ -13,10 +13,11 @@ from ...errors import BadInputError, IncompatibleError
 from ...model.graph import Graph
 from ...model.samples import Samples
 from ..work import Result, Work
+from .attention import find_attention
 from .changes import sizes
 from .counts import count, layer_macs, shapes_at_batch_one
 from .outputs import answers, drawn, fixed_batch_of
-from .weights import chosen, weight_layers
+from .weights import chosen, lift_constants, weight_layers
 
 if TYPE_CHECKING:
     import torch
@@ -92,13 +93,13 @@ class PruneChannels:
         if not pruned:
             changed = {**sizes(graph, graph, work), "layers": {}, "left": surgeon.left, "reached": False}
             return Result(
-                graph.copy(), changed, ("nothing to prune: no layer's channels can go", *_notes(surgeon.left))
+                graph.copy(), changed, ("nothing to prune: no layer's channels can go", *_notes(graph, surgeon.left))
             )
         smaller = self._finished(view, graph, work)
         _check_same(view, smaller, surgeon.inputs, work)
         changed = {**sizes(graph, smaller, work), "layers": pruned, "left": surgeon.left}
         changed["reached"] = self._reached(changed)
-        notes = [f"{len(pruned)} groups of channels are narrower", *_notes(surgeon.left)]
+        notes = [f"{len(pruned)} groups of channels are narrower", *_notes(graph, surgeon.left)]
         if not changed["reached"]:
             notes.append("the share asked for was not reached: the channels that may go are gone")
         return Result(smaller, changed, tuple(notes))
@@ -181,8 +182,7 @@ class PruneChannels:
 def _with_free_reshapes(graph: Graph) -> Graph:
     """A copy whose Reshapes mean the same and follow a change of width where they can.
 
-    allowzero goes where the target holds no 0: the target may become [0, -1]. A target that keeps the last dimension
-    and is known otherwise states it as -1.
+    A target that keeps the last dimension and is known otherwise states it as -1.
     """
     free = graph.copy()
     shapes = shapes_at_batch_one(graph)
@@ -193,9 +193,6 @@ def _with_free_reshapes(graph: Graph) -> Graph:
             continue
         if (graph.array(node.input[1]) == 0).any():
             continue
-        other = free.by_name[node.name]
-        for attribute in [attribute for attribute in other.attribute if attribute.name == "allowzero"]:
-            other.attribute.remove(attribute)
         before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
         if fixed and before and after and len(after) > 1 and before[-1] == after[-1] and 0 not in after:
             key = f"{after[:-1]}"
@@ -225,8 +222,16 @@ def _check_same(view: TorchView, graph: Graph, inputs: Mapping[str, torch.Tensor
             )
 
 
-def _notes(left: dict[str, str]) -> list[str]:
+def _notes(graph: Graph, left: dict[str, str]) -> list[str]:
+    blocks, _ = find_attention(lift_constants(graph))
+    heads = [name for block in blocks for name in block.layers if name in left]
+    said = (
+        [f"projections of attention stay (prune-heads takes their heads, where there are several): {', '.join(heads)}"]
+        if heads
+        else []
+    )
     by_reason: dict[str, list[str]] = {}
     for name, reason in left.items():
-        by_reason.setdefault(reason, []).append(name)
-    return [f"channels left, for {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+        if name not in heads:
+            by_reason.setdefault(reason, []).append(name)
+    return said + [f"channels left, for {reason}: {', '.join(names)}" for reason, names in by_reason.items()]

@@ -120,7 +120,8 @@ def slice_(op: Op, x: Tensor, *given: Tensor | None) -> Tensor:
     turned: list[int] = []
     for axis, start, end, step in zip(axes or range(len(starts)), starts, ends, steps, strict=True):
         if step > 0:
-            index[axis] = slice(start, end, step)
+            # torch warns of bounds beyond 32 bits, which exporters write for "from the beginning" and "to the end".
+            index[axis] = slice(*slice(start, end, step).indices(x.shape[axis]))
             continue
         picked = range(x.shape[axis])[slice(start, None if end < -x.shape[axis] else end, step)]
         x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64))

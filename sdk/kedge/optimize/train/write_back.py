@@ -80,8 +80,12 @@ def _follow_shapes(graph: Graph, flattening: Iterable[str]) -> None:
             value.type.tensor_type.shape.Clear()
             for size in tensor.dims:
                 value.type.tensor_type.shape.dim.add().dim_value = size
-    for node in flattening:
-        name = graph.unused_name(f"{node}_shape")
+    for step in flattening:
+        name = graph.unused_name(f"{step}_shape")
         graph.set_array(name, np.array([0, -1], np.int64))
-        graph.by_name[node].input[1] = name
+        node = graph.by_name[step]
+        node.input[1] = name
+        # With allowzero, which torch's exporter writes, the 0 would be a dimension without elements.
+        for attribute in [attribute for attribute in node.attribute if attribute.name == "allowzero"]:
+            node.attribute.remove(attribute)
     graph.prune_unused()
