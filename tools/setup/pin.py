@@ -49,7 +49,7 @@ def resolve(python: str) -> dict[str, str]:
             "--quiet",
             "--report",
             "-",
-            f"{ROOT}[optimize,agent,dev]",
+            f"{ROOT}[optimize,agent,dev,tensorrt]",
             f"torch=={TORCH}",
         ]
         report = json.loads(subprocess.run([*command, "pip"], check=True, capture_output=True, text=True).stdout)
