@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_the_planner_says_why_and_refuses_what_the_target_cannot_run(tmp_path: P
     assert "onnxruntime" in plan(spec, host_target()).reason
     half = read_model(models.adder(tmp_path / "h.onnx", datatype=onnx.TensorProto.FLOAT16))
     with pytest.raises(IncompatibleError, match="fp16"):
-        plan(half, host_target())
+        plan(half, replace(host_target(), precisions=("fp32", "int8")))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,7 @@ class ModelSpec:
     """What a model takes and gives, and the versions it was written in.
 
     is_quantized: it already holds quantised operators. notes: what kedge noted in it (kedge.model.notes).
+    weights: what most of its weights are stored as: fp32, fp16, bf16, fp8 or int4.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -45,13 +48,16 @@ class ModelSpec:
     ir_version: int
     is_quantized: bool
     notes: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = "fp32"
 
     @property
     def precision(self) -> str:
-        """The precision its name should carry: int8 when quantised, else fp16 or fp32 by its inputs."""
+        """The precision its name should carry: int8 or fp8 when quantised, else that of its weights or inputs."""
         if self.is_quantized:
-            return "int8"
-        return "fp16" if any(spec.datatype == "FP16" for spec in self.inputs) else "fp32"
+            return "fp8" if self.weights == "fp8" else "int8"
+        if self.weights == "fp32" and any(spec.datatype == "FP16" for spec in self.inputs):
+            return "fp16"
+        return self.weights
 
 
 def read_model(path: Path) -> ModelSpec:
@@ -132,7 +138,28 @@ def model_spec(model: onnx.ModelProto) -> ModelSpec:
             for node in model.graph.node
         ),
         notes=read_notes(model),
+        weights=_weights(model),
     )
+
+
+def _weights(model: onnx.ModelProto) -> str:
+    import onnx
+
+    kinds = onnx.TensorProto
+    names: dict[int, str] = {
+        kinds.FLOAT: "fp32", kinds.FLOAT16: "fp16", kinds.BFLOAT16: "bf16", kinds.FLOAT8E4M3FN: "fp8",
+        kinds.INT4: "int4", kinds.UINT4: "int4",
+    }  # fmt: skip
+    # onnxruntime's own operator keeps two weights a byte.
+    nibbles = {name for node in model.graph.node if node.op_type == "MatMulNBits" for name in node.input[1:2]}
+    counts: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        size = math.prod(tensor.dims)
+        if tensor.name in nibbles:
+            counts["int4"] += 2 * size
+        elif tensor.data_type in names and len(tensor.dims) > 1:
+            counts[names[tensor.data_type]] += size
+    return max(counts, key=lambda name: counts[name]) if counts else "fp32"
 
 
 def require_float(spec: ModelSpec, name: str) -> None:
