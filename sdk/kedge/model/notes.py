@@ -6,6 +6,7 @@ The file carries them from `kedge optimize` to `kedge build`, which copies them 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def write_notes(model: onnx.ModelProto, notes: Mapping[str, Any]) -> None:
 
 
 def read_notes(model: onnx.ModelProto) -> dict[str, Any]:
-    """The notes of a model. What is not one of ours, too long, or no JSON object is left out: anyone may write there."""
+    """The notes of a model. What is not ours, too long or no JSON object is left out: anyone may write there."""
     notes = {}
     for entry in model.metadata_props:
         key = entry.key.removeprefix(_PREFIX)
@@ -48,7 +49,7 @@ def read_notes(model: onnx.ModelProto) -> dict[str, Any]:
 def _exact(value: Any) -> Any:
     """The same without floating-point numbers, which a manifest does not hold."""
     if isinstance(value, float):
-        return format(Decimal(repr(value)), "f") if value == value and abs(value) != float("inf") else str(value)
+        return format(Decimal(repr(value)), "f") if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {str(key): _exact(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
