@@ -18,7 +18,7 @@ from kedge.model.samples import Samples
 from kedge.model.session import ReferenceModel
 from kedge.optimize.proof.runner import run_all
 from kedge.optimize.quantize.affine import INT4, INT8, INT8_NARROW, INT8_REDUCED, UINT8, asymmetric, symmetric
-from kedge.optimize.quantize.calibrate import CALIBRATORS, choose_range, params_for, weight_params
+from kedge.optimize.quantize.calibrate import CALIBRATOR_NAMES, CALIBRATORS, choose_range, params_for, weight_params
 from kedge.optimize.quantize.histogram import BINS, Histogram, observe
 from kedge.optimize.quantize.placement import place
 from kedge.optimize.quantize.static import StaticQuantizer, StaticSettings, output_error
@@ -793,3 +793,34 @@ def test_mnist_cnn_of_batch_one_keeps_its_accuracy(tmp_path: Path) -> None:
     images = np.frombuffer(pixels, np.uint8, 600 * 784, 16).reshape(-1, 1, 28, 28).astype(np.float32)
     truth = np.frombuffer(labels, np.uint8, 600, 8)
     assert real("mnist_cnn.onnx", "Input3", images, truth, 100, tmp_path, CPU) <= 0.004  # 2 of 500
+
+
+# The guide
+
+
+def test_the_guides_table_of_shorthands_is_what_the_code_computes() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text(encoding="utf-8").replace("−", "-")
+    params = asymmetric(-0.75, 1.25, UINT8)
+    assert "s = 2 / 255 and z = 96" in text
+    assert (params.scale, params.zero_point) == (np.float32(2 / 255), 96)
+    rows = [line.strip("|").split("|") for line in text.partition("| θ |")[2].splitlines()[2:8]]
+    assert len(rows) == 6
+    for theta, shorthand, levels, q, back in ([float(cell) for cell in row] for row in rows):
+        assert np.rint(theta / 256) == shorthand
+        assert int(np.rint(theta / (2 / 256)) + 96) % 256 == levels
+        assert params.quantize(np.array(theta)) == q
+        assert float(params.fake(np.array(theta))) == pytest.approx(back, abs=1e-6)
+
+
+def test_the_guide_names_every_calibrator_and_the_grids_as_they_are() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text(encoding="utf-8").replace("−", "-")
+    for name in ("auto", *CALIBRATOR_NAMES):
+        assert f"| `{name}` |" in text
+    for name, grid in (
+        ("UINT8", UINT8),
+        ("INT8", INT8),
+        ("INT8_NARROW", INT8_NARROW),
+        ("INT8_REDUCED", INT8_REDUCED),
+        ("INT4", INT4),
+    ):
+        assert f"| `{name}` | {grid.low} … {grid.high} |" in text
