@@ -16,6 +16,7 @@ from ..errors import KedgeError
 from ..model.graph import Graph, made_of
 from ..model.onnx_io import read_model
 from ..model.samples import Samples
+from .code import code_digest
 from .passes import parameters_of
 from .work import Pass, Work
 
@@ -54,6 +55,7 @@ def run_passes(
         "|".join(
             (
                 __version__,
+                code_digest(),
                 graph.digest,
                 work.original.digest,
                 json.dumps(work.target.to_json(), sort_keys=True),

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from ..code import code_digest
 from ..proof.runner import run_all
 from .static import StaticQuantizer
 
@@ -24,6 +25,7 @@ def measure_sensitivity(quantizer: StaticQuantizer, precisions: tuple[str, ...])
     some = quantizer.samples.first(_SAMPLES)
     settings = quantizer.settings
     described = [
+        code_digest(),
         quantizer.graph.digest,
         [digest.hex() for digest in quantizer.samples.digests()],
         work.target.int8.to_json(),
