@@ -713,6 +713,20 @@ def test_a_budget_of_size_is_kept(trained: Graph, data: tuple[Samples, Samples],
     assert not any("no mix" in note for note in result.notes)
 
 
+def test_a_network_that_gives_out_classes_is_judged_by_them(
+    trained: Graph, data: tuple[Samples, Samples], tmp_path: Path
+) -> None:
+    graph = trained.copy()
+    graph.replace_nodes([*graph.nodes, helper.make_node("ArgMax", ["logits"], ["class"], "argmax", axis=1, keepdims=0)])
+    del graph.proto.graph.output[:]
+    graph.proto.graph.output.append(helper.make_tensor_value_info("class", TensorProto.INT64, ["n"]))
+    graph.set_array("wr", graph.array("wr") + np.random.default_rng(0).standard_t(2, (8, 8, 3, 3)).astype(np.float32))
+    result = search(graph, data, tmp_path, max_drop=0.0)
+    trials = result.evidence["search"]["trials"]
+    assert next(trial for trial in trials if trial["counts"] == {"w4a8": 4})["drop"] > 0
+    assert result.changed["layers"] != {"w4a8": 4}
+
+
 class Clock:
     """Times models by a rule: 10 ms, and one more for each layer that is quantised."""
 
