@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["optimize"]
 
+_NAME = 48
 _PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "auto")
 
 
@@ -140,7 +141,8 @@ def optimize(
     out.result({**done.document, "artefact": str(result), "report": str(page)}, render)
     if done.passed is False:
         gate = done.document["gate"]
-        blamed = f"; most error arises in {', '.join(gate['blame'][:3])}" if gate["blame"] else ""
+        names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in gate["blame"][:3]]
+        blamed = f"; most error arises in {', '.join(names)}" if names else ""
         raise GateRefusedError(f"the accuracy gate does not hold: {_lost(done.document)}{blamed}", hint=gate["next"])
 
 
