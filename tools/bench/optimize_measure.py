@@ -18,7 +18,7 @@ from kedge.model.session import ReferenceModel
 from kedge.optimize.evaluate import Accuracy
 from kedge.optimize.proof.compare import compare
 from kedge.optimize.proof.metrics import predictions, scores_name
-from kedge.optimize.proof.runner import run_all
+from kedge.optimize.proof.runner import run_all, session_of
 from kedge_agent.formats.latency import summarize
 
 __all__ = ["CONDITIONS", "against", "answers", "compared", "expected", "latency"]
@@ -39,7 +39,9 @@ def answers(case: Case, models: Sequence[Path], *, faithful: bool) -> Scores:
     """
     parts = []
     for part, model in zip(case.parts, models, strict=True):
-        outputs = run_all(model, Samples({case.input: part.evaluation}), faithful=faithful)
+        # One thread: two that wait for one another on a machine that others use take twice the processor's time.
+        session = session_of(model, faithful=faithful, threads=1)
+        outputs = run_all(session, Samples({case.input: part.evaluation}))
         name = scores_name(outputs)
         if name is None:
             raise RuntimeError("no output is scores")
