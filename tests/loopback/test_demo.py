@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -93,13 +94,25 @@ def test_ctrl_c_leaves_no_process_and_no_folder(tmp_path: Path, moment: str) -> 
     wait_for(moment, temporary, demo)
     # As a terminal does it: to the whole foreground group at once.
     os.killpg(demo.pid, signal.SIGINT)
+    if moment in ("at once", "imports"):
+        # While Python itself starts, it can lose the signal: raised in a callback of the import system, the
+        # interrupt is printed as ignored. A person presses the keys again.
+        press_again_until_it_ends(demo)
     out, err = demo.communicate(timeout=60)
     if moment not in ("at once", "imports"):  # before main() runs, Python's own handler reports
         # Interrupted inside exec(), Python dies of SIGINT itself in the end, which a shell shows as 130 too.
         assert demo.returncode in (130, -signal.SIGINT), (out, err)
         assert err.strip() == "kedge: error: interrupted"
-    assert demo.returncode != 0
+    assert demo.returncode != 0, (out, err)
     assert nothing_left(temporary), (processes_under(temporary), list(temporary.rglob("*")))
+
+
+def press_again_until_it_ends(demo: subprocess.Popen[str]) -> None:
+    for _ in range(20):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            demo.wait(timeout=2)
+            return
+        os.killpg(demo.pid, signal.SIGINT)
 
 
 def wait_for(moment: str, temporary: Path, demo: subprocess.Popen[str]) -> None:
