@@ -72,6 +72,9 @@ def train_and_export(digits: Digits, path: Path, tick: Callable[[str, float], No
 
     from ..optimize.export import export_onnx
 
+    # So small a network gains nothing from a second thread; on a busy machine the threads wait for one another,
+    # and the demo took 81 s instead of 31.
+    torch.set_num_threads(1)
     torch.manual_seed(_SEED)
     network = nn.Sequential(
         *_block(1, 64, stride=1),
