@@ -87,7 +87,7 @@ class Bench:
 
     def _made(self, key: str, case: Case) -> tuple[dict[Tool, list[list[Made]]], dict[Tool, str]]:
         """By tool, by part, by run; or why it failed."""
-        jobs = [Job(case.model, case.input, part.calibration, case.batch) for part in case.parts]
+        jobs = [Job(case.model, case.input, part.calibration, case.batch, case.opset) for part in case.parts]
         made: dict[Tool, list[list[Made]]] = {}
         failed: dict[Tool, str] = {}
         # Repeats outside: what else the machine does meanwhile falls on all tools alike.
@@ -143,7 +143,7 @@ def goals(cases: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
             figure = None if versus is None else -versus["points_behind"]
             out.append(
                 {"goal": "accuracy", "case": key, "target": target, "than": found["best_other"]}
-                | {"figure": figure, "held": held}
+                | {"figure": figure, "held": held, "p_value": versus and versus["mcnemar"]["p_value"]}
             )
             walls = {row["tool"]: row["seconds"]["wall"]["median"] for row in found["rows"] if row["seconds"]}
             for ours in ("kedge", "kedge, command"):
@@ -154,6 +154,16 @@ def goals(cases: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
                             {"goal": "seconds", "case": key, "target": target, "of": ours, "than": theirs}
                             | {"figure": ratio, "held": ratio < 1}
                         )
+        rows = {row["tool"]: row for row in case["targets"][CPU]["rows"]}
+        for theirs in [name for name in rows if name.startswith("ModelOpt")]:
+            ours, other = rows["kedge"]["latency"], rows[theirs]["latency"]
+            ratio = (
+                None if ours is None or other is None else ours["summary"]["median_ms"] / other["summary"]["median_ms"]
+            )
+            out.append(
+                {"goal": "latency", "case": key, "target": CPU, "of": "kedge", "than": theirs}
+                | {"figure": ratio, "held": None if ratio is None else ratio < 1}
+            )
         if key.startswith("resnet"):
             row = case["targets"][CPU]["rows"][0]
             figure = row["latency"] and row["latency"]["speedup"]["median"]

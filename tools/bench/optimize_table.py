@@ -42,6 +42,7 @@ def markdown(document: dict[str, Any]) -> str:
             versus = found["kedge_against_best"]
             if versus is not None:
                 lines += ["", _versus(found["best_other"], versus)]
+            lines += [f"\n{row['tool']}: {note}." for row in found["rows"] for note in row.get("notes", ())]
             lines += [
                 f"\nNot measured: {row['tool']}: {row['not_measured']}." for row in found["rows"] if row["not_measured"]
             ]
@@ -79,13 +80,15 @@ def _goal(entry: dict[str, Any]) -> str:
         return "accuracy at most 0.1 points below the best of the others"
     if entry["goal"] == "seconds":
         return f"seconds of “{entry['of']}” below those of “{entry['than']}”"
+    if entry["goal"] == "latency":
+        return f"latency of the model of “{entry['of']}” below that of “{entry['than']}”"
     return "speed-up of the ResNets over FP32 at least 1.8"
 
 
 def _missed(entry: dict[str, Any]) -> str:
     where = f"{entry['case']} on {entry['target']}"
     if entry["goal"] == "accuracy":
-        return f"{where} ({entry['figure']:+.2f} points from “{entry['than']}”)"
+        return f"{where} ({entry['figure']:+.2f} points from “{entry['than']}”, p = {entry['p_value']:.2g})"
     return f"{where} ({entry['figure']:.2f} ×)"
 
 

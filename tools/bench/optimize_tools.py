@@ -15,26 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.version_converter
 from numpy.typing import NDArray
 
 __all__ = ["CPU", "GPU", "TOOLS", "Job", "Made", "Tool", "make_modelopt", "modelopt_version", "quantise"]
 
 CPU, GPU = "cpu-generic-x86_64", "rtx-ada-2000"
 _WORKER = Path(__file__).with_name("optimize_worker.py")
-# Its extra [onnx] wants onnxruntime-gpu and cupy, which a host without a GPU has no use for.
-_MODELOPT = (
-    "nvidia-modelopt==0.47.0",
-    "cppimport",
-    "huggingface_hub",
-    "lief",
-    "ml_dtypes",
-    "onnx-graphsurgeon",
-    "onnxconverter-common",
-    "onnxscript",
-    "onnxslim",
-    "polygraphy",
-    "requests",
-)
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +67,16 @@ TOOLS = (
 
 @dataclass(frozen=True)
 class Job:
-    """A model to quantise, its input's name, calibration samples [n, …], and how many of them make a step."""
+    """A model to quantise, its input's name, calibration samples [n, …], and how many of them make a step.
+
+    opset: see Case.
+    """
 
     model: Path
     input: str
     calibration: NDArray[np.generic]
     batch: int
+    opset: int | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,10 @@ def quantise(tool: Tool, job: Job, folder: Path, python: str) -> Made:
     folder.mkdir(parents=True)
     # A copy, and only the copy: some modes of ModelOpt write over the file they are given.
     given, out, answer = folder / "given.onnx", folder / "out.onnx", folder / "answer.json"
-    shutil.copyfile(job.model, given)
+    if job.opset is None or tool.family == "kedge":
+        shutil.copyfile(job.model, given)
+    else:
+        _convert(job.model, job.opset, given)
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     # The list of this machine's fonts is made once a machine, not once a run.
     environment.setdefault("MPLCONFIGDIR", str(folder.parent / "fonts"))
@@ -168,8 +164,22 @@ def make_modelopt(folder: Path, like: dict[str, str]) -> str:
     if not python.exists():
         venv.create(folder, with_pip=True)
         same = [f"{name}=={version.partition('+')[0]}" for name, version in like.items()]
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *same, *_MODELOPT], check=True)
+        pinned = ["--constraint", str(_ROOT / "tools" / "setup" / "constraints.txt")]
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "--quiet", *pinned, *same, f"{_ROOT}[modelopt]"], check=True
+        )
     return str(python)
+
+
+def _convert(model: Path, opset: int, out: Path) -> None:
+    converted = onnx.version_converter.convert_version(onnx.load(model), opset)
+    converted.ir_version = 8
+    weights = {tensor.name for tensor in converted.graph.initializer}
+    # As old files must, this one lists its weights among its inputs; newer ones may not.
+    inputs = [value for value in converted.graph.input if value.name not in weights]
+    del converted.graph.input[:]
+    converted.graph.input.extend(inputs)
+    onnx.save(converted, out)
 
 
 def _timed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, float]:
