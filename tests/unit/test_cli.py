@@ -91,6 +91,7 @@ def test_a_path_that_cannot_be_written_is_the_user_s_to_mend(
     model = models.classifier(tmp_path / "m.onnx")
     (tmp_path / "file").touch()
     arguments = ["build", str(model), "--target", "cpu-generic-x86_64", "-o", str(tmp_path / "file" / "release")]
+    model.unlink()
     assert main(arguments) == 3
     assert "defect" not in capsys.readouterr().err
 
@@ -175,3 +176,41 @@ def test_a_recipe_takes_no_options_that_it_states_itself(
     (tmp_path / "r.toml").write_text("")
     assert main(["optimize", str(tmp_path / "r.toml"), *option]) == 3
     assert f"a recipe states its own {option[0][2:]}" in capsys.readouterr().err
+
+
+def test_events_are_lines_as_things_happen_and_the_result_is_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = models.adder(tmp_path / "m.onnx")
+    arguments = ["build", str(model), "--target", "cpu-generic-x86_64", "--events"]
+    assert main(arguments) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"event": "step", "step": "recording golden outputs"} in events
+    assert events[-1]["event"] == "result"
+    assert events[-1]["result"]["model"] == "m"
+    model.unlink()
+    assert main(arguments) == 3
+    refused = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert refused[-1]["event"] == "error"
+    assert refused[-1]["error"]["exit_code"] == 3
+    assert main([*arguments, "--json"]) == 2
+
+
+def test_of_many_small_advances_one_a_hundredth_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    from kedge.cli.common import Output
+
+    with Output(as_json=False, quiet=False, events=True).progress() as progress:
+        for done in range(10_001):
+            progress.share("evaluate", done / 10_000)
+        progress.step("push")
+        for done in range(0, 10_001, 10):
+            progress.bytes(done, 10_000)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events].count("step") == 2
+    shares = [event["share"] for event in events if "share" in event]
+    sizes = [event["bytes"] for event in events if "bytes" in event]
+    assert 90 <= len(shares) <= 102
+    assert shares[-1] == 1
+    assert 90 <= len(sizes) <= 102
+    assert sizes[-1] == 10_000

@@ -21,7 +21,7 @@ __all__ = ["main", "root"]
 # name: (module, attribute, one line of help). The help stands here so that `kedge --help` imports none of them.
 _COMMANDS = {
     "demo": ("demo", "demo", "The whole way on a bundled example, on a loopback device."),
-    "optimize": ("optimize", "optimize", "Quantise a model for a target."),
+    "optimize": ("optimize", "optimize", "Make a model smaller and faster for a target, and prove it."),
     "build": ("build", "build", "Make a release of a model for a target."),
     "deploy": ("deploy", "deploy", "Push a release to devices and switch to it behind its gate."),
     "infer": ("infer", "infer", "Run a deployed model on data of yours."),
@@ -109,6 +109,9 @@ def _report(given: Sequence[str], message: str, hint: str, code: ExitCode) -> in
     click.echo(f"kedge: error: {line}", err=True)
     if hint:
         click.echo(f"  hint: {hint}", err=True)
+    error = {"message": line, "hint": hint, "exit_code": int(code)}
     if "--json" in given:
-        click.echo(json.dumps({"error": {"message": line, "hint": hint, "exit_code": int(code)}}))
+        click.echo(json.dumps({"error": error}))
+    elif "--events" in given:
+        click.echo(json.dumps({"event": "error", "error": error}))
     return int(code)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import Output, inventory_option, on_option, output_options, read_inventory
+from .common import Output, inventory_option, long_output_options, on_option, read_inventory
 
 __all__ = ["bench"]
 
@@ -19,7 +19,7 @@ __all__ = ["bench"]
 @click.option("--min-runs", type=int, default=10, show_default=True, help="Fewest runs of each loop.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Samples a request, where the model allows it.")
 @inventory_option
-@output_options
+@long_output_options
 def bench(
     model: str,
     device: str,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import Output, output_options, path_type
+from .common import Output, long_output_options, path_type
 
 __all__ = ["build"]
 
@@ -29,7 +29,7 @@ __all__ = ["build"]
     default=None,
     help="Pack the model for the way to the device.  [default: where it saves a quarter of it]",
 )
-@output_options
+@long_output_options
 def build(
     model: Path,
     target: str,

@@ -1,4 +1,4 @@
-"""What every command shares: --json, --quiet, progress on a terminal and none in a pipe."""
+"""What every command shares: --json, --quiet, --events, progress on a terminal and none in a pipe."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
 from ..errors import BadInputError
 
-__all__ = ["Output", "inventory_option", "on_option", "output_options", "path_type", "read_inventory"]
+__all__ = [
+    "Output",
+    "inventory_option",
+    "long_output_options",
+    "on_option",
+    "output_options",
+    "path_type",
+    "read_inventory",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,14 +32,20 @@ path_type = click.Path(path_type=Path)
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command's result goes: one JSON document on standard output, or text for people."""
+    """Where a command's result goes: one JSON document on standard output, or text for people.
+
+    events: what happens, as it happens, in lines of JSON on standard output; the result is the last.
+    """
 
     as_json: bool
     quiet: bool
+    events: bool = False
 
     def result(self, document: Any, render: Callable[[], None]) -> None:
         """Emit the result once: as JSON when asked for, else through `render`."""
-        if self.as_json:
+        if self.events:
+            emit({"event": "result", "result": document})
+        elif self.as_json:
             click.echo(json.dumps(document, indent=2, allow_nan=False))
         elif not self.quiet:
             render()
@@ -43,48 +57,89 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A live display of steps and bars on a terminal's standard error; silent elsewhere."""
+        """A live display of steps and bars on a terminal's standard error; events where asked for; else nothing."""
+        if self.events:
+            yield Progress(_Events())
+            return
         if self.quiet or not sys.stderr.isatty():
             yield Progress(None)
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
+        from .live import live_display
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
-        with RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as live:
+        with live_display() as live:
             yield Progress(live)
+
+
+def emit(event: dict[str, Any]) -> None:
+    """One event: a line of JSON on standard output, seen at once also in a pipe."""
+    click.echo(json.dumps(event, allow_nan=False))
+    sys.stdout.flush()
+
+
+class Display(Protocol):
+    """Who is told of progress."""
+
+    def step(self, name: str) -> None:
+        """A step begins."""
+        ...
+
+    def bytes(self, done: int, total: int) -> None:
+        """Bytes of the current step."""
+        ...
+
+    def share(self, name: str, share: float) -> None:
+        """A named step, and the part of it that is done, from 0 to 1."""
+        ...
 
 
 class Progress:
     """The current step and how far it is."""
 
-    def __init__(self, live: Any) -> None:
-        self._live = live
-        self._task: Any = None
+    def __init__(self, display: Display | None) -> None:
+        self._display = display
 
     def step(self, name: str) -> None:
         """Begin a step of unknown length."""
-        if self._live is not None:
-            if self._task is not None:
-                self._live.remove_task(self._task)
-            self._task = self._live.add_task(name, total=None, note="")
+        if self._display is not None:
+            self._display.step(name)
 
     def bytes(self, done: int, total: int) -> None:
         """Bytes of the current step."""
-        if self._live is not None and self._task is not None:
-            from ..report.text import byte_size
-
-            speed = self._live.tasks[-1].speed
-            note = f"{byte_size(done)} of {byte_size(total)}" + (f", {byte_size(int(speed))}/s" if speed else "")
-            self._live.update(self._task, completed=done, total=total, note=note)
+        if self._display is not None:
+            self._display.bytes(done, total)
 
     def share(self, name: str, share: float) -> None:
         """A named step, and the part of it that is done, from 0 to 1."""
-        if self._live is not None:
-            if self._task is None or self._live.tasks[-1].description != name:
-                self.step(name)
-            self._live.update(self._task, completed=share, total=1.0)
+        if self._display is not None:
+            self._display.share(name, share)
+
+
+class _Events:
+    """Lines of JSON; of a step's many small advances one for each hundredth."""
+
+    def __init__(self) -> None:
+        self._step = ""
+        self._told = -1.0
+
+    def step(self, name: str) -> None:
+        self._step, self._told = name, -1.0
+        emit({"event": "step", "step": name})
+
+    def bytes(self, done: int, total: int) -> None:
+        if self._worth(done / total if total else 1.0):
+            emit({"event": "progress", "step": self._step, "bytes": done, "total_bytes": total})
+
+    def share(self, name: str, share: float) -> None:
+        if name != self._step:
+            self.step(name)
+        if self._worth(share):
+            emit({"event": "progress", "step": name, "share": round(share, 4)})
+
+    def _worth(self, share: float) -> bool:
+        if self._told <= share < min(self._told + 0.01, 1.0) or share == self._told:
+            return False
+        self._told = share
+        return True
 
 
 def output_options(function: F) -> F:
@@ -93,10 +148,18 @@ def output_options(function: F) -> F:
     @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
     @click.option("-q", "--quiet", is_flag=True, help="No text for people.")
     @functools.wraps(function)
-    def wrapped(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
-        return function(*args, out=Output(as_json, quiet), **kwargs)
+    def wrapped(*args: Any, as_json: bool, quiet: bool, events: bool = False, **kwargs: Any) -> Any:
+        if events and as_json:
+            raise click.UsageError("--json and --events both want standard output")
+        return function(*args, out=Output(as_json, quiet, events), **kwargs)
 
     return wrapped  # type: ignore[return-value]
+
+
+def long_output_options(function: F) -> F:
+    """Add --json, --quiet and --events, for commands that take their time."""
+    events = click.option("--events", is_flag=True, help="Lines of JSON as things happen; the last is the result.")
+    return events(output_options(function))
 
 
 def inventory_option(function: F) -> F:

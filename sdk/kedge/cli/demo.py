@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from .common import Output, output_options, path_type
+from .common import Output, long_output_options, path_type
 
 __all__ = ["demo"]
 
 
 @click.command()
 @click.option("--keep", type=path_type, help="Leave the models and the data in this new folder.")
-@output_options
+@long_output_options
 def demo(keep: Path | None, out: Output) -> None:
     """The whole way on a bundled example, on a loopback device.
 

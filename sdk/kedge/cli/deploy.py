@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import Output, inventory_option, on_option, output_options, path_type, read_inventory
+from .common import Output, inventory_option, long_output_options, on_option, output_options, path_type, read_inventory
 
 __all__ = ["deploy", "rollback", "status"]
 
@@ -16,7 +16,7 @@ __all__ = ["deploy", "rollback", "status"]
 @click.argument("release", type=path_type)
 @click.option("--to", "device", required=True, metavar="DEVICE", help="A device of the inventory, or local.")
 @inventory_option
-@output_options
+@long_output_options
 def deploy(release: Path, device: str, inventory_path: Path | None, out: Output) -> None:
     """Push a RELEASE folder to a device, and switch its model to it once the parity gate is passed."""
     from ..deploy.push import deploy as run_deploy

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .common import Output, inventory_option, output_options, path_type, read_inventory
+from .common import Output, inventory_option, long_output_options, output_options, path_type, read_inventory
 
 __all__ = ["device"]
 
@@ -180,7 +180,7 @@ def _text(value: object) -> str:
 )
 @click.option("--force", is_flag=True, help="Send and unpack everything again, to mend a damaged agent.")
 @inventory_option
-@output_options
+@long_output_options
 def provision_command(
     name: str,
     python: str | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Output, inventory_option, on_option, output_options, path_type, read_inventory
+from .common import Output, inventory_option, long_output_options, on_option, path_type, read_inventory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ _SHOWN_VALUES = 8
 @click.option("--input", "source", type=path_type, required=True, help="Inputs: .npz by name, or .npy for one input.")
 @click.option("--output", "destination", type=path_type, help="Write the outputs to this .npz file.")
 @inventory_option
-@output_options
+@long_output_options
 def infer(
     model: str, device: str, source: Path, destination: Path | None, inventory_path: Path | None, out: Output
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Output, inventory_option, output_options, path_type, read_inventory
+from .common import Output, inventory_option, long_output_options, path_type, read_inventory
 
 if TYPE_CHECKING:
     from ..optimize.recipe import Recipe
@@ -32,10 +32,10 @@ _PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "a
 )
 @click.option(
     "--rounding",
-    type=click.Choice(("nearest", "adaround")),
+    type=click.Choice(("nearest", "adaround", "awq")),
     default="adaround",
     show_default=True,
-    help="Of 4-bit weights.",
+    help="Of 4-bit weights; awq: int4 for TensorRT, by ModelOpt.",
 )
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Layers that stay FP32; may be repeated.")
 @click.option(
@@ -94,7 +94,7 @@ _PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "a
     help="The model to write; its report lies beside it.  [default: NAME-optimized.onnx]",
 )
 @inventory_option
-@output_options
+@long_output_options
 def optimize(
     model: str,
     measure_on: str | None,
