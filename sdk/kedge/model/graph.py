@@ -145,7 +145,8 @@ class Graph:
             self.proto.graph.initializer.append(tensor)
         for known in [value for value in self.proto.graph.value_info if value.name == name]:
             self.proto.graph.value_info.remove(known)
-        self.touched()
+        self._taken.add(name)
+        self.touched(new_names=False)
 
     def add_opset(self, at_least: int) -> None:
         """Raise the default operator set with onnx's version converter where it is older.
@@ -205,10 +206,17 @@ class Graph:
         self.proto.graph.initializer.extend(used)
         self.touched()
 
-    def touched(self) -> None:
-        """Forget the indices: the graph has changed."""
-        for name in ("digest", "initializers", "producer", "consumers", "by_name", "types", "_taken"):
+    def touched(self, *, new_names: bool = True) -> None:
+        """Forget the indices: the graph has changed.
+
+        Args:
+            new_names: False where every name that was added came from `unused_name`, which knows it already; to list
+                the names of a graph anew after each of many edits takes longer than the edits.
+        """
+        for name in ("digest", "initializers", "producer", "consumers", "by_name", "types"):
             self.__dict__.pop(name, None)
+        if new_names:
+            self.__dict__.pop("_taken", None)
 
     @cached_property
     def _taken(self) -> set[str]:

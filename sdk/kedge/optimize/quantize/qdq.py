@@ -73,10 +73,10 @@ class _Writer:
                 source, result = graph.unused_name(f"{tensor}_float"), tensor
                 maker.output[list(maker.output).index(tensor)] = source
                 takers = []
-                graph.touched()
+                graph.touched(new_names=False)
         for node, index in takers:
             node.input[index] = result
-        graph.touched()
+        graph.touched(new_names=False)
         scale, zero = self._constants(tensor, params)
         quantized = graph.unused_name(f"{tensor}_quantized")
         self._add("QuantizeLinear", [source, scale, zero], quantized, params)
@@ -93,7 +93,7 @@ class _Writer:
         result = graph.unused_name(f"{name}_dequantized")
         self._add("DequantizeLinear", [stem, scale, zero], result, params)
         node.input[index] = result
-        graph.touched()
+        graph.touched(new_names=False)
 
     def bias(self, node: onnx.NodeProto, x: QuantParams, w: QuantParams) -> QuantParams:
         """Store the bias as INT32; returns weight parameters, widened where the bias would overflow."""
@@ -124,7 +124,7 @@ class _Writer:
             )
         )
         node.input[2] = result
-        graph.touched()
+        graph.touched(new_names=False)
         return w
 
     def _constants(self, stem: str, params: QuantParams) -> tuple[str, str]:

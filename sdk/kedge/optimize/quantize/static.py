@@ -140,7 +140,8 @@ class StaticQuantizer:
             return self.graph.copy()
         placement, activations, weights = self.parameters(plan)
         source = self.graph
-        if adaptively:
+        # Only weights of four bits are rounded adaptively; torch, which that takes, is not imported for others.
+        if adaptively and "w4a8" in plan.values():
             source = self._adaptively_rounded(plan, placement, activations, weights)
         return insert_qdq(source, placement, activations, weights, integer_bias=self.scheme.bias == "int32")
 
