@@ -6,6 +6,7 @@ KEDGE_REQUIRE=sshd,… turns those skips into failures: CI names what it has ins
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -44,6 +45,12 @@ def tensorrt_rtx() -> None:
         importlib.import_module("tensorrt_rtx_bindings")
     except Exception as error:  # besides ImportError: libraries that do not load
         lacks("tensorrt", f"no TensorRT for RTX on this machine (pip: tensorrt-rtx-cu13-bindings): {error}")
+
+
+def modelopt() -> None:
+    """Skip where NVIDIA's ModelOpt is not installed."""
+    if importlib.util.find_spec("modelopt") is None:
+        lacks("modelopt", "no ModelOpt on this machine (pip install 'kedge[modelopt]')")
 
 
 @cache

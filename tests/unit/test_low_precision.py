@@ -19,13 +19,15 @@ from kedge.model.onnx_io import model_spec
 from kedge.model.qdq_check import check_qdq
 from kedge.model.samples import Samples
 from kedge.optimize.proof.runner import run_all
+from kedge.optimize.quantize.awq import awq_weights
+from kedge.optimize.quantize.blocks import symmetric_blocks
 from kedge.optimize.quantize.simulate import simulation
 from kedge.optimize.quantize.step import Quantize
 from kedge.optimize.work import Result, Work
 from kedge.targets import load_target
 from kedge_agent.engine.apart import compile_apart
 from tests.support import compiled
-from tests.support.environment import SHARED, shared_model, tensorrt_rtx
+from tests.support.environment import SHARED, modelopt, shared_model, tensorrt_rtx
 
 CPU, RTX = "cpu-generic-x86_64", "rtx-ada-2000"
 RANDOM = np.random.default_rng(0)
@@ -327,6 +329,46 @@ def test_four_bits_for_tensorrt_are_blocks_that_compile(tmp_path: Path, width: i
     assert not check_qdq(made, load_target(RTX).precisions).errors
     made.write(tmp_path / "m.onnx")
     assert compile_apart((tmp_path / "m.onnx").read_bytes(), compute_capabilities=("8.9",)).engine
+
+
+def test_awq_spares_the_weights_that_large_activations_meet_and_compiles(tmp_path: Path) -> None:
+    modelopt()
+    tensorrt_rtx()
+    # One input channel in eight is twenty times as large: its weights decide the product.
+    x = normal(64, 128) * np.where(np.arange(128) % 8 == 0, 20, 1).astype(np.float32)
+    # Mapped from a matrix whose large weights sit on small activations: a clip that spares them costs the others.
+    w = normal(128, 32) * np.where(np.arange(128) % 8 == 0, 0.2, 1)[:, None].astype(np.float32)
+    given = graph([node("MatMul", "x w", "y")], 128, {"y": ("n", 32)}, w=w)
+    given.add_opset(21)
+    given.proto.ir_version = 10
+    found = awq_weights(given, ["MatMul_y"], Samples({"x": x}), work(RTX, given, tmp_path, x))["MatMul_y"]
+    assert found.size is not None
+    plain, scale = symmetric_blocks(w, 0, found.size)
+
+    def error(q: NDArray[np.int8], scale: NDArray[np.float32]) -> float:
+        return float(((x @ (q * np.repeat(scale, found.size or 1, axis=0)) - x @ w) ** 2).sum())
+
+    assert error(found.q, found.scale) < 0.9 * error(plain, scale)
+    gentle = work(RTX, given, tmp_path, normal(64, 128))
+    made = Quantize(precision="int4", rounding="awq").apply(given, gentle)
+    assert made.changed["clips_by_awq"] == made.changed["layers"]["int4"] == 1
+    made.graph.write(tmp_path / "m.onnx")
+    assert compile_apart((tmp_path / "m.onnx").read_bytes(), compute_capabilities=("8.9",)).engine
+
+
+def test_awq_is_refused_where_it_means_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = graph([node("MatMul", "x w", "y")], 128, {"y": ("n", 32)}, w=normal(128, 32))
+    with pytest.raises(BadInputError, match="AWQ is for int4"):
+        Quantize(precision="int8", rounding="awq")
+    step = Quantize(precision="int4", rounding="awq")
+    with pytest.raises(IncompatibleError, match="for TensorRT"):
+        step.apply(given, work(CPU, given, tmp_path, normal(8, 128)))
+    with pytest.raises(BadInputError, match="AWQ needs calibration data"):
+        step.apply(given, work(RTX, given, tmp_path))
+    monkeypatch.setattr("kedge.optimize.quantize.awq.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(IncompatibleError, match="needs ModelOpt") as refused:
+        step.apply(given, work(RTX, given, tmp_path, normal(8, 128)))
+    assert "kedge[modelopt]" in refused.value.hint
 
 
 def test_dynamic_int8_quantises_an_activation_once_and_keeps_names(tmp_path: Path) -> None:

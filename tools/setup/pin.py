@@ -49,15 +49,19 @@ def resolve(python: str) -> dict[str, str]:
             "--quiet",
             "--report",
             "-",
-            f"{ROOT}[optimize,agent,dev,tensorrt]",
+            f"{ROOT}[optimize,agent,dev,tensorrt,modelopt]",
             f"torch=={TORCH}",
         ]
         report = json.loads(subprocess.run([*command, "pip"], check=True, capture_output=True, text=True).stdout)
         versions = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in report["install"]}
         listed = subprocess.run([*pip, "list", "--format", "json"], check=True, capture_output=True, text=True).stdout
         versions["pip"] = next(item["version"] for item in json.loads(listed) if item["name"] == "pip")
-    skip = ("nvidia-", "cuda-", "triton", "kedge")
-    return {name: version.partition("+")[0] for name, version in versions.items() if not name.startswith(skip)}
+    skip, kept = ("nvidia-", "cuda-", "triton", "kedge"), ("nvidia-modelopt", "nvidia-ml-py")
+    return {
+        name: version.partition("+")[0]
+        for name, version in versions.items()
+        if name in kept or not name.startswith(skip)
+    }
 
 
 if __name__ == "__main__":

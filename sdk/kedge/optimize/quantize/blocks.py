@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .affine import INT4
 from .calibrate import weight_params
 
-__all__ = ["asymmetric_blocks", "packed", "symmetric_blocks"]
+__all__ = ["TENSORRT_BLOCKS", "Stored", "asymmetric_blocks", "packed", "symmetric_blocks"]
+
+TENSORRT_BLOCKS = (128, 64, 32, 16)
+"""Sizes that TensorRT for RTX compiles, the largest first."""
 
 _LEVELS = 15
 _SHARES = np.linspace(1.0, 0.6, 17)
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A layer's weights in four bits. size: of the blocks along `axis`; None: one scale for each index along it."""
+
+    q: NDArray[Any]
+    scale: NDArray[np.float32]
+    zero: NDArray[np.uint8] | None
+    axis: int
+    size: int | None
 
 
 def symmetric_blocks(

@@ -13,6 +13,7 @@ from ...errors import BadInputError, IncompatibleError
 from ...model.graph import Graph
 from ..simplify import simplify
 from ..work import Result, Work
+from .awq import AWQ
 from .histogram import Histogram
 from .static import StaticQuantizer, StaticSettings
 
@@ -28,7 +29,8 @@ class Quantize:
     """Pass: fewer bits, in the scheme of the target's runtime.
 
     precision: a key of PRECISIONS. keep: patterns of layer names that stay FP32.
-    calibrator, percentile, rounding, reduced_range: see StaticSettings.
+    calibrator, percentile, rounding, reduced_range: see StaticSettings. rounding "awq", with int4 for TensorRT: clips
+    by ModelOpt (extra `modelopt`).
     max_drop: for "auto", the accuracy that may be lost, as a share of samples (0.002: 0.2 points).
     max_time, max_size: for "auto", a budget instead, as a share of FP32's; accuracy is then maximised.
     trials: for "auto", how many mixes are tried.
@@ -57,13 +59,16 @@ class Quantize:
         ):
             if not 0 <= value <= high:
                 raise BadInputError(f"{name} is {value}", hint=f"give a share from 0 to {high}")
+        if self.rounding == AWQ and self.precision != "int4":
+            raise BadInputError(f"AWQ is for int4 weights, not {self.precision}", hint="round to nearest, or adaround")
         if not 1 <= self.trials <= 10_000:
             raise BadInputError(f"trials is {self.trials}", hint="from 1 to 10000; 24 is usual")
         self.settings()
 
     def settings(self) -> StaticSettings:
         """The part that static quantisation takes."""
-        return StaticSettings(self.calibrator, self.percentile, self.rounding, self.reduced_range)
+        rounding = "nearest" if self.rounding == AWQ else self.rounding
+        return StaticSettings(self.calibrator, self.percentile, rounding, self.reduced_range)
 
     def apply(self, graph: Graph, work: Work) -> Result:
         """Quantise the graph.

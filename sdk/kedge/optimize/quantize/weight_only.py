@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from ...errors import IncompatibleError
 from ...model.graph import Graph, attributes
 from ..work import Result, Work
 from .affine import INT8_NARROW, INT8_REDUCED
-from .blocks import asymmetric_blocks, packed, symmetric_blocks
+from .awq import AWQ, awq_weights
+from .blocks import TENSORRT_BLOCKS, Stored, asymmetric_blocks, packed, symmetric_blocks
 from .calibrate import weight_params
 from .placement import quantizable, weight_site
 from .refine import TOLERANCE_8_BITS, Judge, refine
@@ -25,7 +25,6 @@ from .step import Quantize
 
 __all__ = ["quantize_dynamic", "quantize_int4"]
 
-_TENSORRT_BLOCKS = (128, 64, 32, 16)
 _BLOCK = 32
 _INT4_OPSET, _INT4_IR_VERSION = 21, 10
 _DYNAMIC_OPSET = 13
@@ -36,27 +35,16 @@ _UNMEASURED = "without calibration data the error was not measured, and nothing 
 _TOLERANCE = 0.03
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A layer's weights in four bits. size: of the blocks along `axis`; None: one scale for each index along it."""
-
-    q: NDArray[Any]
-    scale: NDArray[np.float32]
-    zero: NDArray[np.uint8] | None
-    axis: int
-    size: int | None
-
-
 def quantize_int4(step: Quantize, graph: Graph, work: Work) -> Result:
     """Weights of matrix products (for TensorRT of convolutions, too) to four bits; activations stay FP32.
 
     For onnxruntime its own operator MatMulNBits, asymmetric; for TensorRT DequantizeLinear with blocks along the
     input channels, symmetric, for it takes no other. Each block's clip is searched for the least squared error, its
-    weights are rounded to nearest.
+    weights are rounded to nearest; or, for TensorRT's products, `step.rounding` leaves both to ModelOpt's AWQ.
 
     Raises:
-        IncompatibleError: the model has no such weights, or is quantised already.
-        BadInputError: a pattern of `keep` names no layer.
+        IncompatibleError: the model has no such weights, or is quantised already; AWQ for another runtime.
+        BadInputError: a pattern of `keep` names no layer; AWQ without calibration data.
     """
     _require_float(graph)
     for_tensorrt = work.target.int8.placement == "tensorrt"
@@ -71,8 +59,18 @@ def quantize_int4(step: Quantize, graph: Graph, work: Work) -> Result:
     if for_tensorrt:
         source.add_opset(_INT4_OPSET)
         source.proto.ir_version = max(source.proto.ir_version, _INT4_IR_VERSION)
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, Stored] = {}
+    if step.rounding == AWQ:
+        if not for_tensorrt:
+            raise IncompatibleError(
+                f"AWQ's symmetric blocks are for TensorRT, {work.target.name} runs {work.target.runtimes[0]}",
+                hint="leave --rounding out: its clips are searched anyhow",
+            )
+        stored = awq_weights(source, wanted, work.need_calibration("AWQ"), work)
+    by_awq = len(stored)
     for index, name in enumerate(wanted):
+        if name in stored:
+            continue
         work.progress("rounding weights", index / len(wanted))
         node = source.by_name[name]
         stored[name] = _symmetric(source, node) if for_tensorrt else _asymmetric(source, node)
@@ -90,6 +88,7 @@ def quantize_int4(step: Quantize, graph: Graph, work: Work) -> Result:
         "layers_by_block_size": dict(sizes),
         "symmetric": for_tensorrt,
         "rounding": "nearest",
+        "clips_by_awq": by_awq,
         "kept_for_their_error": list(done.kept),
         "output_error": done.error,
     }
@@ -169,28 +168,28 @@ def _matrix(graph: Graph, node: onnx.NodeProto) -> NDArray[np.float32]:
     return weights.T if attributes(node).get("transB", 0) else weights
 
 
-def _symmetric(graph: Graph, node: onnx.NodeProto) -> _Stored:
+def _symmetric(graph: Graph, node: onnx.NodeProto) -> Stored:
     weights = graph.array(node.input[1]).astype(np.float32)
     site = weight_site(graph, node)
     axis, size = (0 if site is None else site.axis or 0), None
     if node.op_type != "Conv":
         # Blocks lie along the input channels, which are the other axis.
-        size = next((block for block in _TENSORRT_BLOCKS if weights.shape[1 - axis] % block == 0), None)
+        size = next((block for block in TENSORRT_BLOCKS if weights.shape[1 - axis] % block == 0), None)
         axis = axis if size is None else 1 - axis
     q, scale = symmetric_blocks(weights, axis, size)
-    return _Stored(q, scale, None, axis, size)
+    return Stored(q, scale, None, axis, size)
 
 
-def _asymmetric(graph: Graph, node: onnx.NodeProto) -> _Stored:
+def _asymmetric(graph: Graph, node: onnx.NodeProto) -> Stored:
     weights = _matrix(graph, node)
     inputs, outputs = weights.shape
     rows = np.zeros((outputs, -(-inputs // _BLOCK) * _BLOCK), np.float32)
     rows[:, :inputs] = weights.T
     q, scale, zero = asymmetric_blocks(rows.reshape(-1, _BLOCK))
-    return _Stored(q, scale, zero, 0, _BLOCK)
+    return Stored(q, scale, zero, 0, _BLOCK)
 
 
-def _dequantized(graph: Graph, node: onnx.NodeProto, stored: _Stored) -> list[onnx.NodeProto]:
+def _dequantized(graph: Graph, node: onnx.NodeProto, stored: Stored) -> list[onnx.NodeProto]:
     """Put weights behind DequantizeLinear."""
     name = node.input[1]
     stem = graph.unused_name(f"{name}_int4")
@@ -207,7 +206,7 @@ def _dequantized(graph: Graph, node: onnx.NodeProto, stored: _Stored) -> list[on
     return [dequantize, node]
 
 
-def _nbits(graph: Graph, node: onnx.NodeProto, stored: _Stored) -> list[onnx.NodeProto]:
+def _nbits(graph: Graph, node: onnx.NodeProto, stored: Stored) -> list[onnx.NodeProto]:
     """Make a product onnxruntime's MatMulNBits.
 
     Layout, after onnxruntime's ContribOperators.md: B [N, blocks, size / 2], scales [N, blocks], zero points
