@@ -1,11 +1,15 @@
-"""Target profiles: what a kind of device can do, read from `kedge_targets`."""
+"""Target profiles: what a kind of device can do, read from `kedge_targets`.
+
+docs/targets.md states the keys, docs/schemas/target.schema.json checks them. What a profile does not know is absent,
+and None here: never 0, never a guess.
+"""
 
 from __future__ import annotations
 
 import difflib
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from typing import Any
 
@@ -16,8 +20,25 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Int8Scheme", "Target", "host_target", "list_targets", "load_target"]
+__all__ = [
+    "Dla",
+    "Gpu",
+    "Int8Scheme",
+    "Memory",
+    "PowerMode",
+    "Software",
+    "Target",
+    "host_target",
+    "list_targets",
+    "load_target",
+    "parse_target",
+]
 
+
+FAMILIES = ("jetson", "rtx", "datacenter", "cpu")
+ARCHITECTURES = ("x86_64", "aarch64")
+RUNTIMES = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "fp4")
 
 _INTEGERS = ("int8", "uint8")
 _BIASES = ("int32", "float")
@@ -61,37 +82,116 @@ class Int8Scheme:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """architecture: NVIDIA's name. compute_capability: as "8.7". TOPS are of the GPU alone, at the highest power mode."""
+
+    architecture: str
+    compute_capability: str
+    cuda_cores: int | None = None
+    tensor_cores: int | None = None
+    int8_tops_dense: float | None = None
+    int8_tops_sparse: float | None = None
+
+
+@dataclass(frozen=True)
+class Dla:
+    """Deep learning accelerators beside the GPU; kedge builds nothing for them yet. TOPS of all of them together."""
+
+    count: int
+    version: str | None = None
+    int8_tops_dense: float | None = None
+    int8_tops_sparse: float | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """size_gib: of the memory that models live in. unified: CPU and GPU share it, so nothing is counted twice."""
+
+    size_gib: float
+    unified: bool
+    bandwidth_gb_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Software:
+    """What one JetPack carries. Versions as NVIDIA writes them; l4t is that of Jetson Linux."""
+
+    jetpack: str
+    l4t: str
+    tensorrt: str
+    cuda: str
+    python: str
+    ubuntu: str
+
+
+@dataclass(frozen=True)
+class PowerMode:
+    """name: as `nvpmodel -q` shows it. watts: its budget; None where the mode has no limit of its own."""
+
+    name: str
+    watts: float | None = None
+
+
+@dataclass(frozen=True)
 class Target:
     """One profile.
 
+    family: "jetson", "rtx", "datacenter" or "cpu".
+    compatible: what `/proc/device-tree/compatible` holds on such a module, the most specific first; empty elsewhere.
     runtimes: in order of preference; the first one decides the INT8 scheme.
     channel_multiple: widths of pruned layers are rounded to it, because the runtime's kernels compute whole blocks.
-    compute_capability: of the GPU that the runtime compiles for, as "8.9"; None where it runs on the CPU.
+    software: JetPack's, the newest first; empty where there is no JetPack.
+    onnx_opset_max, onnx_ir_max: the newest that the target's onnxruntime reads; None: no limit is known.
     """
 
     name: str
     description: str
+    family: str
     os: str
     arch: str
     runtimes: tuple[str, ...]
     precisions: tuple[str, ...]
     int8: Int8Scheme
     channel_multiple: int
-    compute_capability: str | None = None
+    memory: Memory | None = None
+    gpu: Gpu | None = None
+    dla: Dla | None = None
+    compatible: tuple[str, ...] = ()
+    software: tuple[Software, ...] = ()
+    power_modes: tuple[PowerMode, ...] = ()
+    onnx_opset_max: int | None = None
+    onnx_ir_max: int | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, allowed in (
+            ("family", self.family, FAMILIES),
+            ("os", self.os, ("linux",)),
+            ("arch", self.arch, ARCHITECTURES),
+        ):
+            if value not in allowed:
+                raise BadInputError(f"{what} is {value!r}", hint=f"one of: {', '.join(allowed)}")
+        for what, values, allowed in (
+            ("runtimes", self.runtimes, RUNTIMES),
+            ("precisions", self.precisions, PRECISIONS),
+        ):
+            unknown = [value for value in values if value not in allowed]
+            if unknown or not values or len(set(values)) != len(values):
+                raise BadInputError(
+                    f"{what} are {', '.join(values) or 'none'}", hint=f"some of: {', '.join(allowed)}, each once"
+                )
+        if self.gpu is None and any(runtime.startswith("tensorrt") for runtime in self.runtimes):
+            raise BadInputError(f"{self.name} runs TensorRT and states no GPU", hint="add [gpu]")
+        if self.channel_multiple < 1:
+            raise BadInputError(f"channel_multiple is {self.channel_multiple}", hint="1 or more")
+
+    @property
+    def compute_capability(self) -> str | None:
+        """Of the GPU that the runtime compiles for, as "8.9"; None where it runs on the CPU."""
+        return None if self.gpu is None else self.gpu.compute_capability
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, the profile's own keys."""
-        return {
-            "name": self.name,
-            "description": self.description,
-            "os": self.os,
-            "arch": self.arch,
-            "runtimes": list(self.runtimes),
-            "precisions": list(self.precisions),
-            "channel_multiple": self.channel_multiple,
-            "compute_capability": self.compute_capability,
-            "int8": self.int8.to_json(),
-        }
+        """Plain JSON, the profile's own keys; what it does not state is left out."""
+        return _stated(asdict(self))
 
 
 def list_targets() -> list[str]:
@@ -116,18 +216,36 @@ def load_target(name: str) -> Target:
             f"no target named {name!r}",
             hint=f"did you mean {close[0]}?" if close else "see: kedge targets list",
         )
-    body = tomllib.loads(resources.files("kedge_targets").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
-    return Target(
-        name=body["name"],
-        description=body["description"],
-        os=body["os"],
-        arch=body["arch"],
-        runtimes=tuple(body["runtimes"]),
-        precisions=tuple(body["precisions"]),
-        int8=Int8Scheme(**body["int8"]),
-        channel_multiple=body["channel_multiple"],
-        compute_capability=body.get("compute_capability"),
-    )
+    return parse_target(resources.files("kedge_targets").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def parse_target(text: str) -> Target:
+    """A profile from TOML.
+
+    Raises:
+        BadInputError: it is not TOML, or not a profile; the message names the key.
+    """
+    try:
+        body: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInputError(f"the profile is not TOML: {error}") from error
+    parts: dict[str, tuple[type[Any], str]] = {
+        "int8": (Int8Scheme, "one"),
+        "memory": (Memory, "one"),
+        "gpu": (Gpu, "one"),
+        "dla": (Dla, "one"),
+        "software": (Software, "many"),
+        "power_modes": (PowerMode, "many"),
+    }
+    for key, (kind, count) in parts.items():
+        if key in body:
+            value = body[key]
+            body[key] = tuple(_made(kind, each, key) for each in value) if count == "many" else _made(kind, value, key)
+    for key in ("runtimes", "precisions", "compatible"):
+        if key in body:
+            body[key] = tuple(body[key])
+    made: Target = _made(Target, body, "the profile")
+    return made
 
 
 def host_target() -> Target:
@@ -137,3 +255,24 @@ def host_target() -> Target:
         BadInputError: there is no profile for this architecture.
     """
     return load_target(f"cpu-generic-{platform.machine()}")
+
+
+def _made(kind: type[Any], body: Any, where: str) -> Any:
+    if not isinstance(body, dict):
+        raise BadInputError(f"{where} is not a table")
+    known = {field.name for field in fields(kind)}
+    unknown = sorted(set(body) - known)
+    if unknown:
+        raise BadInputError(f"{where} has unknown keys: {', '.join(unknown)}", hint="see docs/targets.md")
+    try:
+        return kind(**body)
+    except TypeError as error:
+        raise BadInputError(f"{where} lacks a key: {error}", hint="see docs/targets.md") from error
+
+
+def _stated(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _stated(item) for key, item in value.items() if item is not None and item != ()}
+    if isinstance(value, (list, tuple)):
+        return [_stated(item) for item in value]
+    return value
