@@ -20,9 +20,10 @@ test: $(VENV)/.dev ## the test suite; what this machine cannot run is skipped wi
 test-all: $(VENV)/.dev ## what CI runs: KEDGE_REQUIRE turns skips for what it names into failures
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10
 
-check: $(VENV)/.dev lint ## formatting, lint, types, import rules
+check: $(VENV)/.dev lint ## formatting, lint, types, import rules, target profiles
 	@$(BIN)/mypy sdk device_agent targets
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python tools/check_targets.py
 
 lint: $(VENV)/.dev ## formatting and lint alone
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -83,7 +83,7 @@ class Int8Scheme:
 
 @dataclass(frozen=True)
 class Gpu:
-    """architecture: NVIDIA's name. compute_capability: as "8.7". TOPS are of the GPU alone, at the highest power mode."""
+    """architecture: NVIDIA's name. compute_capability: as "8.7". TOPS: of the GPU alone, at its highest power mode."""
 
     architecture: str
     compute_capability: str

@@ -18,15 +18,26 @@ def targets() -> None:
 @output_options
 def list_command(out: Output) -> None:
     """List the profiles."""
-    from ..targets import list_targets, load_target
+    from ..targets import FAMILIES, list_targets, load_target
 
     profiles = [load_target(name) for name in list_targets()]
 
     def render() -> None:
         from ..report.tables import print_table
 
-        rows = [[p.name, p.arch, ", ".join(p.runtimes), ", ".join(p.precisions), p.description] for p in profiles]
-        print_table("", ["target", "arch", "runtimes", "precisions", ""], rows)
+        ordered = sorted(profiles, key=lambda profile: (FAMILIES.index(profile.family), profile.name))
+        rows = [
+            [
+                each.name,
+                each.description,
+                each.compute_capability or "–",
+                "–" if each.memory is None else f"{each.memory.size_gib:g} GiB",
+                ", ".join(each.runtimes),
+                ", ".join(each.precisions),
+            ]
+            for each in ordered
+        ]
+        print_table("", ["target", "", "CC", "memory", "runtimes", "precisions"], rows)
 
     out.result([profile.to_json() for profile in profiles], render)
 
@@ -43,7 +54,13 @@ def show_command(name: str, out: Output) -> None:
     def render() -> None:
         from ..report.tables import key_values
 
-        key_values((key, _text(value)) for key, value in profile.items())
+        rows: list[tuple[str, str]] = []
+        for key, value in profile.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                rows += [(key if index == 0 else "", _text(each)) for index, each in enumerate(value)]
+            else:
+                rows.append((key, _text(value)))
+        key_values(rows)
 
     out.result(profile, render)
 
