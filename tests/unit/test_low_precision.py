@@ -26,6 +26,7 @@ from kedge.optimize.quantize.step import Quantize
 from kedge.optimize.work import Result, Work
 from kedge.targets import load_target
 from kedge_agent.engine.apart import compile_apart
+from kedge_agent.engine.order import Order
 from tests.support import compiled
 from tests.support.environment import SHARED, modelopt, shared_model, tensorrt_rtx
 
@@ -253,7 +254,7 @@ def test_half_precision_compiles_for_tensorrt(tmp_path: Path, precision: str) ->
     result = Quantize(precision=precision).apply(given, work(RTX, given, tmp_path, normal(8, 512)))
     assert result.evidence["precision"]["Conv_b"] == precision
     result.graph.write(tmp_path / "m.onnx")
-    assert compile_apart((tmp_path / "m.onnx").read_bytes(), compute_capabilities=("8.9",)).engine
+    assert compile_apart((tmp_path / "m.onnx").read_bytes(), Order(compute_capabilities=("8.9",))).engine
 
 
 def test_fp8_rounds_as_e4m3_and_compiles(tmp_path: Path) -> None:
@@ -277,7 +278,7 @@ def test_fp8_rounds_as_e4m3_and_compiles(tmp_path: Path) -> None:
     assert not check_qdq(made, load_target(RTX).precisions).errors
     assert model_spec(made.proto).precision == "fp8"
     made.write(tmp_path / "m.onnx")
-    engine = compile_apart((tmp_path / "m.onnx").read_bytes(), compute_capabilities=("8.9",)).engine
+    engine = compile_apart((tmp_path / "m.onnx").read_bytes(), Order(compute_capabilities=("8.9",))).engine
     assert compiled.layers(engine) == (2, 2)
 
 
@@ -328,7 +329,7 @@ def test_four_bits_for_tensorrt_are_blocks_that_compile(tmp_path: Path, width: i
     assert cosines(outputs_of(made, x), outputs_of(given, x)).min() > 0.97
     assert not check_qdq(made, load_target(RTX).precisions).errors
     made.write(tmp_path / "m.onnx")
-    assert compile_apart((tmp_path / "m.onnx").read_bytes(), compute_capabilities=("8.9",)).engine
+    assert compile_apart((tmp_path / "m.onnx").read_bytes(), Order(compute_capabilities=("8.9",))).engine
 
 
 def test_awq_spares_the_weights_that_large_activations_meet_and_compiles(tmp_path: Path) -> None:
@@ -353,7 +354,7 @@ def test_awq_spares_the_weights_that_large_activations_meet_and_compiles(tmp_pat
     made = Quantize(precision="int4", rounding="awq").apply(given, gentle)
     assert made.changed["clips_by_awq"] == made.changed["layers"]["int4"] == 1
     made.graph.write(tmp_path / "m.onnx")
-    assert compile_apart((tmp_path / "m.onnx").read_bytes(), compute_capabilities=("8.9",)).engine
+    assert compile_apart((tmp_path / "m.onnx").read_bytes(), Order(compute_capabilities=("8.9",))).engine
 
 
 def test_awq_is_refused_where_it_means_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +449,7 @@ def test_a_real_transformer_keeps_its_answers_in_fp16_and_compiles(tmp_path: Pat
     assert result.changed["nodes"]["fp16"] > 400
     result.graph.write(tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").stat().st_size < 2.2e6
-    assert compile_apart((tmp_path / "m.onnx").read_bytes(), compute_capabilities=("8.9",)).engine
+    assert compile_apart((tmp_path / "m.onnx").read_bytes(), Order(compute_capabilities=("8.9",))).engine
 
 
 def test_a_real_transformer_keeps_its_answers_in_dynamic_int8(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from kedge.model.graph import Graph
 from kedge.model.qdq_check import check_qdq
 from kedge.targets import load_target
 from kedge_agent.engine.apart import compile_apart
+from kedge_agent.engine.compile import compile_onnx
+from kedge_agent.engine.order import Order
 from kedge_agent.engine.report import EngineError
-from kedge_agent.engine.tensorrt_rtx import compile_onnx
 from tests.support import compiled, environment, models
 from tests.support.qdq import Net
 
@@ -241,7 +242,7 @@ def codes(graph: Graph) -> set[str]:
 
 
 def compile_graph(graph: Graph) -> bytes:
-    return compile_onnx(graph.proto.SerializeToString(), compute_capabilities=ADA).engine
+    return compile_onnx(graph.proto.SerializeToString(), Order(compute_capabilities=ADA)).engine
 
 
 @pytest.mark.parametrize(("graph", "layers"), FINE.values(), ids=FINE)
@@ -287,7 +288,7 @@ def test_a_scale_that_is_computed_is_an_error_for_it_can_crash_the_compiler() ->
     assert codes(graph) == {"scale-not-constant"}
     environment.tensorrt_rtx()
     with pytest.raises(EngineError) as caught:
-        compile_apart(graph.proto.SerializeToString(), compute_capabilities=ADA)
+        compile_apart(graph.proto.SerializeToString(), Order(compute_capabilities=ADA))
     assert caught.value.kind == "crashed"
 
 

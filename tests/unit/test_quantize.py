@@ -26,7 +26,8 @@ from kedge.optimize.quantize.step import Quantize
 from kedge.optimize.simplify import simplify
 from kedge.optimize.work import Latency
 from kedge.targets import load_target
-from kedge_agent.engine.tensorrt_rtx import compile_onnx
+from kedge_agent.engine.compile import compile_onnx
+from kedge_agent.engine.order import Order
 from tests.support import environment
 from tests.support.compiled import layers
 from tests.support.digits import CPU, RTX, accuracy, digits, residual_net, trained_net, work_on
@@ -625,7 +626,7 @@ def test_what_is_made_for_tensorrt_passes_its_checker(data: tuple[Samples, Sampl
 def test_what_is_made_for_tensorrt_compiles_and_runs_on_integers(data: tuple[Samples, Samples], tmp_path: Path) -> None:
     environment.tensorrt_rtx()
     made = quantised(residual_net(batch=1), data[0].first(32), tmp_path, RTX)
-    engine = compile_onnx(made.proto.SerializeToString(), compute_capabilities=("8.9",)).engine
+    engine = compile_onnx(made.proto.SerializeToString(), Order(compute_capabilities=("8.9",))).engine
     assert layers(engine) == (4, 4)
 
 

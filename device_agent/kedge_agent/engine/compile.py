@@ -1,122 +1,68 @@
-"""TensorRT for RTX: an ONNX model to an engine, on a machine that needs no GPU.
+"""An ONNX model to an engine: one adapter for TensorRT 10.3 to 11 and for TensorRT for RTX.
 
 The compiler is native code and can end its process on a model it does not expect (a convolution whose scale is not a
-constant does that to 1.7.1): for models of unknown origin use `apart.compile_apart`, which runs this in a child.
-
-Precisions are those in the ONNX file (Q/DQ pairs, casts): networks are strongly typed, no flag changes a type.
+constant does that to TensorRT for RTX 1.7.1): for models of unknown origin use `apart.compile_apart`, which runs this
+in a child. Precisions are those in the ONNX file (Q/DQ pairs, casts): networks are strongly typed.
 """
 
 from __future__ import annotations
 
-import importlib
-import threading
+import resource
 import time
-from functools import cache
 from typing import Any
 
-from .report import CompileReport, EngineError, EngineTensor, ParserFinding, Profiles, Progress
+from .here import gpu_here
+from .library import Heard, Library, capture, library_of
+from .order import Order
+from .parse import check_model_size, findings_of, layers_of, make_network, refusal, tensors_of
+from .report import CompileReport, EngineError, ParserFinding, Progress
 
-__all__ = ["COMPUTE_CAPABILITIES", "RUNTIME", "compile_onnx", "version"]
-
-RUNTIME = "tensorrt-rtx"
+__all__ = ["COMPUTE_CAPABILITIES", "compile_onnx"]
 
 # What TensorRT for RTX compiles for, and its own name for each.
 COMPUTE_CAPABILITIES = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120", "12.1": "SM121"}
 
-_MAX_MODEL_BYTES = (1 << 31) - 1  # protobuf reads no more in one message
 _MAX_ENGINE_BYTES = 1 << 33
-_MAX_FINDINGS = 64
-_MAX_LOG_LINES = 500
-_MAX_LINE_CHARACTERS = 1000
-_MAX_DIMENSION = (1 << 31) - 1
-
-# A machine without a driver gets this beside every error; it explains none of them.
-_NOISE = ("CUDA driver version is insufficient", "no CUDA-capable device", "The logger passed into")
-
-
-def version() -> str | None:
-    """Version of the installed TensorRT for RTX, without loading it; None when it is missing."""
-    from importlib import metadata
-
-    for name in ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-@cache
-def _library() -> Any:
-    try:
-        return importlib.import_module("tensorrt_rtx_bindings")
-    except Exception as error:  # besides ImportError: OSError of a library that does not load
-        raise EngineError(
-            f"TensorRT for RTX cannot be imported: {_line(str(error) or type(error).__name__)}",
-            kind="missing",
-            hint="pip install 'kedge[tensorrt]'",
-        ) from error
-
-
-_one_at_a_time = threading.Lock()
-_lines: list[str] = []
-
-
-@cache
-def _logger() -> Any:
-    """TensorRT keeps the first logger of a process for good: so there is one, and one compilation at a time."""
-    trt = _library()
-
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        def log(self, severity: Any, message: str) -> None:
-            worth = severity in (trt.ILogger.WARNING, trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
-            if worth and len(_lines) < _MAX_LOG_LINES and not any(noise in message for noise in _NOISE):
-                _lines.append(f"{severity.name}: {_line(message)}")
-
-    return Logger()
-
-
-def _line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if not any(noise in line for noise in _NOISE)]
-    return " ".join(lines)[:_MAX_LINE_CHARACTERS]
+_MAX_CACHE_BYTES = 1 << 28
+_MAX_LAYER_CHARACTERS = 16 << 20
+_OUT_OF_MEMORY = ("bad_alloc", "out of memory", "outofmemory", "insufficient memory")
 
 
 def compile_onnx(
     model: bytes,
+    order: Order,
     *,
-    compute_capabilities: tuple[str, ...],
-    profiles: Profiles | None = None,
     progress: Progress | None = None,
+    timing_cache: bytes = b"",
 ) -> CompileReport:
     """Compile an ONNX model, in this process.
 
     Args:
         model: an ONNX file's bytes, weights inside.
-        compute_capabilities: of the GPUs the engine is for, as "8.9".
-        profiles: shapes of the inputs whose shape is not fixed; an input left out gets 1 for each free dimension.
-        progress: told of each step; when it returns False the compilation ends within milliseconds.
+        progress: told of each step; when it returns False the compilation ends within milliseconds. What TensorRT says
+            meanwhile comes the same way, as the phase "log: …" of no steps.
+        timing_cache: of an earlier build under the same passport; tensorrt alone.
 
     Raises:
-        EngineError: TensorRT for RTX is missing, the arguments do not fit the model, the model was refused (with what
-            the parser found), or progress said stop.
+        EngineError: the compiler is missing, the order does not fit the model, the model was refused (with what the
+            parser found), memory ran out, or progress said stop.
     """
-    if not 0 < len(model) <= _MAX_MODEL_BYTES:
-        raise EngineError(f"a model of {len(model)} bytes is not ONNX that can be parsed", kind="bad_input")
-    targets = _targets(compute_capabilities)
-    trt = _library()
-    with _one_at_a_time:
-        _lines.clear()
+    library = library_of(order.runtime)
+    check_model_size(model)
+    _check_capabilities(library, order)
+    trt = library.load()
+    with capture(library, _tell_log(progress)) as said:
         started = time.perf_counter()
-        builder = trt.Builder(_logger())
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, _logger())
+        builder = trt.Builder(said.logger)
+        network = make_network(trt, builder)
+        parser = trt.OnnxParser(network, said.logger)
         if not parser.parse(model):
-            raise _refused_by_parser(parser)
+            last = said.last_error("the parser refused the model without a word")
+            raise refusal(library, findings_of(parser) or (ParserFinding("", "", last),), said.complaints)
         config = builder.create_builder_config()
-        config.num_compute_capabilities = len(targets)
-        for index, name in enumerate(targets):
-            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
-        _set_shapes(builder, config, network, dict(profiles or {}))
+        _configure(trt, library, config, order)
+        _set_shapes(builder, config, network, dict(order.profiles))
+        cache = _timing_cache(library, config, timing_cache)
         monitor = _monitor(trt, progress) if progress is not None else None
         if monitor is not None:
             config.progress_monitor = monitor
@@ -126,35 +72,77 @@ def compile_onnx(
         if monitor is not None and monitor.stopped:
             raise EngineError("the compilation was cancelled", kind="cancelled")
         if built is None:
-            raise _refused_by_compiler()
+            raise _refused_by_compiler(library, said)
         if built.nbytes > _MAX_ENGINE_BYTES:
             raise EngineError(f"the engine has {built.nbytes} bytes, more than a release takes", kind="refused")
+        engine = bytes(built)
         return CompileReport(
-            engine=bytes(built),
+            engine=engine,
             seconds=time.perf_counter() - started,
-            runtime=RUNTIME,
+            runtime=library.name,
             runtime_version=str(trt.__version__),
-            compute_capabilities=tuple(compute_capabilities),
-            layers=int(network.num_layers),
-            inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs)),
-            outputs=tuple(_tensor(network.get_output(index)) for index in range(network.num_outputs)),
-            log=tuple(_lines),
+            compute_capabilities=tuple(order.compute_capabilities) or _capability_here(),
+            network=layers_of(network),
+            inputs=tensors_of(network, "input"),
+            outputs=tensors_of(network, "output"),
+            log=said.complaints,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            engine_layers=_inspected(trt, said.logger, engine),
+            timing_cache=b"" if cache is None else bytes(cache.serialize())[:_MAX_CACHE_BYTES],
         )
 
 
-def _targets(compute_capabilities: tuple[str, ...]) -> list[str]:
-    unknown = [name for name in compute_capabilities if name not in COMPUTE_CAPABILITIES]
-    if unknown or not compute_capabilities or len(set(compute_capabilities)) != len(compute_capabilities):
+def _check_capabilities(library: Library, order: Order) -> None:
+    given = order.compute_capabilities
+    if not library.cross:
+        here = _capability_here()
+        if given and given != here:
+            raise EngineError(
+                f"{library.title} builds for the GPU it runs on ({', '.join(here) or 'none'}), not {', '.join(given)}",
+                kind="bad_input",
+                hint="build on such a device, or for a target of tensorrt-rtx",
+            )
+        return
+    unknown = [name for name in given if name not in COMPUTE_CAPABILITIES]
+    if unknown or not given or len(set(given)) != len(given):
         raise EngineError(
-            f"TensorRT for RTX does not compile for compute capability {', '.join(unknown) or 'none, or one twice'}",
+            f"{library.title} does not compile for compute capability {', '.join(unknown) or 'none, or one twice'}",
             kind="bad_input",
             hint=f"it compiles for: {', '.join(COMPUTE_CAPABILITIES)}",
         )
-    return [COMPUTE_CAPABILITIES[name] for name in compute_capabilities]
 
 
-def _tensor(tensor: Any) -> EngineTensor:
-    return EngineTensor(str(tensor.name), str(tensor.dtype.name), tuple(int(dim) for dim in tensor.shape))
+def _capability_here() -> tuple[str, ...]:
+    gpu = gpu_here()
+    return () if gpu is None else (gpu.compute_capability,)
+
+
+def _configure(trt: Any, library: Library, config: Any, order: Order) -> None:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if library.cross:
+        config.num_compute_capabilities = len(order.compute_capabilities)
+        for index, name in enumerate(order.compute_capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, COMPUTE_CAPABILITIES[name]), index)
+    if order.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.workspace_bytes)
+    if order.tactic_dram_bytes is not None and not library.cross:
+        config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_DRAM, order.tactic_dram_bytes)
+    if order.sparse_weights:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if order.optimization_level is not None:
+        config.builder_optimization_level = order.optimization_level
+
+
+def _timing_cache(library: Library, config: Any, given: bytes) -> Any:
+    """TensorRT for RTX tries no kernels, and a timing cache would make it ask for a GPU."""
+    if library.cross:
+        return None
+    cache = config.create_timing_cache(given)
+    # A cache of another passport is refused by TensorRT itself, and the build goes on with an empty one.
+    if not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
 
 
 def _set_shapes(builder: Any, config: Any, network: Any, profiles: dict[str, Any]) -> None:
@@ -189,7 +177,7 @@ def _check_profile(name: str, known: tuple[int, ...], given: Any) -> tuple[tuple
     shapes = tuple(tuple(shape) for shape in given)
     fits = len(shapes) == 3 and all(
         len(shape) == len(known)
-        and all(type(dim) is int and 1 <= dim <= _MAX_DIMENSION for dim in shape)
+        and all(type(dim) is int and dim >= 1 for dim in shape)
         and all(fixed in (-1, dim) for fixed, dim in zip(known, shape, strict=True))
         for shape in shapes
     )
@@ -200,6 +188,10 @@ def _check_profile(name: str, known: tuple[int, ...], given: Any) -> tuple[tuple
             hint="give least, best and greatest shape, each dimension in that order, fixed ones as they are",
         )
     return shapes
+
+
+def _tell_log(progress: Progress | None) -> Any:
+    return None if progress is None else lambda line: progress(f"log: {line}", 0, 0)
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
@@ -228,38 +220,19 @@ def _monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _refused_by_parser(parser: Any) -> EngineError:
-    findings = []
-    for index in range(min(parser.num_errors, _MAX_FINDINGS)):
-        error = parser.get_error(index)
-        node, op, said = _line(error.node_name() or ""), _line(error.node_operator() or ""), _line(error.desc() or "")
-        # For an operator it does not have, the parser's own words are the condition that failed: "false".
-        if said in ("", "false"):
-            said = "TensorRT has no such operator"
-        elif "Plugin not found" in said:
-            said = "TensorRT has no such operator, and no plugin of its name"
-        findings.append(ParserFinding(node, op, said.removeprefix("Assertion failed: ")))
-    if not findings:
-        findings = [ParserFinding("", "", _last_error("the parser refused the model without a word"))]
-    first = findings[0]
-    where = f"{first.op} {first.node}".strip()
-    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    return EngineError(
-        f"TensorRT for RTX refuses {where or 'the model'}: {first.message}{more}",
-        kind="refused",
-        findings=tuple(findings),
-        log=tuple(_lines),
-    )
+def _refused_by_compiler(library: Library, said: Heard) -> EngineError:
+    last = said.last_error("it did not say why")
+    whole = " ".join(said.complaints).lower()
+    kind = "memory" if any(sign in whole for sign in _OUT_OF_MEMORY) else "refused"
+    return EngineError(f"{library.title} cannot compile the model: {last}", kind=kind, log=said.lines)
 
 
-def _refused_by_compiler() -> EngineError:
-    return EngineError(
-        f"TensorRT for RTX cannot compile the model: {_last_error('it did not say why')}",
-        kind="refused",
-        log=tuple(_lines),
-    )
-
-
-def _last_error(otherwise: str) -> str:
-    errors = [line.partition(": ")[2] for line in _lines if not line.startswith("WARNING")]
-    return errors[-1] if errors else otherwise
+def _inspected(trt: Any, logger: Any, engine: bytes) -> str:
+    """The engine's layers as JSON. Only where a GPU is: elsewhere an engine cannot be loaded."""
+    if gpu_here() is None:
+        return ""
+    loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
+    if loaded is None:
+        return ""
+    inspector = loaded.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))[:_MAX_LAYER_CHARACTERS]

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["FAULTS", "CompileReport", "EngineError", "EngineTensor", "ParserFinding", "Profiles", "Progress"]
+__all__ = [
+    "FAULTS",
+    "CompileReport",
+    "EngineError",
+    "EngineTensor",
+    "NetworkLayer",
+    "ParseReport",
+    "ParserFinding",
+    "Profiles",
+    "Progress",
+]
 
-# missing: TensorRT for RTX is not installed. bad_input: not a request that could be compiled. refused: the parser or
-# the compiler says no. crashed, timeout: of the compiler's process. cancelled: the caller's progress said stop.
-FAULTS = ("missing", "bad_input", "refused", "crashed", "timeout", "cancelled")
+# missing: the compiler is not installed. bad_input: not a request that could be compiled. refused: the parser or the
+# compiler says no. crashed, killed, timeout: of the compiler's process; killed: by the kernel, or for want of memory.
+# memory: it said itself that memory ran out. cancelled: the caller's progress said stop.
+FAULTS = ("missing", "bad_input", "refused", "crashed", "killed", "memory", "timeout", "cancelled")
 
 Profiles = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Least, best and greatest shape of each input whose shape is not fixed."""
@@ -20,11 +31,12 @@ Progress = Callable[[str, int, int], bool]
 
 @dataclass(frozen=True)
 class ParserFinding:
-    """What the ONNX parser holds against one node. Empty strings where it does not say."""
+    """What the ONNX parser holds against one node. Empty strings where it does not say; index: -1 likewise."""
 
     node: str
     op: str
     message: str
+    index: int = -1
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,35 @@ class EngineTensor:
 
 
 @dataclass(frozen=True)
+class NetworkLayer:
+    """A layer of the network as the parser made it, before the compiler fused any: its kind, and what it gives out."""
+
+    name: str
+    kind: str
+    outputs: tuple[EngineTensor, ...]
+
+
+@dataclass(frozen=True)
+class ParseReport:
+    """A model that was parsed. parser: whose judgement this is, with its version. findings: empty when it took all."""
+
+    parser: str
+    findings: tuple[ParserFinding, ...]
+    layers: tuple[NetworkLayer, ...]
+    inputs: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
+    log: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CompileReport:
     """A compiled engine.
 
     seconds: parsing and compiling, without loading TensorRT itself.
-    layers: of the network as the parser made it, before the compiler fused any.
-    log: TensorRT's warnings and errors, in order; bounded.
+    network: the layers as the parser made them. engine_layers: as the compiler made them, as JSON by TensorRT's
+    inspector; empty where no GPU was there to load the engine.
+    log: TensorRT's warnings and errors, in order; bounded. peak_rss_bytes: of the compiler's process; None: unknown.
+    timing_cache: what tensorrt measured of kernels, for the next build under the same passport; empty: none.
     """
 
     engine: bytes
@@ -50,10 +85,18 @@ class CompileReport:
     runtime: str
     runtime_version: str
     compute_capabilities: tuple[str, ...]
-    layers: int
+    network: tuple[NetworkLayer, ...]
     inputs: tuple[EngineTensor, ...]
     outputs: tuple[EngineTensor, ...]
     log: tuple[str, ...]
+    peak_rss_bytes: int | None = None
+    engine_layers: str = ""
+    timing_cache: bytes = field(default=b"", repr=False)
+
+    @property
+    def layers(self) -> int:
+        """How many layers the parser made."""
+        return len(self.network)
 
 
 class EngineError(Exception):

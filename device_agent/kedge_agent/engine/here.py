@@ -1,0 +1,119 @@
+"""What this machine is, as far as engines care: its GPU, its module, its software. Nothing of CUDA is loaded for good.
+
+Every reading takes a root folder, so that recorded trees of real devices can be read in tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ..formats.passport import Passport
+from .library import library_of
+from .report import EngineError
+
+__all__ = ["Gpu", "compatible_modules", "gpu_here", "jetson_linux", "passport_here", "power_mode"]
+
+_MAX_TREE_BYTES = 4096
+# CUdevice_attribute: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
+_MAJOR, _MINOR = 75, 76
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU that the driver shows. driver_cuda: the newest CUDA that the driver serves, as "13.0"."""
+
+    compute_capability: str
+    driver_cuda: str
+
+
+@cache
+def gpu_here() -> Gpu | None:
+    """The GPU of this machine, or None. Asks the driver, which makes no CUDA context."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, version, major, minor = (ctypes.c_int() for _ in range(4))
+    calls: tuple[Callable[[], int], ...] = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+        lambda: driver.cuDriverGetVersion(ctypes.byref(version)),
+    )
+    if any(call() != 0 for call in calls):
+        return None
+    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return Gpu(f"{major.value}.{minor.value}", cuda)
+
+
+def passport_here(
+    runtime: str, compute_capabilities: tuple[str, ...] | None = None, *, root: Path = Path("/")
+) -> Passport | None:
+    """The passport that an engine built here now would get; None where the runtime is not installed.
+
+    Args:
+        compute_capabilities: that are compiled for, where the compiler serves GPUs that are not here; None: the one
+            that is.
+    """
+    try:
+        version = library_of(runtime).version()
+    except EngineError:
+        return None
+    if version is None:
+        return None
+    gpu = gpu_here()
+    here = () if gpu is None else (gpu.compute_capability,)
+    modules = compatible_modules(root)
+    return Passport(
+        runtime=runtime,
+        runtime_version=version,
+        os=platform.system().lower(),
+        arch=platform.machine(),
+        compute_capabilities=here if compute_capabilities is None else compute_capabilities,
+        module=modules[0] if modules else None,
+        l4t=jetson_linux(root),
+        cuda=None if gpu is None else gpu.driver_cuda,
+        driver=_driver(root),
+        power_mode=power_mode(root),
+    )
+
+
+def compatible_modules(root: Path = Path("/")) -> tuple[str, ...]:
+    """What the device tree says this board is, the most specific first; empty where there is no device tree."""
+    data = _read(root / "proc/device-tree/compatible")
+    return tuple(part for part in data.decode("ascii", "replace").split("\0") if part)
+
+
+def jetson_linux(root: Path = Path("/")) -> str | None:
+    """Version of Jetson Linux, as "36.4.3"; None elsewhere."""
+    text = _read(root / "etc/nv_tegra_release").decode("ascii", "replace")
+    found = re.search(r"#\s*R(\d+).*?REVISION:\s*(\d+(?:\.\d+)*)", text)
+    return f"{found[1]}.{found[2]}" if found else None
+
+
+def power_mode(root: Path = Path("/")) -> str | None:
+    """The number of the power mode that nvpmodel set last, as it stores it; None elsewhere."""
+    text = _read(root / "var/lib/nvpmodel/status").decode("ascii", "replace")
+    found = re.search(r"pmode:(\d{1,4})", text)
+    return str(int(found[1])) if found else None
+
+
+def _driver(root: Path) -> str | None:
+    text = _read(root / "proc/driver/nvidia/version").decode("ascii", "replace")
+    found = re.search(r"(?:Module|for \S+)\s+(\d+\.\d+(?:\.\d+)?)", text)
+    return found[1] if found else None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_TREE_BYTES)
+    except OSError:
+        return b""

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import resource
+import threading
+from pathlib import Path
+
+import pytest
+
+from kedge_agent.engine.apart import Limits, compile_apart
+from kedge_agent.engine.ladder import MIB, Attempt, classify, climb, first_order
+from kedge_agent.engine.order import Order, parse_order
+from kedge_agent.engine.report import CompileReport, EngineError
+from tests.support.environment import shared_model, tensorrt_rtx
+from tests.support.qdq import Net
+
+ADA = Order(compute_capabilities=("8.9",))
+
+
+def refused(*log: str, kind: str = "refused") -> EngineError:
+    return EngineError("it cannot be compiled", kind=kind, log=log)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (refused(kind="killed"), "less"),
+        (refused(kind="memory"), "less"),
+        (refused("ERROR: Tactic Device request: 4500MB Available: 3000MB. Device memory is insufficient"), "less"),
+        (refused("WARNING: insufficient workspace", "ERROR: Could not find any implementation for node conv1"), "more"),
+        (refused("WARNING: std::bad_alloc", "ERROR: Could not find any implementation for node conv1"), "less"),
+        (refused("ERROR: Could not find any implementation for node conv1"), "other"),
+        (refused("ERROR: no tactics to implement the operation within workspace limit"), "more"),
+        (refused("ERROR: the types do not fit"), "other"),
+        (refused(kind="cancelled"), "other"),
+        (refused(kind="timeout"), "other"),
+    ],
+)
+def test_a_failure_is_classified_before_anything_is_changed(error: EngineError, outcome: str) -> None:
+    assert classify(error) == outcome
+
+
+def test_a_request_that_would_have_fitted_asks_for_more_workspace_and_one_that_would_not_for_less() -> None:
+    error = refused("ERROR: Error Code 2: OutOfMemory (Requested size was 9464744 bytes.)", kind="memory")
+    assert classify(error, 8 * MIB, 1 << 30) == "more"
+    assert classify(error, 8 * MIB, 9 * MIB) == "less"
+    assert classify(error) == "less"
+
+
+def test_the_first_limits_follow_from_what_is_available_and_keep_what_was_asked_for() -> None:
+    assert first_order(ADA, None) == ADA
+    assert first_order(ADA, 8 << 30).workspace_bytes == 1 << 30
+    small = first_order(ADA, 400 * MIB)
+    assert (small.workspace_bytes, small.tactic_dram_bytes) == (100 * MIB, 200 * MIB)
+    assert first_order(Order(workspace_bytes=5), 8 << 30).workspace_bytes == 5
+
+
+def test_memory_goes_down_after_a_kill_and_ends_with_what_was_tried() -> None:
+    told: list[Attempt] = []
+
+    def build(order: Order) -> CompileReport:
+        raise refused(kind="killed")
+
+    with pytest.raises(EngineError) as caught:
+        climb(ADA, build, lambda: 1 << 30, told.append)
+    sizes = [attempt.workspace_bytes for attempt in told]
+    assert sizes == [256 * MIB, 64 * MIB, 16 * MIB, 16 * MIB]
+    assert [attempt.tactic_dram_bytes for attempt in told] == [512 * MIB, 128 * MIB, 32 * MIB, 16 * MIB]
+    assert "256, 64, 16, 16 MiB" in caught.value.hint
+
+
+def test_what_memory_does_not_mend_is_not_tried_again() -> None:
+    told: list[Attempt] = []
+
+    def build(order: Order) -> CompileReport:
+        raise refused("ERROR: the types do not fit")
+
+    with pytest.raises(EngineError):
+        climb(ADA, build, lambda: 1 << 30, told.append)
+    assert len(told) == 1
+
+
+def test_a_workspace_that_is_too_small_is_raised_until_the_real_compiler_is_content() -> None:
+    tensorrt_rtx()
+    model = shared_model("resnet20_cifar10.onnx").read_bytes()
+    told: list[Attempt] = []
+    greatest = ((1, 3, 32, 32), (64, 3, 32, 32), (64, 3, 32, 32))
+    order = Order(compute_capabilities=("8.9",), profiles={"input": greatest}, workspace_bytes=8 * MIB)
+    report, attempts = climb(order, lambda step: compile_apart(model, step), lambda: 4 << 30, told.append)
+    assert report.engine[:4] == b"vtrt"
+    assert attempts == tuple(told)
+    *failed, built = attempts
+    assert failed
+    assert {attempt.outcome for attempt in failed} == {"more"}
+    assert built.outcome == "built"
+    sizes = [attempt.workspace_bytes for attempt in attempts]
+    assert sizes == [8 * MIB * 4**step for step in range(len(sizes))]
+
+
+def test_a_workspace_within_which_no_kernel_fits_is_raised_too() -> None:
+    tensorrt_rtx()
+    model = shared_model("resnet20_cifar10.onnx").read_bytes()
+    order = Order(compute_capabilities=("8.9",), workspace_bytes=2 * MIB)
+    _, attempts = climb(order, lambda step: compile_apart(model, step), lambda: 4 << 30, lambda _: None)
+    assert [attempt.outcome for attempt in attempts] == ["more", "built"]
+    assert "within workspace limit" in attempts[0].reason
+
+
+def test_a_builder_that_runs_out_of_memory_is_given_less_the_next_time() -> None:
+    tensorrt_rtx()
+    model = shared_model("resnet20_cifar10.onnx").read_bytes()
+    tried = 0
+
+    def build(order: Order) -> CompileReport:
+        nonlocal tried
+        tried += 1
+        # What took the memory the first time has gone the second.
+        return compile_apart(model, order, limits=Limits(30, address_space_bytes=580 * MIB if tried == 1 else None))
+
+    report, attempts = climb(ADA, build, lambda: 1 << 30, lambda _: None)
+    assert report.engine
+    assert [attempt.outcome for attempt in attempts] == ["less", "built"]
+    assert [attempt.workspace_bytes for attempt in attempts] == [256 * MIB, 64 * MIB]
+
+
+def test_a_builder_that_is_killed_says_so_and_the_parent_lives() -> None:
+    tensorrt_rtx()
+    model = shared_model("mobilenetv2_imagenet.onnx").read_bytes()
+
+    def kill(pid: int) -> None:
+        import os
+        import signal
+
+        threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
+
+    order = Order(compute_capabilities=("8.0", "8.6", "8.9", "12.0", "12.1"))
+    with pytest.raises(EngineError, match="was killed") as caught:
+        compile_apart(model, order, limits=Limits(started=kill))
+    assert caught.value.kind == "killed"
+    assert classify(caught.value) == "less"
+
+
+def test_a_builder_offers_itself_to_the_kernel_first(tmp_path: Path) -> None:
+    tensorrt_rtx()
+    seen: list[str] = []
+
+    def look(pid: int) -> None:
+        def read() -> None:
+            seen.append(Path(f"/proc/{pid}/oom_score_adj").read_text(encoding="ascii").strip())
+
+        threading.Timer(0.4, read).start()
+
+    net = Net()
+    model = net.graph(net.conv(net.pair("x")), (1, 16, 8, 8)).proto.SerializeToString()
+    compile_apart(model, ADA, limits=Limits(started=look, nice=5))
+    assert seen == ["1000"]
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        {"runtime": 5},
+        {"runtime": "tensorrt", "other": 1},
+        {"runtime": "tensorrt", "compute_capabilities": "8.9"},
+        {"runtime": "tensorrt", "workspace_bytes": -1},
+        {"runtime": "tensorrt", "workspace_bytes": True},
+        {"runtime": "tensorrt", "optimization_level": 9},
+        {"runtime": "tensorrt", "sparse_weights": 1},
+        {"runtime": "tensorrt", "profiles": {"x": [[1], [1]]}},
+        {"runtime": "tensorrt", "profiles": {"x": [[1], [1], [0]]}},
+        {"runtime": "tensorrt", "profiles": {"x": [[1], [1], [1.5]]}},
+    ],
+)
+def test_an_order_that_was_received_is_checked(body: object) -> None:
+    with pytest.raises(EngineError) as caught:
+        parse_order(body)
+    assert caught.value.kind == "bad_input"
+
+
+def test_an_order_comes_back_as_it_was_sent() -> None:
+    order = Order(
+        "tensorrt", (), {"x": ((1, 3), (2, 3), (8, 3))}, 5 * MIB, 6 * MIB, sparse_weights=True, optimization_level=0
+    )
+    assert parse_order(order.to_json()) == order
+    assert "workspace_bytes" not in order.plan()
+    assert order.plan()["optimization_level"] == 0
