@@ -12,9 +12,12 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+
+if TYPE_CHECKING:
+    from tools.conformance.bindings import Bindings
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
@@ -45,6 +48,19 @@ def tensorrt_rtx() -> None:
         importlib.import_module("tensorrt_rtx_bindings")
     except Exception as error:  # besides ImportError: libraries that do not load
         lacks("tensorrt", f"no TensorRT for RTX on this machine (pip: tensorrt-rtx-cu13-bindings): {error}")
+
+
+def tensorrt_bindings(cache: Path) -> list[Bindings]:
+    """NVIDIA's bindings of every TensorRT that is checked; skips where this machine cannot get or load them."""
+    from tools.conformance.bindings import UnavailableError
+    from tools.conformance.check import all_bindings
+
+    tensorrt_rtx()
+    others = [found for version in ("3.12", "3.11", "3.10") if (found := interpreter(version)) is not None]
+    try:
+        return all_bindings(cache, others)
+    except UnavailableError as error:
+        lacks("trt-bindings", f"no bindings of TensorRT on this machine: {error}")
 
 
 def modelopt() -> None:
