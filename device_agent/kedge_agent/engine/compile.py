@@ -14,7 +14,7 @@ from typing import Any
 from .here import gpu_here
 from .library import Heard, Library, capture, library_of
 from .order import Order
-from .parse import check_model_size, findings_of, layers_of, make_network, refusal, tensors_of
+from .parse import check_model_size, findings_of, layers_of, make_builder, make_network, refusal, tensors_of
 from .report import CompileReport, EngineError, ParserFinding, Progress
 
 __all__ = ["COMPUTE_CAPABILITIES", "compile_onnx"]
@@ -53,7 +53,7 @@ def compile_onnx(
     trt = library.load()
     with capture(library, _tell_log(progress)) as said:
         started = time.perf_counter()
-        builder = trt.Builder(said.logger)
+        builder = make_builder(trt, library, said.logger)
         network = make_network(trt, builder)
         parser = trt.OnnxParser(network, said.logger)
         if not parser.parse(model):

@@ -11,7 +11,7 @@ from typing import Any
 from .library import Library, capture, library_of, line_of
 from .report import EngineError, EngineTensor, NetworkLayer, ParseReport, ParserFinding
 
-__all__ = ["findings_of", "layers_of", "make_network", "parse_onnx", "refusal", "tensors_of"]
+__all__ = ["findings_of", "layers_of", "make_builder", "make_network", "parse_onnx", "refusal", "tensors_of"]
 
 _MAX_MODEL_BYTES = (1 << 31) - 1  # protobuf reads no more in one message
 _MAX_FINDINGS = 256
@@ -30,7 +30,7 @@ def parse_onnx(model: bytes, runtime: str = "tensorrt-rtx") -> ParseReport:
     check_model_size(model)
     trt = library.load()
     with capture(library) as said:
-        builder = trt.Builder(said.logger)
+        builder = make_builder(trt, library, said.logger)
         network = make_network(trt, builder)
         parser = trt.OnnxParser(network, said.logger)
         taken = parser.parse(model)
@@ -56,6 +56,22 @@ def check_model_size(model: bytes) -> None:
     """
     if not 0 < len(model) <= _MAX_MODEL_BYTES:
         raise EngineError(f"a model of {len(model)} bytes is not ONNX that can be parsed", kind="bad_input")
+
+
+def make_builder(trt: Any, library: Library, logger: Any) -> Any:
+    """The library's builder.
+
+    Raises:
+        EngineError: the library makes none, as TensorRT proper does where there is no GPU or no driver (kind missing).
+    """
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # the binding's own words for a null pointer
+        raise EngineError(
+            f"{library.title} {trt.__version__} does not start here: it needs an NVIDIA GPU and its driver",
+            kind="missing",
+            hint="see: nvidia-smi",
+        ) from error
 
 
 def make_network(trt: Any, builder: Any) -> Any:

@@ -11,14 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from typing import Any, TypeVar
+from typing import Any
 
 from ..wire import MAX_MANIFEST_BYTES, WireError, parse_json
+from .artefact import (
+    FILE_NAME,
+    MAX_FILE_BYTES,
+    MAX_TENSORS,
+    MODEL_NAME,
+    PACKED,
+    RAW,
+    Artefact,
+    read_artefact,
+    read_shape,
+)
 from .frames import frame_count
-from .tensors import DATATYPES, TensorSpec, tensor_bytes
+from .reader import ManifestError, Reader
+from .tensors import DATATYPES, tensor_bytes
 
 __all__ = [
     "MANIFEST_NAME",
@@ -41,21 +52,8 @@ __all__ = [
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 
-RAW = "raw"
-PACKED = "packed"
-
 _MAX_FILES = 4096
-_MAX_FILE_BYTES = 1 << 40
-_MAX_TENSORS = 256
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
-
-T = TypeVar("T")
-
-
-class ManifestError(Exception):
-    """The manifest is malformed; the message says where."""
 
 
 def is_digest(text: str) -> bool:
@@ -65,7 +63,7 @@ def is_digest(text: str) -> bool:
 
 def is_model_name(text: str) -> bool:
     """Whether text may name a model: it becomes a folder name and a URL segment."""
-    return _MODEL_NAME.fullmatch(text) is not None
+    return MODEL_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -76,21 +74,6 @@ class FileEntry:
     size_bytes: int
     sha256: str
     frames: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """One runnable form of the model, for one runtime.
-
-    encoding: RAW, the file is what is loaded; or PACKED, it must be unpacked first (`formats.packed`).
-    """
-
-    runtime: str
-    file: str
-    precision: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    encoding: str = RAW
 
 
 @dataclass(frozen=True)
@@ -149,71 +132,9 @@ class Manifest:
         return next(entry for entry in self.files if entry.name == name)
 
 
-class _Reader:
-    """A JSON object with a path for messages; every key must be taken, none may be left over."""
-
-    def __init__(self, value: Any, path: str) -> None:
-        if not isinstance(value, dict):
-            raise ManifestError(f"{path} is not an object")
-        self._left = dict(value)
-        self.path = path
-
-    def take(self, key: str, kind: type[T]) -> T:
-        if key not in self._left:
-            raise ManifestError(f"{self.path}.{key} is missing")
-        value = self._left.pop(key)
-        if type(value) is not kind:
-            raise ManifestError(f"{self.path}.{key} is not {kind.__name__}")
-        return value
-
-    def text(self, key: str, allowed: Callable[[str], object] | None = None, limit: int = 256) -> str:
-        value = self.take(key, str)
-        if len(value) > limit or (allowed is not None and not allowed(value)):
-            raise ManifestError(f"{self.path}.{key} is not acceptable: {value[:80]!r}")
-        return value
-
-    def option(self, key: str, absent: str, allowed: tuple[str, ...]) -> str:
-        # What is absent may not be written too: one content, one manifest, one digest.
-        return self.text(key, allowed.__contains__) if key in self._left else absent
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        value = self.take(key, int)
-        if not low <= value <= high:
-            raise ManifestError(f"{self.path}.{key} is outside {low}..{high}: {value}")
-        return value
-
-    def decimal(self, key: str, low: float, high: float) -> float:
-        value = self.text(key, limit=40)
-        try:
-            number = Decimal(value)
-        except InvalidOperation:
-            raise ManifestError(f"{self.path}.{key} is not a decimal number: {value!r}") from None
-        if not number.is_finite() or not low <= float(number) <= high:
-            raise ManifestError(f"{self.path}.{key} is outside {low:g}..{high:g}: {value}")
-        return float(number)
-
-    def items(self, key: str, limit: int, *, least: int = 0) -> list[Any]:
-        value: list[Any] = self.take(key, list)
-        if not least <= len(value) <= limit:
-            raise ManifestError(f"{self.path}.{key} has {len(value)} entries, allowed {least}..{limit}")
-        return value
-
-    def objects(self, key: str, limit: int, *, least: int = 0) -> list[_Reader]:
-        return [
-            _Reader(value, f"{self.path}.{key}[{i}]") for i, value in enumerate(self.items(key, limit, least=least))
-        ]
-
-    def child(self, key: str) -> _Reader:
-        return _Reader(self.take(key, dict), f"{self.path}.{key}")
-
-    def done(self) -> None:
-        if self._left:
-            raise ManifestError(f"{self.path} has unknown keys: {', '.join(sorted(self._left))[:200]}")
-
-
-def _file(reader: _Reader) -> FileEntry:
-    name = reader.text("name", _FILE_NAME.fullmatch)
-    size = reader.integer("bytes", 0, _MAX_FILE_BYTES)
+def _file(reader: Reader) -> FileEntry:
+    name = reader.text("name", FILE_NAME.fullmatch)
+    size = reader.integer("bytes", 0, MAX_FILE_BYTES)
     sha256 = reader.text("sha256", is_digest)
     frames = reader.items("frames", frame_count(size), least=frame_count(size))
     if not all(isinstance(frame, str) and is_digest(frame) for frame in frames):
@@ -222,39 +143,11 @@ def _file(reader: _Reader) -> FileEntry:
     return FileEntry(name, size, sha256, tuple(frames))
 
 
-def _shape(reader: _Reader, low: int) -> tuple[int, ...]:
-    shape = reader.items("shape", 16)
-    if not all(type(dim) is int and low <= dim <= _MAX_FILE_BYTES for dim in shape):
-        raise ManifestError(f"{reader.path}.shape is not a list of sizes")
-    return tuple(shape)
-
-
-def _tensor_spec(reader: _Reader) -> TensorSpec:
-    name = reader.text("name")
-    datatype = reader.text("datatype", DATATYPES.__contains__)
-    spec = TensorSpec(name, datatype, _shape(reader, -1))
-    reader.done()
-    return spec
-
-
-def _artefact(reader: _Reader) -> Artefact:
-    artefact = Artefact(
-        runtime=reader.text("runtime", _MODEL_NAME.fullmatch),
-        file=reader.text("file", _FILE_NAME.fullmatch),
-        precision=reader.text("precision", _MODEL_NAME.fullmatch),
-        inputs=tuple(_tensor_spec(item) for item in reader.objects("inputs", _MAX_TENSORS, least=1)),
-        outputs=tuple(_tensor_spec(item) for item in reader.objects("outputs", _MAX_TENSORS, least=1)),
-        encoding=reader.option("encoding", RAW, (PACKED,)),
-    )
-    reader.done()
-    return artefact
-
-
-def _golden_tensor(reader: _Reader, sizes: Mapping[str, int]) -> GoldenTensor:
+def _golden_tensor(reader: Reader, sizes: Mapping[str, int]) -> GoldenTensor:
     tensor = GoldenTensor(
         name=reader.text("name"),
         datatype=reader.text("datatype", DATATYPES.__contains__),
-        shape=_shape(reader, 0),
+        shape=read_shape(reader, 0),
         file=reader.text("file", sizes.__contains__),
     )
     expected = tensor_bytes(tensor.datatype, tensor.shape)
@@ -266,10 +159,10 @@ def _golden_tensor(reader: _Reader, sizes: Mapping[str, int]) -> GoldenTensor:
     return tensor
 
 
-def _golden(reader: _Reader, sizes: Mapping[str, int]) -> Golden:
+def _golden(reader: Reader, sizes: Mapping[str, int]) -> Golden:
     golden = Golden(
-        inputs=tuple(_golden_tensor(item, sizes) for item in reader.objects("inputs", _MAX_TENSORS, least=1)),
-        outputs=tuple(_golden_tensor(item, sizes) for item in reader.objects("outputs", _MAX_TENSORS, least=1)),
+        inputs=tuple(_golden_tensor(item, sizes) for item in reader.objects("inputs", MAX_TENSORS, least=1)),
+        outputs=tuple(_golden_tensor(item, sizes) for item in reader.objects("outputs", MAX_TENSORS, least=1)),
     )
     reader.done()
     return golden
@@ -280,7 +173,7 @@ def _require_distinct(where: str, names: list[str]) -> None:
         raise ManifestError(f"{where} names a tensor twice")
 
 
-def _gates(reader: _Reader) -> ParityGate:
+def _gates(reader: Reader) -> ParityGate:
     parity = reader.child("parity")
     gate = ParityGate(parity.decimal("cosine_min", -1, 1), parity.decimal("relative_error_max", 0, 1e6))
     parity.done()
@@ -298,7 +191,7 @@ def parse_manifest(data: bytes | bytearray | memoryview) -> Manifest:
         body = parse_json(data, limit=MAX_MANIFEST_BYTES)
     except WireError as error:
         raise ManifestError(str(error)) from error
-    root = _Reader(body, "manifest")
+    root = Reader(body, "manifest")
     schema = root.integer("kedge", 0, 1 << 31)
     if schema != SCHEMA:
         raise ManifestError(f"manifest schema is {schema}, this version reads {SCHEMA}")
@@ -311,11 +204,11 @@ def parse_manifest(data: bytes | bytearray | memoryview) -> Manifest:
         digest=hashlib.sha256(data).hexdigest(),
         model=root.text("model", is_model_name),
         version=root.integer("version", 1, 1 << 53),
-        target=root.text("target", _FILE_NAME.fullmatch),
+        target=root.text("target", FILE_NAME.fullmatch),
         platform_os=platform.text("os"),
         platform_arch=platform.text("arch"),
         files=files,
-        artefacts=tuple(_artefact(item) for item in root.objects("artefacts", 16, least=1)),
+        artefacts=tuple(read_artefact(item) for item in root.objects("artefacts", 16, least=1)),
         golden=_golden(root.child("golden"), sizes),
         parity=_gates(root.child("gates")),
         provenance=root.take("provenance", dict),
