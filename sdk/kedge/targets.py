@@ -57,6 +57,8 @@ class Int8Scheme:
         matrix products, and on that one branch of a residual Add that no convolution feeds directly; the compiler
         moves them and fuses the rest.
     reduced_range_without: a CPU feature without which weights keep to 7 bits, or None.
+    float_below_channels: convolutions with fewer input channels than this stay FP32, because the integer kernels pad
+        them and take longer than the float ones; None: all are quantised.
     """
 
     activations: str
@@ -65,6 +67,7 @@ class Int8Scheme:
     bias: str
     placement: str
     reduced_range_without: str | None = None
+    float_below_channels: int | None = None
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
@@ -170,14 +173,15 @@ class Target:
         ):
             if value not in allowed:
                 raise BadInputError(f"{what} is {value!r}", hint=f"one of: {', '.join(allowed)}")
-        for what, values, allowed in (
+        lists: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             ("runtimes", self.runtimes, RUNTIMES),
             ("precisions", self.precisions, PRECISIONS),
-        ):
-            unknown = [value for value in values if value not in allowed]
+        )
+        for what, values, known in lists:
+            unknown = [value for value in values if value not in known]
             if unknown or not values or len(set(values)) != len(values):
                 raise BadInputError(
-                    f"{what} are {', '.join(values) or 'none'}", hint=f"some of: {', '.join(allowed)}, each once"
+                    f"{what} are {', '.join(values) or 'none'}", hint=f"some of: {', '.join(known)}, each once"
                 )
         if self.gpu is None and any(runtime.startswith("tensorrt") for runtime in self.runtimes):
             raise BadInputError(f"{self.name} runs TensorRT and states no GPU", hint="add [gpu]")
@@ -191,7 +195,8 @@ class Target:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, the profile's own keys; what it does not state is left out."""
-        return _stated(asdict(self))
+        body: dict[str, Any] = _stated(asdict(self))
+        return body
 
 
 def list_targets() -> list[str]:
@@ -241,9 +246,9 @@ def parse_target(text: str) -> Target:
         if key in body:
             value = body[key]
             body[key] = tuple(_made(kind, each, key) for each in value) if count == "many" else _made(kind, value, key)
-    for key in ("runtimes", "precisions", "compatible"):
-        if key in body:
-            body[key] = tuple(body[key])
+    for name in ("runtimes", "precisions", "compatible"):
+        if name in body:
+            body[name] = tuple(body[name])
     made: Target = _made(Target, body, "the profile")
     return made
 

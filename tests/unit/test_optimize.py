@@ -215,7 +215,9 @@ def test_the_whole_way_proves_what_it_kept_and_leaves_the_files_alone(
     assert document["before"]["metrics"]["top1"]["share"] > 0.85
     assert document["after"]["bytes"] == out.stat().st_size < 0.8 * document["before"]["bytes"]
     layers = {row["name"] for row in document["layers"] if row["precision"] == "int8"}
-    assert layers >= {"stem", "left", "right", "head"}
+    # An image's channels are too few for the CPU's integer kernels to pay.
+    assert layers >= {"left", "right", "head"}
+    assert ("stem" in layers) == (target == RTX)
     assert document["histograms"]
     assert document["robustness"]["points"]
     # No device was asked, and this host's time says nothing of a GPU's.

@@ -20,7 +20,7 @@ from kedge.optimize.proof.runner import run_all
 from kedge.optimize.quantize.affine import INT4, INT8, INT8_NARROW, INT8_REDUCED, UINT8, asymmetric, symmetric
 from kedge.optimize.quantize.calibrate import CALIBRATOR_NAMES, CALIBRATORS, choose_range, params_for, weight_params
 from kedge.optimize.quantize.histogram import BINS, Histogram, observe
-from kedge.optimize.quantize.placement import place
+from kedge.optimize.quantize.placement import place, thin_layers
 from kedge.optimize.quantize.static import StaticQuantizer, StaticSettings, output_error
 from kedge.optimize.quantize.step import Quantize
 from kedge.optimize.simplify import simplify
@@ -285,8 +285,22 @@ def fused(graph: Graph, folder: Path) -> Counter[str]:
 
 def test_onnxruntime_runs_a_residual_network_in_integers(data: tuple[Samples, Samples], tmp_path: Path) -> None:
     ops = fused(quantised(residual_net(), data[0].first(64), tmp_path, CPU), tmp_path)
-    assert (ops["QLinearConv"], ops["QLinearAdd"], ops["QGemm"], ops["QuantizeLinear"]) == (3, 1, 1, 1)
-    assert not {"Conv", "Add", "Gemm", "Relu", "DequantizeLinear"} & set(ops)
+    assert (ops["QLinearConv"], ops["QLinearAdd"], ops["QGemm"], ops["QuantizeLinear"]) == (2, 1, 1, 1)
+    # The first convolution alone, over an image's few channels, is faster in FP32.
+    assert ops["FusedConv"] + ops["Conv"] == 1
+    assert not {"Add", "Gemm", "DequantizeLinear"} & set(ops)
+
+
+def test_convolutions_over_fewer_channels_than_the_integer_kernels_take_at_once_stay_fp32(
+    data: tuple[Samples, Samples], tmp_path: Path
+) -> None:
+    graph = residual_net()
+    assert thin_layers(graph, graph.nodes, 4) == {"stem"}
+    assert thin_layers(graph, graph.nodes, None) == set()
+    assert thin_layers(graph, [graph.by_name["stem"]], 4) == set(), "a network is never left whole in FP32"
+    net = Net()
+    depthwise = net.graph(conv(net, "x", 16, 16, group=16), (1, 16, 8, 8))
+    assert thin_layers(depthwise, depthwise.nodes, 4) == set()
 
 
 def test_for_tensorrt_only_the_shortcut_of_an_add_has_a_pair_and_nothing_follows_the_layers() -> None:
@@ -330,9 +344,9 @@ def test_a_name_with_brackets_is_kept_by_that_name(data: tuple[Samples, Samples]
 def test_biases_are_int32_of_the_product_of_the_scales(data: tuple[Samples, Samples], tmp_path: Path) -> None:
     graph = residual_net()
     bias = np.linspace(-1, 1, 8).astype(np.float32)
-    graph.set_array("bs", bias)
+    graph.set_array("bl", bias)
     made = quantised(graph, data[0].first(32), tmp_path, CPU)
-    x, w, b = (made.producer[name] for name in made.by_name["stem"].input)
+    x, w, b = (made.producer[name] for name in made.by_name["left"].input)
     stored, scale = made.array(b.input[0]), made.array(b.input[1])
     assert stored.dtype == np.int32
     assert np.array_equal(
@@ -340,7 +354,7 @@ def test_biases_are_int32_of_the_product_of_the_scales(data: tuple[Samples, Samp
     )
     assert np.array_equal(stored, np.rint(bias.astype(np.float64) / scale))
     faithful = quantised(graph, data[0].first(32), tmp_path, RTX)
-    assert faithful.by_name["stem"].input[2] == "bs"
+    assert faithful.by_name["left"].input[2] == "bl"
 
 
 def conv(net: Net, source: str, inputs: int, outputs: int, *, kernel: int = 3, bias: Any = None, **more: Any) -> str:

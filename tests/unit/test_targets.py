@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kedge.build.plan import plan
-from kedge.errors import BadInputError, IncompatibleError
-from kedge.model.onnx_io import read_model
+from kedge.errors import BadInputError
 from kedge.targets import Int8Scheme, list_targets, load_target
-from tests.support import models
 
 _SPEC = importlib.util.spec_from_file_location(
     "check_targets", Path(__file__).resolve().parents[2] / "tools" / "check_targets.py"
@@ -42,12 +39,6 @@ def test_the_two_schemes_differ_where_their_runtimes_do() -> None:
 def test_a_scheme_that_does_not_exist_is_refused() -> None:
     with pytest.raises(BadInputError, match="placement"):
         Int8Scheme("int8", "int8", symmetric=True, bias="float", placement="everywhere")
-
-
-def test_a_target_for_which_nothing_is_built_yet_says_so(tmp_path: Path) -> None:
-    spec = read_model(models.classifier(tmp_path / "m.onnx"))
-    with pytest.raises(IncompatibleError, match="tensorrt-rtx, for which this version builds nothing"):
-        plan(spec, load_target("rtx-ada-2000"))
 
 
 def test_every_profile_is_as_the_schema_says_and_no_two_claim_a_module() -> None:

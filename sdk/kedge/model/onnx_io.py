@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,15 @@ from .notes import read_notes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ModelSpec", "model_spec", "read_model", "read_proto", "read_with_files", "require_float"]
+__all__ = [
+    "ModelSpec",
+    "model_spec",
+    "read_model",
+    "read_proto",
+    "read_with_files",
+    "require_float",
+    "to_standard_error",
+]
 
 _MAX_ONNX_BYTES = 2**31 - 1
 _MAX_EXTERNAL_FILES = 1 << 12
@@ -106,7 +117,8 @@ def _read(path: Path, *, accept_files: bool) -> tuple[onnx.ModelProto, tuple[Pat
         model = onnx.load_model(path, load_external_data=False)
         _require_known_versions(path, model)
         files = _read_files(path, model, size, accepted=accept_files)
-        onnx.checker.check_model(model)
+        with to_standard_error():
+            onnx.checker.check_model(model)
     except OSError as error:
         raise BadInputError(
             f"{path} cannot be read: {error.strerror}", hint="give the path of an .onnx file"
@@ -117,6 +129,19 @@ def _read(path: Path, *, accept_files: bool) -> tuple[onnx.ModelProto, tuple[Pat
             f"{path} is not a valid ONNX model: {kind or first_line(error)}", hint=hint or "export it again"
         ) from error
     return model, files
+
+
+@contextmanager
+def to_standard_error() -> Iterator[None]:
+    """What native code prints goes to standard error: standard output holds a command's one document."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def model_spec(model: onnx.ModelProto) -> ModelSpec:

@@ -14,7 +14,7 @@ Source: NVIDIA, "Working with Quantized Types", Q/DQ placement recommendations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -22,7 +22,7 @@ import onnx
 from ...model.graph import Graph, attributes
 from ...targets import Target
 
-__all__ = ["WEIGHTED", "Placement", "WeightSite", "place", "quantizable", "weight_site"]
+__all__ = ["WEIGHTED", "Placement", "WeightSite", "place", "quantizable", "thin_layers", "weight_site"]
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -85,6 +85,24 @@ def weight_site(graph: Graph, node: onnx.NodeProto) -> WeightSite | None:
     else:
         axis = dims - 1 if dims == 2 else None
     return WeightSite(node.name, 1, node.input[1], axis)
+
+
+def thin_layers(graph: Graph, layers: Iterable[onnx.NodeProto], below: int | None) -> set[str]:
+    """Convolutions over fewer input channels than `below`, by name; never all layers there are. None: none.
+
+    Depthwise convolutions have one channel a group and kernels of their own: they are not meant.
+    """
+    all_layers = list(layers)
+    thin = {
+        node.name
+        for node in all_layers
+        if below is not None
+        and node.op_type == "Conv"
+        and attributes(node).get("group", 1) == 1
+        and node.input[1] in graph.initializers
+        and graph.initializers[node.input[1]].dims[1] < below
+    }
+    return thin if len(thin) < len(all_layers) else set()
 
 
 def quantizable(graph: Graph) -> list[onnx.NodeProto]:

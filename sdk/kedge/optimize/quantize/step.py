@@ -15,6 +15,7 @@ from ..simplify import simplify
 from ..work import Result, Work
 from .awq import AWQ
 from .histogram import Histogram
+from .placement import thin_layers
 from .static import StaticQuantizer, StaticSettings
 
 __all__ = ["PRECISIONS", "Quantize", "require_precision"]
@@ -121,6 +122,8 @@ def require_precision(precision: str, work: Work) -> None:
 def _static(step: Quantize, graph: Graph, work: Work) -> Result:
     quantizer = StaticQuantizer(simplify(graph), work, step.settings())
     kept = step.kept([node.name for node in quantizer.layers])
+    if step.precision == "int8":
+        kept |= thin_layers(quantizer.graph, quantizer.layers, work.target.int8.float_below_channels)
     plan = {node.name: "fp32" if node.name in kept else step.precision for node in quantizer.layers}
     return static_result(quantizer, plan)
 
