@@ -22,6 +22,7 @@ from . import __version__
 from .errors import AgentError
 from .runtime.base import Runtime
 from .runtime.onnxruntime import OnnxRuntime
+from .serving.building import Builds
 from .serving.http import UnixHTTPServer
 from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
@@ -95,12 +96,13 @@ def _serve(layout: Layout, options: Options, stop: threading.Event) -> None:
     onnx = OnnxRuntime()
     runtimes: dict[str, Runtime] = {onnx.name: onnx}
     repository = Repository(layout, runtimes, threads)
+    builds = Builds(layout)
     folder = socket_directory(layout.root)
     # Who may use a door is decided by the socket's own mode and group.
     make_directory(folder, mode=0o755 if folder == SYSTEM_SOCKETS else 0o700)
     handlers = {
         "infer": (inference_handler(repository), None),
-        "control": (control_handler(repository, layout, runtimes), _is_admin),
+        "control": (control_handler(repository, layout, runtimes, builds), _is_admin),
     }
     servers: list[UnixHTTPServer] = []
     try:
@@ -123,6 +125,7 @@ def _serve(layout: Layout, options: Options, stop: threading.Event) -> None:
         for server in servers:
             server.shutdown()
             server.server_close()
+        builds.close()
         repository.close()
         for door in handlers:
             (folder / f"{door}.sock").unlink(missing_ok=True)

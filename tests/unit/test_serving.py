@@ -19,6 +19,7 @@ from kedge.release.bundle import Release
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.oip import HEADER_LENGTH, decode_response, encode_request, parse_server_timing
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
+from kedge_agent.serving.building import Builds
 from kedge_agent.serving.http import UnixHTTPServer
 from kedge_agent.serving.repository import Repository
 from kedge_agent.serving.routes import control_handler, inference_handler
@@ -62,7 +63,7 @@ def served(tmp_path: Path, release: Release) -> Iterator[tuple[Client, Repositor
     repository.start()
     repository.activate(release.digest)
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    server = UnixHTTPServer(folder / "s", control_handler(repository, layout, {onnx.name: onnx}))
+    server = UnixHTTPServer(folder / "s", control_handler(repository, layout, {onnx.name: onnx}, Builds(layout)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     client = Client(folder / "s")

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -249,8 +249,7 @@ def _child(folder_name: str, pipe: int) -> None:
             report = compile_onnx(model, order, progress=tell, timing_cache=(folder / "timing.cache").read_bytes())
             (folder / "engine").write_bytes(report.engine)
             (folder / "timing.made").write_bytes(report.timing_cache)
-            answer = asdict(replace(report, engine=b"", timing_cache=b""))
-            del answer["engine"], answer["timing_cache"]
+            answer = report.to_json()
     except EngineError as error:
         findings = [asdict(finding) for finding in error.findings]
         answer = {"error": error.message, "kind": error.kind, "hint": error.hint, "findings": findings}

@@ -9,15 +9,16 @@ import ctypes
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from ..formats.passport import Passport
+from ..formats.plan_header import read_plan_header
 from .library import library_of
 from .report import EngineError
 
-__all__ = ["Gpu", "compatible_modules", "gpu_here", "jetson_linux", "passport_here", "power_mode"]
+__all__ = ["Gpu", "built_passport", "compatible_modules", "gpu_here", "jetson_linux", "passport_here", "power_mode"]
 
 _MAX_TREE_BYTES = 4096
 # CUdevice_attribute: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
@@ -82,6 +83,17 @@ def passport_here(
         cuda=None if gpu is None else gpu.driver_cuda,
         driver=_driver(root),
         power_mode=power_mode(root),
+    )
+
+
+def built_passport(engine: bytes, here: Passport) -> Passport:
+    """The passport of an engine that was built on a machine; version and GPUs are those that the engine states."""
+    header = read_plan_header(engine, file_bytes=len(engine))
+    return replace(
+        here,
+        runtime=header.runtime,
+        runtime_version=header.version,
+        compute_capabilities=header.compute_capabilities or here.compute_capabilities,
     )
 
 

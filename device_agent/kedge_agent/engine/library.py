@@ -6,6 +6,7 @@ and nowhere else, and only when something is compiled: the import loads half a g
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import threading
@@ -52,7 +53,7 @@ class Library:
         if importlib.util.find_spec(self.module) is None:
             return None
         try:
-            return str(self.load().__version__)
+            return _whole_version(str(self.load().__version__))
         except EngineError:
             return None
 
@@ -63,6 +64,18 @@ class Library:
             EngineError: it is not installed, or does not load (kind missing).
         """
         return _module(self)
+
+
+def _whole_version(named: str) -> str:
+    """JetPack's package names three parts; the library that it has loaded knows the fourth, which engines carry."""
+    parts = named.split(".")
+    if len(parts) != 3:
+        return named
+    try:
+        build = int(ctypes.CDLL(f"libnvinfer.so.{parts[0]}").getInferLibBuildVersion())
+    except (OSError, AttributeError):
+        return named
+    return f"{named}.{build}"
 
 
 RUNTIMES: dict[str, Library] = {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..formats.passport import Passport
 from .report import EngineError, Profiles
 
-__all__ = ["Order", "parse_order"]
+__all__ = ["Order", "engine_key", "parse_order"]
 
 _MAX_DIMENSION = (1 << 31) - 1
 _MAX_BYTES = 1 << 46
@@ -50,6 +53,12 @@ class Order:
         body = replace(self, compute_capabilities=(), workspace_bytes=None, tactic_dram_bytes=None).to_json()
         del body["compute_capabilities"]
         return body
+
+
+def engine_key(onnx_sha256: str, order: Order, passport: Passport) -> str:
+    """The name of an engine in a cache: what it was built from, and where it runs."""
+    body = {"onnx": onnx_sha256, "plan": order.plan(), "passport": passport.hard()}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def parse_order(body: Any) -> Order:

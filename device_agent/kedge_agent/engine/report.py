@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 __all__ = [
     "FAULTS",
@@ -97,6 +98,12 @@ class CompileReport:
     def layers(self) -> int:
         """How many layers the parser made."""
         return len(self.network)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, without the engine and the timing cache."""
+        body = asdict(replace(self, engine=b"", timing_cache=b""))
+        del body["engine"], body["timing_cache"]
+        return body | {"engine_bytes": len(self.engine)}
 
 
 class EngineError(Exception):

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["Fit", "Passport", "PassportError", "fit", "parse_passport"]
+__all__ = ["Fit", "Passport", "PassportError", "fit", "parse_passport", "same_version"]
 
 _RUNTIMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 _VERSION = re.compile(r"\d{1,4}(\.\d{1,5}){2,3}")
@@ -89,7 +89,7 @@ class Fit:
 def fit(engine: Passport, here: Passport) -> Fit:
     """Whether an engine built under one passport runs under another."""
     refusals = []
-    same_runtime = engine.runtime == here.runtime and _same_version(engine.runtime_version, here.runtime_version)
+    same_runtime = engine.runtime == here.runtime and same_version(engine.runtime_version, here.runtime_version)
     known = set(here.compute_capabilities)
     if not same_runtime or not known <= set(engine.compute_capabilities):
         refusals.append(_both(engine.describe(), here.describe()))
@@ -138,8 +138,8 @@ def parse_passport(body: Any) -> Passport:
     return Passport(body["runtime"], version, compute_capabilities=tuple(capabilities), **rest)
 
 
-def _same_version(engine: str, here: str) -> bool:
-    """JetPack's Python package names three parts of the four that engines carry."""
+def same_version(engine: str, here: str) -> bool:
+    """Whether two versions are one, as far as both are stated: JetPack's Python package names three parts of four."""
     ours, theirs = engine.split("."), here.split(".")
     return all(a == b for a, b in zip(ours, theirs, strict=False))
 

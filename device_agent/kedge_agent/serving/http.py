@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import socket
 import socketserver
 import struct
@@ -129,6 +130,14 @@ class Response:
 
 
 Handler = Callable[[Request], Response]
+
+
+Route = tuple[str, re.Pattern[str], Callable[..., Response]]
+
+
+def route(method: str, pattern: str, function: Callable[..., Response]) -> Route:
+    """A route: requests of this method whose whole path matches; named groups become the function's arguments."""
+    return method, re.compile(pattern), function
 
 
 def json_response(body: Any, status: int = 200) -> Response:

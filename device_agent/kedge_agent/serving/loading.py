@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..engine.here import passport_here
 from ..errors import AgentError
 from ..formats.manifest import PACKED, Artefact, Manifest
+from ..formats.passport import fit, same_version
+from ..formats.plan_header import HEADER_BYTES, PlanHeaderError, read_plan_header
 from ..formats.tensors import datatype_of
 from ..measure.memory import read_memory
 from ..measure.parity import compare_output, failures
@@ -54,7 +57,7 @@ def load_release(layout: Layout, runtimes: Mapping[str, Runtime], digest: str, t
             hint="build it for this device's target: kedge build --target …",
         )
     verify_release(layout, manifest)
-    artefact, runtime = _choose(manifest, runtimes)
+    artefact, runtime = _choose(layout, manifest, runtimes)
     before = read_memory()
     start = time.perf_counter_ns()
     with _loadable(layout, manifest, artefact) as path:
@@ -102,11 +105,19 @@ def check_parity(layout: Layout, candidate: LiveModel) -> list[dict[str, Any]]:
     return [result.to_json() for result in results.values()]
 
 
-def _choose(manifest: Manifest, runtimes: Mapping[str, Runtime]) -> tuple[Artefact, Runtime]:
+def _choose(layout: Layout, manifest: Manifest, runtimes: Mapping[str, Runtime]) -> tuple[Artefact, Runtime]:
+    refused: AgentError | None = None
     for artefact in manifest.artefacts:
+        try:
+            _check_engine(layout, manifest, artefact)
+        except AgentError as error:
+            refused = refused or error
+            continue
         runtime = runtimes.get(artefact.runtime)
         if runtime is not None and runtime.version() is not None:
             return artefact, runtime
+    if refused is not None:
+        raise refused
     wanted = ", ".join(artefact.runtime for artefact in manifest.artefacts)
     here = ", ".join(name for name, runtime in runtimes.items() if runtime.version()) or "none"
     raise AgentError(
@@ -114,6 +125,58 @@ def _choose(manifest: Manifest, runtimes: Mapping[str, Runtime]) -> tuple[Artefa
         kind="incompatible",
         hint="build the release for this device's target, or provision the device again",
     )
+
+
+def _check_engine(layout: Layout, manifest: Manifest, artefact: Artefact) -> None:
+    """Hold an engine's header and passport against each other and against this device, before anything loads it.
+
+    Raises:
+        AgentError: it is no engine, or not the one its passport is of (integrity); it does not run here, or there is
+            none yet (incompatible).
+    """
+    if artefact.build is not None:
+        raise AgentError(
+            f"the release has a build plan for {artefact.runtime}, and no engine yet",
+            kind="incompatible",
+            hint="deploy it from the host, which has this device build it: kedge deploy RELEASE --to DEVICE",
+        )
+    if artefact.passport is None:
+        return
+    path = layout.release(manifest.digest) / artefact.file
+    try:
+        with path.open("rb") as file:
+            header = read_plan_header(file.read(HEADER_BYTES), file_bytes=path.stat().st_size)
+    except PlanHeaderError as error:
+        raise AgentError(f"{artefact.file}: {error}", kind="integrity", hint="build the release again") from error
+    except OSError as error:
+        raise translate_os_error(error, f"reading {artefact.file}") from error
+    passport = artefact.passport
+    stated = replace(
+        passport,
+        runtime=header.runtime,
+        runtime_version=header.version,
+        compute_capabilities=header.compute_capabilities or passport.compute_capabilities,
+    )
+    if stated != replace(passport, runtime_version=stated.runtime_version) or not same_version(
+        header.version, passport.runtime_version
+    ):
+        raise AgentError(
+            f"{artefact.file} is an engine of {header.describe()}, its passport says {passport.describe()}",
+            kind="integrity",
+            hint="build the release again",
+        )
+    here = passport_here(artefact.runtime)
+    if here is None:
+        return  # no such runtime: said by whoever looks for one
+    found = fit(passport, here)
+    if not found.fits:
+        raise AgentError(
+            "; ".join(found.refusals),
+            kind="incompatible",
+            hint=f"rebuild with: kedge build … --target {manifest.target}",
+        )
+    for warning in found.warnings:
+        _LOG.warning("%s: %s", manifest.model, warning)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,12 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from .. import __version__
+from ..engine.here import compatible_modules, gpu_here, jetson_linux, passport_here
+from ..engine.library import RUNTIMES
 from ..errors import AgentError
 from ..formats.oip import HEADER_LENGTH, encode_request
 from ..measure.benchmark import BenchmarkRules, run_benchmark
@@ -21,8 +23,10 @@ from ..measure.memory import read_memory
 from ..runtime.base import Runtime
 from ..store.layout import Layout
 from ..wire import PROTOCOLS_SPOKEN
+from .build_routes import build_routes
+from .building import Builds
 from .golden import golden_batch
-from .http import Handler, Request, Response, json_response
+from .http import Handler, Request, Response, Route, json_response, route
 from .inference import infer
 from .repository import Repository
 
@@ -31,8 +35,6 @@ __all__ = ["control_handler", "inference_handler"]
 _NAME = r"(?P<model>[a-z0-9][a-z0-9_-]{0,63})"
 _VERSIONED = rf"/v2/models/{_NAME}(?:/versions/(?P<version>\d{{1,20}}))?"
 _DIGEST = r"(?P<digest>[0-9a-f]{64})"
-
-Route = tuple[str, re.Pattern[str], Callable[..., Response]]
 
 
 def _handler(routes: list[Route]) -> Handler:
@@ -51,18 +53,15 @@ def _handler(routes: list[Route]) -> Handler:
     return handle
 
 
-def _route(method: str, pattern: str, function: Callable[..., Response]) -> Route:
-    return method, re.compile(pattern), function
-
-
 def inference_handler(repository: Repository) -> Handler:
     """Handler of the inference door."""
     return _handler(_inference_routes(repository))
 
 
-def control_handler(repository: Repository, layout: Layout, runtimes: dict[str, Runtime]) -> Handler:
+def control_handler(repository: Repository, layout: Layout, runtimes: dict[str, Runtime], builds: Builds) -> Handler:
     """Handler of the control door."""
-    return _handler(_inference_routes(repository) + _control_routes(repository, layout, runtimes))
+    control = _control_routes(repository, layout, runtimes)
+    return _handler(_inference_routes(repository) + control + build_routes(builds))
 
 
 def _inference_routes(repository: Repository) -> list[Route]:
@@ -98,12 +97,12 @@ def _inference_routes(repository: Repository) -> list[Route]:
         return infer(repository, model, version, request)
 
     return [
-        _route("POST", rf"{_VERSIONED}/infer", model_infer),
-        _route("GET", r"/v2/?", server),
-        _route("GET", r"/v2/health/live", live),
-        _route("GET", r"/v2/health/ready", ready),
-        _route("GET", rf"{_VERSIONED}/ready", model_ready),
-        _route("GET", _VERSIONED, model_metadata),
+        route("POST", rf"{_VERSIONED}/infer", model_infer),
+        route("GET", r"/v2/?", server),
+        route("GET", r"/v2/health/live", live),
+        route("GET", r"/v2/health/ready", ready),
+        route("GET", rf"{_VERSIONED}/ready", model_ready),
+        route("GET", _VERSIONED, model_metadata),
     ]
 
 
@@ -115,7 +114,13 @@ def _same_version(serving: int, asked: str | None) -> None:
 def _control_routes(repository: Repository, layout: Layout, runtimes: dict[str, Runtime]) -> list[Route]:
     started = time.monotonic()
 
+    @cache
+    def compilers() -> dict[str, Any]:
+        found = {name: passport_here(name) for name in RUNTIMES}
+        return {name: passport.to_json() for name, passport in found.items() if passport is not None}
+
     def info(_: Request) -> Response:
+        gpu = gpu_here()
         return json_response(
             {
                 "version": __version__,
@@ -130,6 +135,10 @@ def _control_routes(repository: Repository, layout: Layout, runtimes: dict[str, 
                 "uptime_s": time.monotonic() - started,
                 "state": str(layout.root),
                 "runtimes": {name: runtime.version() for name, runtime in runtimes.items()},
+                "compilers": compilers(),
+                "gpu": None if gpu is None else gpu.compute_capability,
+                "compatible": list(compatible_modules()),
+                "l4t": jetson_linux(),
                 "memory": read_memory().to_json(),
             }
         )
@@ -175,13 +184,13 @@ def _control_routes(repository: Repository, layout: Layout, runtimes: dict[str, 
         return Response(200, [header, *buffers], [(HEADER_LENGTH, str(len(header)))], "application/octet-stream")
 
     return [
-        _route("GET", r"/kedge/v1/info", info),
-        _route("GET", r"/kedge/v1/status", status),
-        _route("POST", rf"/kedge/v1/releases/{_DIGEST}/activate", activate),
-        _route("POST", rf"/kedge/v1/models/{_NAME}/rollback", rollback),
-        _route("POST", rf"/kedge/v1/models/{_NAME}/benchmark", benchmark),
-        _route("GET", rf"/kedge/v1/models/{_NAME}/memory", memory),
-        _route("GET", rf"/kedge/v1/models/{_NAME}/golden", golden),
+        route("GET", r"/kedge/v1/info", info),
+        route("GET", r"/kedge/v1/status", status),
+        route("POST", rf"/kedge/v1/releases/{_DIGEST}/activate", activate),
+        route("POST", rf"/kedge/v1/models/{_NAME}/rollback", rollback),
+        route("POST", rf"/kedge/v1/models/{_NAME}/benchmark", benchmark),
+        route("GET", rf"/kedge/v1/models/{_NAME}/memory", memory),
+        route("GET", rf"/kedge/v1/models/{_NAME}/golden", golden),
     ]
 
 

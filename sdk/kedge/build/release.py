@@ -1,11 +1,11 @@
-"""`kedge build`: plan, record golden outputs, write the release."""
+"""`kedge build`: plan, compile, record golden outputs, write the release."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,24 @@ from numpy.typing import NDArray
 
 from kedge_agent.formats.frames import hash_file
 from kedge_agent.formats.manifest import PACKED, SCHEMA, is_model_name
-from kedge_agent.formats.tensors import datatype_of
+from kedge_agent.formats.tensors import DYNAMIC, datatype_of
 
 from .. import __version__
 from ..errors import BadInputError, IncompatibleError
-from ..model.onnx_io import read_model
+from ..model.footprint import activation_bytes, weight_bytes
+from ..model.graph import Graph
+from ..model.onnx_io import ModelSpec, read_model
 from ..model.session import ReferenceModel
 from ..release.bundle import Release, write_release
 from ..targets import Target
+from .cache import CachedEngine, EngineCache
+from .engines import build_engine, host_builders, order_of
 from .golden import made_up_inputs, select_samples
-from .plan import Plan, plan
+from .memory import estimate
+from .plan import Plan, plan, require_room
+from .shapes import Profiles, shape_profiles
 
-__all__ = ["BuildOptions", "Built", "build_release", "model_name_for"]
+__all__ = ["BuildOptions", "Built", "build_release", "engine_artefact", "model_name_for", "plan_model"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,12 @@ class BuildOptions:
     name: the model's name on the device. version: its integer version.
     cosine_min, relative_error_max: limits of the parity gate, as decimal strings.
     accuracy: measured figures to record, as decimal strings by name.
-    pack: True packs the model where that makes it smaller, False never does, None where it is worthwhile.
+    pack: True packs the model where that makes it smaller, False never does, None where it is worthwhile; engines and
+        what a device is to compile are never packed.
+    runtime, compute_capabilities: see `plan`. shapes: profiles of inputs whose shape is not fixed.
+    require_engine: refuse where the engine can only be built on a device.
+    sparse_weights: use 2:4 sparse kernels where the weights are. workspace_bytes: of an engine's scratch memory; None:
+        the library's default on a host, what fits on a device.
     """
 
     name: str
@@ -44,19 +55,28 @@ class BuildOptions:
     relative_error_max: str = "0.02"
     accuracy: Mapping[str, str] | None = None
     pack: bool | None = None
+    runtime: str | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    shapes: Profiles = field(default_factory=dict)
+    require_engine: bool = False
+    sparse_weights: bool = False
+    workspace_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Built:
     """A release, and how it came about.
 
-    golden_made_up: no real inputs were given. model_bytes: size of the model file as it is loaded.
+    golden_made_up: no real inputs were given. model_bytes: size of the model file as it was given.
+    engine: what the release holds of one; None: none. compiled: it was built now, and not taken from the cache.
     """
 
     release: Release
     plan: Plan
     golden_made_up: bool
     model_bytes: int
+    engine: CachedEngine | None = None
+    compiled: bool = False
 
 
 def model_name_for(path: Path) -> str:
@@ -65,50 +85,83 @@ def model_name_for(path: Path) -> str:
     return name or "model"
 
 
+def plan_model(model: Path, target: Target, options: BuildOptions) -> tuple[ModelSpec, Plan]:
+    """What `build_release` would do, without doing it.
+
+    Raises:
+        BadInputError: the model or the shapes cannot be used.
+        IncompatibleError: the target has no runtime for the model.
+        NoSpaceError: it cannot fit.
+    """
+    spec = read_model(model)
+    own = () if target.compute_capability is None else (target.compute_capability,)
+    choice = plan(
+        spec,
+        target,
+        host=host_builders((*own, *options.compute_capabilities)),
+        runtime=options.runtime,
+        compute_capabilities=options.compute_capabilities,
+    )
+    profiles = shape_profiles(spec, options.shapes) if choice.runtime != "onnxruntime" else {}
+    graph = Graph.read(model)
+    activations = {
+        name: activation_bytes(graph, shapes)
+        for index, name in enumerate(("least", "usual", "greatest"))
+        if (shapes := _shapes_at(spec, profiles, index)) is not None
+    }
+    choice = replace(choice, profiles=profiles, memory=estimate(weight_bytes(graph), activations, target))
+    require_room(choice, target)
+    return spec, choice
+
+
 def build_release(
     model: Path,
     target: Target,
     out: Path,
     options: BuildOptions,
     golden: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    reference: Path | None = None,
+    cache: EngineCache | None = None,
+    progress: Callable[[str, float], None] = lambda step, share: None,
 ) -> Built:
     """Build a release of an ONNX model for a target.
 
     Args:
-        golden: recorded inputs by name (all samples at hand; the first few are taken), or None
-            to make some up.
+        golden: recorded inputs by name (all samples at hand; the first few are taken), or None to make some up.
+        reference: the model whose outputs are golden, where this host's onnxruntime cannot run the one that is
+            released; None: that one.
+        cache: of engines; None: the user's.
+        progress: told of each step's name and the share of it that is done.
 
     Raises:
         BadInputError: the model, the name or the inputs cannot be used.
-        IncompatibleError: the target has no runtime for the model.
+        IncompatibleError: the target has no runtime for the model, or its compiler refuses it.
+        NoSpaceError: it cannot fit.
     """
     if not is_model_name(options.name):
         raise BadInputError(
             f"{options.name!r} cannot name a model", hint="lower-case letters, digits, - and _; at most 64 characters"
         )
-    spec = read_model(model)
-    choice = plan(spec, target)
-    inputs = made_up_inputs(spec) if golden is None else select_samples(golden, spec)
-    reference = ReferenceModel(model)
-    outputs = reference.run(inputs)
+    spec, choice = plan_model(model, target, options)
+    if options.require_engine and choice.where == "device":
+        raise IncompatibleError(
+            f"no engine for {target.name} can be built here: {choice.reason}",
+            hint="leave --require-engine out, or build it on a device: --on DEVICE",
+        )
+    recorded = _at_usual_shapes(spec, choice.profiles)
+    inputs = made_up_inputs(recorded) if golden is None else select_samples(golden, recorded)
+    progress("recording golden outputs", 0.0)
+    runner, outputs = _golden_outputs(model, reference, inputs, choice)
     source = hash_file(model)
-    sources, encoding = _model_file(model, options.pack)
+    artefact, sources, engine, compiled = _artefact(model, source.sha256, spec, choice, options, cache, progress)
     body: dict[str, Any] = {
         "kedge": SCHEMA,
         "model": options.name,
         "version": options.version,
         "target": target.name,
         "platform": {"os": target.os, "arch": target.arch},
-        "artefacts": [
-            {
-                "runtime": choice.runtime,
-                "file": next(iter(sources)),
-                "precision": choice.precision,
-                "inputs": [tensor.to_json() for tensor in spec.inputs],
-                "outputs": [tensor.to_json() for tensor in spec.outputs],
-                **encoding,
-            }
-        ],
+        "artefacts": [artefact],
         "golden": {
             "inputs": _record(inputs, "golden-in", sources),
             "outputs": _record(outputs, "golden-out", sources),
@@ -120,7 +173,7 @@ def build_release(
             "source_sha256": source.sha256,
             "kedge": __version__,
             "git_commit": _git_commit(model.parent),
-            "libraries": {"onnxruntime": reference.runtime_version, "numpy": np.__version__},
+            "libraries": {"onnxruntime": runner.runtime_version, "numpy": np.__version__},
             "opset": spec.opset,
             "ir_version": spec.ir_version,
             "golden_inputs": "made up" if golden is None else "given",
@@ -128,7 +181,79 @@ def build_release(
             **spec.notes,
         },
     }
-    return Built(write_release(out, sources, body), choice, golden is None, source.size_bytes)
+    if reference is not None:
+        body["provenance"]["reference_sha256"] = hash_file(reference).sha256
+    return Built(
+        write_release(out, sources, body), choice, golden is None, source.size_bytes, engine=engine, compiled=compiled
+    )
+
+
+def engine_artefact(planned: Mapping[str, Any], engine: CachedEngine) -> dict[str, Any]:
+    """A manifest's artefact of an engine, in the place of one that had yet to be compiled."""
+    kept = {key: value for key, value in planned.items() if key not in ("build", "file", "passport", "encoding")}
+    return {**kept, "file": "model.engine", "passport": engine.passport.to_json()}
+
+
+def _artefact(
+    model: Path,
+    sha256: str,
+    spec: ModelSpec,
+    choice: Plan,
+    options: BuildOptions,
+    cache: EngineCache | None,
+    progress: Callable[[str, float], None],
+) -> tuple[dict[str, Any], dict[str, Path | bytes], CachedEngine | None, bool]:
+    """The artefact of a plan as the manifest states it, its file, and the engine if it is one."""
+    artefact: dict[str, Any] = {
+        "runtime": choice.runtime,
+        "precision": choice.precision,
+        "inputs": [tensor.to_json() for tensor in spec.inputs],
+        "outputs": [tensor.to_json() for tensor in spec.outputs],
+    }
+    if choice.where == "nowhere":
+        sources, encoding = _model_file(model, options.pack)
+        return {**artefact, "file": next(iter(sources)), **encoding}, sources, None, False
+    order = order_of(choice, sparse_weights=options.sparse_weights, workspace_bytes=options.workspace_bytes)
+    artefact |= {"file": "model.onnx", "build": order.to_json()}
+    if choice.where == "device":
+        return artefact, {"model.onnx": model}, None, False
+    engine, compiled = build_engine(model.read_bytes(), sha256, order, cache=cache or EngineCache(), progress=progress)
+    return engine_artefact(artefact, engine), {"model.engine": engine.path}, engine, compiled
+
+
+def _golden_outputs(
+    model: Path, reference: Path | None, inputs: Mapping[str, NDArray[Any]], choice: Plan
+) -> tuple[ReferenceModel, dict[str, NDArray[Any]]]:
+    """Outputs of the model as the target's runtime computes it: Q/DQ pairs as written, where that is not this one."""
+    try:
+        runner = ReferenceModel(reference or model, optimise=choice.runtime == "onnxruntime")
+        return runner, runner.run(inputs)
+    except BadInputError as error:
+        if reference is not None:
+            raise
+        raise IncompatibleError(
+            f"this host's onnxruntime cannot run {model.name} to record golden outputs: {error.message}",
+            hint="give the FP32 model it was made from: --reference MODEL",
+        ) from error
+
+
+def _at_usual_shapes(spec: ModelSpec, profiles: Profiles) -> ModelSpec:
+    """The model with the inputs that an engine was tuned for: golden ones must lie within its profile."""
+    inputs = [replace(each, shape=profiles[each.name][1]) if each.name in profiles else each for each in spec.inputs]
+    return replace(spec, inputs=tuple(inputs))
+
+
+def _shapes_at(spec: ModelSpec, profiles: Profiles, index: int) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of all inputs at one shape profile; without profiles a free batch counts as 1."""
+    out = {}
+    for each in spec.inputs:
+        if each.name in profiles:
+            out[each.name] = profiles[each.name][index]
+        elif all(dim != DYNAMIC for dim in each.shape[1:]):
+            out[each.name] = tuple(1 if dim == DYNAMIC else dim for dim in each.shape)
+        else:
+            return None
+    return out
 
 
 def _model_file(model: Path, wanted: bool | None) -> tuple[dict[str, Path | bytes], dict[str, str]]:

@@ -23,6 +23,7 @@ _COMMANDS = {
     "demo": ("demo", "demo", "The whole way on a bundled example, on a loopback device."),
     "optimize": ("optimize", "optimize", "Make a model smaller and faster for a target, and prove it."),
     "build": ("build", "build", "Make a release of a model for a target."),
+    "preflight": ("preflight", "preflight", "What of a model will not run on a target, and why."),
     "deploy": ("deploy", "deploy", "Push a release to devices and switch to it behind its gate."),
     "infer": ("infer", "infer", "Run a deployed model on data of yours."),
     "bench": ("bench", "bench", "Measure a deployed model: latency and memory."),
@@ -31,6 +32,7 @@ _COMMANDS = {
     "device": ("device", "device", "Add, trust, provision and list devices."),
     "targets": ("targets", "targets", "Profiles of what kinds of devices can do."),
     "release": ("release", "release", "Look at a release and verify it."),
+    "cache": ("cache", "cache", "Engines that were built once: list them, remove them."),
 }
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common import Output, long_output_options, path_type
+from .common import Output, inventory_option, long_output_options, path_type, read_inventory
 
 __all__ = ["build"]
 
@@ -20,6 +21,7 @@ __all__ = ["build"]
     "--model-version", type=click.IntRange(min=1), default=1, show_default=True, help="The model's integer version."
 )
 @click.option("--golden", type=path_type, help="Real inputs (.npy or .npz) to record for the parity gate.")
+@click.option("--reference", type=path_type, help="The model whose outputs are golden.  [default: MODEL itself]")
 @click.option("--min-cosine", default="0.999", show_default=True, help="Parity gate: least cosine similarity.")
 @click.option(
     "--max-relative-error", default="0.02", show_default=True, help="Parity gate: largest error over largest output."
@@ -29,41 +31,104 @@ __all__ = ["build"]
     default=None,
     help="Pack the model for the way to the device.  [default: where it saves a quarter of it]",
 )
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would be built, where and why; build nothing.")
+@click.option("--runtime", help="One of the target's.  [default: the first that takes the model]")
+@click.option(
+    "--shapes",
+    multiple=True,
+    metavar="INPUT=MIN:OPT:MAX",
+    help="Bounds of an input's free dimensions, each as 1x3x224x224; may be repeated.  [default: batch 1]",
+)
+@click.option(
+    "--also-for",
+    multiple=True,
+    metavar="CC",
+    help="Compile for this compute capability too, in one engine (TensorRT for RTX); may be repeated.",
+)
+@click.option("--sparse", is_flag=True, help="Use 2:4 sparse kernels where the weights are.")
+@click.option("--workspace-mib", type=click.IntRange(1, 1 << 20), help="Scratch memory that the engine may take.")
+@click.option("--require-engine", is_flag=True, help="Exit 7 where the engine can only be built on a device.")
+@click.option("--on", "device", metavar="DEVICE", help="Build the engine on this device now, and pull it back.")
+@inventory_option
 @long_output_options
 def build(
     model: Path,
     target: str,
     folder: Path | None,
-    name: str | None,
-    model_version: int,
+    only_plan: bool,
     golden: Path | None,
-    min_cosine: str,
-    max_relative_error: str,
-    pack: bool | None,
+    reference: Path | None,
+    device: str | None,
+    inventory_path: Path | None,
     out: Output,
+    **options: Any,
 ) -> None:
-    """Make a release of an ONNX MODEL for a target: the model, golden inputs and outputs, a manifest."""
-    from ..build.release import BuildOptions, build_release, model_name_for
+    """Make a release of an ONNX MODEL for a target: engine or model, golden inputs and outputs, a manifest.
+
+    Where the target's runtime takes engines, one is compiled here if that is possible (TensorRT for RTX: always,
+    also without a GPU), taken from the cache if it was built before, or left to the first device.
+    Beside the release, FOLDER.build.json and .build.html say what was built.
+    """
+    from ..build.release import BuildOptions, build_release, model_name_for, plan_model
+    from ..build.shapes import parse_shapes
     from ..model.inputs import load_tensors
     from ..model.onnx_io import read_model
     from ..targets import load_target
 
     profile = load_target(target)
     spec = read_model(model)
-    options = BuildOptions(name or model_name_for(model), model_version, min_cosine, max_relative_error, pack=pack)
-    destination = folder or Path(f"{options.name}-{spec.precision}.release")
+    asked = BuildOptions(
+        name=options["name"] or model_name_for(model),
+        version=options["model_version"],
+        cosine_min=options["min_cosine"],
+        relative_error_max=options["max_relative_error"],
+        pack=options["pack"],
+        runtime=options["runtime"],
+        compute_capabilities=tuple(options["also_for"]),
+        shapes=parse_shapes(options["shapes"]),
+        require_engine=options["require_engine"] and device is None,
+        sparse_weights=options["sparse"],
+        workspace_bytes=options["workspace_mib"] and options["workspace_mib"] << 20,
+    )
+    if only_plan:
+        _, choice = plan_model(model, profile, asked)
+        document = {"model": str(model), "target": profile.name, **choice.to_json()}
+        out.result(document, lambda: _render_plan(document))
+        return
+    destination = folder or Path(f"{asked.name}-{spec.precision}.release")
     with out.progress() as progress:
-        progress.step("recording golden outputs")
         tensors = load_tensors(golden, spec.inputs) if golden is not None else None
-        built = build_release(model, profile, destination, options, tensors)
+        built = build_release(model, profile, destination, asked, tensors, reference=reference, progress=progress.share)
+        if device is not None and built.plan.where == "device":
+            from ..deploy.engines import engine_on_device, with_engine
+            from ..fleet.inventory import open_device
+
+            with open_device(device, read_inventory(inventory_path)) as (transport, kind):
+                engine, compiled = engine_on_device(transport, kind, built.release, progress.share)
+            built = with_engine(built, engine, compiled=compiled)
+    report = _report(model, profile, built, destination)
+    if built.golden_made_up:
+        out.say("golden inputs are made up: the parity gate then compares noise; give real ones with --golden")
+    if options["pack"] and report["encoding"] == "raw":
+        out.say("packing would make this model no smaller: it is released as it is")
+    out.result(report, lambda: _render(report))
+
+
+def _report(model: Path, profile: Any, built: Any, destination: Path) -> dict[str, Any]:
+    import json
+
+    from ..report.build_html import build_html
+
     release = built.release
     artefact = release.manifest.artefacts[0]
     stored_bytes = release.manifest.file(artefact.file).size_bytes
+    engine = built.engine
     document = {
         "release": release.digest,
         "folder": str(destination),
-        "model": options.name,
-        "version": options.version,
+        "model": release.manifest.model,
+        "version": release.manifest.version,
+        "source": str(model),
         "target": profile.name,
         "runtime": built.plan.runtime,
         "precision": built.plan.precision,
@@ -73,25 +138,74 @@ def build(
         "model_bytes": built.model_bytes,
         "stored_model_bytes": stored_bytes,
         "bytes": release.manifest.total_bytes,
+        "plan": built.plan.to_json(),
+        "engine": None
+        if engine is None
+        else {**engine.to_json(), "from_cache": not built.compiled, "report": dict(engine.report)},
     }
+    for suffix, text in (
+        (".build.json", json.dumps(document, indent=1, allow_nan=False) + "\n"),
+        (".build.html", build_html(document)),
+    ):
+        destination.with_name(destination.name + suffix).write_text(text, encoding="utf-8")
+    return document | {"report": str(destination.with_name(destination.name + ".build.html"))}
 
-    def render() -> None:
-        from ..report.tables import key_values
-        from ..report.text import byte_size, model_size
 
-        key_values(
-            [
-                ("release", release.digest),
-                ("folder", str(destination)),
-                ("model", f"{options.name}, version {options.version}, {built.plan.precision}"),
-                ("runtime", built.plan.reason),
-                ("model file", model_size(artefact.encoding, stored_bytes, built.model_bytes)),
-                ("size", byte_size(release.manifest.total_bytes)),
-            ]
-        )
+def _render(report: dict[str, Any]) -> None:
+    from ..report.tables import key_values
+    from ..report.text import byte_size, model_size
 
-    if built.golden_made_up:
-        out.say("golden inputs are made up: the parity gate then compares noise; give real ones with --golden")
-    if pack and artefact.encoding == "raw":
-        out.say("packing would make this model no smaller: it is released as it is")
-    out.result(document, render)
+    rows = [
+        ("release", report["release"]),
+        ("folder", report["folder"]),
+        ("model", f"{report['model']}, version {report['version']}, {report['precision']}"),
+        ("runtime", report["reason"]),
+    ]
+    engine = report["engine"]
+    if engine is not None:
+        how = "from the cache" if engine["from_cache"] else f"built in {engine['report']['seconds']:.2f} s"
+        size = f"{byte_size(engine['bytes'])}, of {byte_size(report['model_bytes'])} ONNX"
+        rows.append(("engine", f"{size}, {how}, {_passport(engine['passport'])}"))
+    else:
+        rows.append(("model file", model_size(report["encoding"], report["stored_model_bytes"], report["model_bytes"])))
+    if report["plan"]["where"] == "device" and engine is None:
+        rows.append(("engine", "none yet: the first device that this is deployed to builds it"))
+    key_values([*rows, ("size", byte_size(report["bytes"])), ("report", report["report"])])
+
+
+def _passport(passport: dict[str, Any]) -> str:
+    return (
+        f"{passport['runtime']} {passport['runtime_version']}, CC {', '.join(passport['compute_capabilities'])}, "
+        f"{passport['os']}/{passport['arch']}"
+    )
+
+
+def _render_plan(document: dict[str, Any]) -> None:
+    from ..report.tables import key_values
+    from ..report.text import byte_size
+
+    where = {"nowhere": "nothing is compiled", "host": "on this host", "device": "on the first device"}
+    rows = [
+        ("model", f"{document['model']}, {document['precision']}"),
+        ("target", document["target"]),
+        ("runtime", document["runtime"]),
+        ("engine", where[document["where"]]),
+        ("because", document["reason"]),
+    ]
+    if document["compute_capabilities"]:
+        rows.append(("compute capability", ", ".join(document["compute_capabilities"])))
+    if document["tensorrt"]:
+        rows.append(("TensorRT there", ", ".join(document["tensorrt"])))
+    for name, shapes in document["profiles"].items():
+        rows.append((f"shapes of {name}", " : ".join("x".join(map(str, shape)) for shape in shapes)))
+    memory = document["memory"]
+    if memory is not None:
+        rows.append(("weights", byte_size(memory["weights_bytes"])))
+        for name, size in memory["activations_bytes"].items():
+            rows.append((f"activations, {name}", "not known" if size is None else f"about {byte_size(size)}"))
+        usable = memory["usable_bytes"]
+        there = "the target's memory is not stated" if usable is None else f"{byte_size(usable)} there for models"
+        rows.append(("memory", f"about {byte_size(memory['needed_bytes'])} needed, {there}"))
+    if document["lacks"]:
+        rows.append(("missing here", document["lacks"]))
+    key_values(rows)

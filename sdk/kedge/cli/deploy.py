@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,24 @@ __all__ = ["deploy", "rollback", "status"]
 @inventory_option
 @long_output_options
 def deploy(release: Path, device: str, inventory_path: Path | None, out: Output) -> None:
-    """Push a RELEASE folder to a device, and switch its model to it once the parity gate is passed."""
+    """Push a RELEASE folder to a device, and switch its model to it once the parity gate is passed.
+
+    Where the release has a build plan and no engine, the engine comes from the cache if one fits the device; else the
+    device builds it first, and it is kept for all of the same passport.
+    """
+    from ..deploy.engines import prepared
     from ..deploy.push import deploy as run_deploy
     from ..fleet.inventory import open_device
     from ..release.bundle import open_release
 
     found = open_release(release)
-    with open_device(device, read_inventory(inventory_path)) as (transport, _), out.progress() as progress:
+    with (
+        open_device(device, read_inventory(inventory_path)) as (transport, kind),
+        out.progress() as progress,
+        tempfile.TemporaryDirectory(prefix="kedge-deploy-") as folder,
+    ):
+        # Where the release has a build plan: from the cache, or compiled on the device.
+        found = prepared(transport, kind, found, Path(folder) / "release", progress.share)
         done = run_deploy(transport, found, progress=progress.bytes, state=progress.step)
 
     def render() -> None:

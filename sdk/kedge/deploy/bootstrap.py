@@ -86,6 +86,7 @@ def probe(request: dict[str, str]) -> dict[str, object]:
         "systemd": os.path.isdir("/run/systemd/system"),
         "board": _read_line("/proc/device-tree/model"),
         "l4t": _read_line("/etc/nv_tegra_release"),
+        "compatible": [part for part in (_read_line("/proc/device-tree/compatible") or "").split("\0") if part],
         "installed": sorted(name for name in os.listdir(agents) if len(name) == 64) if os.path.isdir(agents) else [],
     }
 

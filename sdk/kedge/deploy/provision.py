@@ -24,6 +24,7 @@ from ..targets import Target
 from ..transport.base import Deadline
 from ..transport.client import AgentClient
 from ..transport.ssh import SshTransport
+from .identity import require_target
 from .wheelhouse import DevicePython, Wheel, resolve
 
 __all__ = ["Probe", "Provisioned", "check_target", "probe", "provision"]
@@ -54,6 +55,7 @@ class Probe:
     systemd: bool
     board: str | None
     l4t: str | None
+    compatible: tuple[str, ...]
     installed: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class Probe:
             "systemd": self.systemd,
             "board": self.board,
             "l4t": self.l4t,
+            "compatible": list(self.compatible),
             "agents": list(self.installed),
         }
 
@@ -111,6 +114,7 @@ def probe(transport: SshTransport, *, python: str = "python3", state: str | None
             systemd=bool(body["systemd"]),
             board=body["board"],
             l4t=body["l4t"],
+            compatible=tuple(str(entry) for entry in body.get("compatible") or ())[:32],
             installed=tuple(map(str, body["installed"])),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -132,11 +136,8 @@ def check_target(device: str, found: Probe, target: Target) -> None:
     Raises:
         IncompatibleError: they differ; both sides are named.
     """
-    if (found.os, found.machine) != (target.os, target.arch):
-        raise IncompatibleError(
-            f"{device} is {found.os}/{found.machine}, its target {target.name} is {target.os}/{target.arch}",
-            hint=f"kedge device remove {device}, then add it with the right --target",
-        )
+    facts = {"os": found.os, "arch": found.machine, "compatible": list(found.compatible)}
+    require_target(device, facts, target)
 
 
 def provision(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from ..errors import IncompatibleError
 from . import charts, layer_charts
 from .optimize_words import (
     amount,
@@ -17,11 +16,8 @@ from .optimize_words import (
     points,
     verdict,
 )
-from .svg import COLOURS
-from .text import NOT_MEASURED, byte_size, milliseconds, per_cent, printable
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from .page import render_page
+from .text import NOT_MEASURED, byte_size, milliseconds, per_cent
 
 __all__ = ["optimize_html"]
 
@@ -58,42 +54,15 @@ def optimize_html(document: Mapping[str, Any]) -> str:
         "layers": _layers(document["layers"]),
         "robustness": _robustness(document["robustness"]),
         "not_measured": not_measured(document),
-        "colours": COLOURS,
     }
-    return _environment().get_template("optimize.html.j2").render(view)
-
-
-def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise IncompatibleError("the report needs jinja2", hint="pip install 'kedge[optimize]'") from error
-
-    environment = Environment(
-        loader=PackageLoader("kedge.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        amount=amount,
-        byte_size=byte_size,
-        figure=_figure,
-        interval=interval,
-        milliseconds=milliseconds,
-        per_cent=per_cent,
-        points=points,
-        seconds=_seconds,
-    )
-    return environment
-
-
-def _finalize(value: Any) -> Any:
-    """What is not markup of our own loses its control characters; markup is a string too, and keeps its lines."""
-    return printable(value) if type(value) is str else value
+    filters: dict[str, Callable[..., Any]] = {
+        "amount": amount,
+        "figure": _figure,
+        "interval": interval,
+        "points": points,
+        "seconds": _seconds,
+    }
+    return render_page("optimize.html.j2", view, filters)
 
 
 def _chart(svg: str) -> Any:

@@ -121,6 +121,15 @@ class AgentClient:
             ) from error
         return self._json(answer, expect)
 
+    def get_bytes(self, path: str, *, limit_bytes: int) -> memoryview:
+        """Bytes from the control door, at most `limit_bytes` of them.
+
+        Raises:
+            KedgeError: what the agent reports, or that it cannot be reached.
+        """
+        _, body = self._request("control", "GET", path, [], {}, self._timeout_s, limit_bytes)
+        return body
+
     def golden(self, model: str, batch: int) -> tuple[bytes, int]:
         """A ready inference request made of the release's recorded inputs: body, and its header's bytes."""
         path = f"/kedge/v1/models/{model}/golden?batch={batch}"

@@ -1,0 +1,225 @@
+"""Engines that were built once, kept by what they were built from and where they run.
+
+A compiler writes other bytes each time it is run, so a key is never built twice: another engine would be another
+release. The key is the sha256 of the ONNX file's sha256, the plan (what decides what the engine computes) and the hard
+keys of the passport. An engine may also serve a machine it was not built for by name: `find` takes any whose passport
+fits.
+
+    $XDG_CACHE_HOME/kedge/engines/<key>/engine          the engine
+    $XDG_CACHE_HOME/kedge/engines/<key>/entry.json      onnx_sha256, plan, passport, engine's sha256 and size, report
+    $XDG_CACHE_HOME/kedge/engines/<key>.lock            held while it is built
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kedge_agent.engine.order import Order, engine_key
+from kedge_agent.formats.frames import hash_file
+from kedge_agent.formats.manifest import is_digest
+from kedge_agent.formats.passport import Fit, Passport, PassportError, fit, parse_passport
+from kedge_agent.formats.plan_header import HEADER_BYTES, PlanHeaderError, read_plan_header
+from kedge_agent.wire import WireError, parse_json
+
+from ..config import cache_dir
+from ..errors import IntegrityError
+
+__all__ = ["CachedEngine", "EngineCache", "check_engine"]
+
+_MAX_ENTRY_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class CachedEngine:
+    """An engine in the cache. report: what its build came to, plain JSON (docs/build-report.md, `engine`)."""
+
+    key: str
+    path: Path
+    onnx_sha256: str
+    plan: Mapping[str, Any]
+    passport: Passport
+    sha256: str
+    size_bytes: int
+    report: Mapping[str, Any]
+    built: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, without the report."""
+        return {
+            "key": self.key,
+            "onnx_sha256": self.onnx_sha256,
+            "plan": dict(self.plan),
+            "passport": self.passport.to_json(),
+            "sha256": self.sha256,
+            "bytes": self.size_bytes,
+            "built": self.built,
+        }
+
+
+def check_engine(path: Path, passport: Passport) -> None:
+    """Read an engine's header and hold it against its passport.
+
+    Raises:
+        IntegrityError: it is no engine, truncated, or of another compiler, version or GPU than its passport says.
+    """
+    try:
+        with path.open("rb") as file:
+            header = read_plan_header(file.read(HEADER_BYTES), file_bytes=path.stat().st_size)
+    except (OSError, PlanHeaderError) as error:
+        raise IntegrityError(f"{path}: {error}", hint="build it again") from error
+    stated = Passport(header.runtime, header.version, passport.os, passport.arch, header.compute_capabilities or ())
+    wanted = Passport(passport.runtime, passport.runtime_version, passport.os, passport.arch)
+    same_gpus = header.compute_capabilities is None or set(header.compute_capabilities) == set(
+        passport.compute_capabilities
+    )
+    if not fit(stated, wanted).fits or not same_gpus:
+        raise IntegrityError(
+            f"{path}: the engine is of {header.describe()}, its passport says {passport.describe()}",
+            hint="build it again",
+        )
+
+
+class EngineCache:
+    """The cache in a folder; None: the user's."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or cache_dir() / "engines"
+
+    def get(self, key: str) -> CachedEngine | None:
+        """The engine of a key; None where there is none, or a damaged one, which is then removed."""
+        folder = self.folder / key
+        try:
+            if (folder / "entry.json").stat().st_size > _MAX_ENTRY_BYTES:
+                raise WireError("the entry is too long")
+            found = _entry(key, folder, parse_json((folder / "entry.json").read_bytes(), floats=True, limit=1 << 26))
+            check_engine(found.path, found.passport)
+            if hash_file(found.path).sha256 != found.sha256:
+                raise WireError("the engine has other bytes than were stored")
+        except FileNotFoundError:
+            return None
+        except (OSError, WireError, PassportError, IntegrityError, KeyError, TypeError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return found
+
+    def find(self, onnx_sha256: str, order: Order, here: Passport) -> tuple[CachedEngine, Fit] | None:
+        """An engine of a model that fits a machine: the one of its own passport, else the newest that does."""
+        exact = self.get(engine_key(onnx_sha256, order, here))
+        if exact is not None:
+            return exact, fit(exact.passport, here)
+        for entry in sorted(self.entries(), key=lambda each: -each.built):
+            if entry.onnx_sha256 == onnx_sha256 and dict(entry.plan) == order.plan():
+                fitting = fit(entry.passport, here)
+                if fitting.fits and here.compute_capabilities and self.get(entry.key) is not None:
+                    return entry, fitting
+        return None
+
+    def put(
+        self,
+        key: str,
+        onnx_sha256: str,
+        order: Order,
+        passport: Passport,
+        engine: bytes,
+        report: Mapping[str, Any],
+    ) -> CachedEngine:
+        """Keep an engine under the key it was asked for by. One that is there already stays, and is returned.
+
+        Raises:
+            IntegrityError: the engine is not what its passport says.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{key[:12]}.", dir=self.folder))
+        try:
+            path = partial / "engine"
+            path.write_bytes(engine)
+            check_engine(path, passport)
+            body = {
+                "onnx_sha256": onnx_sha256,
+                "plan": order.plan(),
+                "passport": passport.to_json(),
+                "sha256": hash_file(path).sha256,
+                "bytes": len(engine),
+                "built": time.time(),
+                "report": dict(report),
+            }
+            (partial / "entry.json").write_text(json.dumps(body), encoding="utf-8")
+            there = self.get(key)
+            if there is not None:
+                return there
+            partial.chmod(0o755)
+            partial.rename(self.folder / key)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        found = self.get(key)
+        if found is None:
+            raise IntegrityError(f"{self.folder / key} cannot be read back", hint="check the disk")
+        return found
+
+    @contextlib.contextmanager
+    def building(self, key: str) -> Iterator[None]:
+        """Held while an engine is built: whoever wants the same one meanwhile waits, and finds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def entries(self) -> list[CachedEngine]:
+        """All engines, by their entries alone: the engines' own bytes are not read."""
+        out = []
+        for folder in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
+            if is_digest(folder.name):
+                with contextlib.suppress(OSError, WireError, PassportError, KeyError, TypeError, ValueError):
+                    data = (folder / "entry.json").read_bytes()
+                    out.append(_entry(folder.name, folder, parse_json(data, floats=True, limit=_MAX_ENTRY_BYTES)))
+        return out
+
+    def remove(self, key: str) -> None:
+        """Forget an engine."""
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+        (self.folder / f"{key}.lock").unlink(missing_ok=True)
+
+    def gc(self, *, keep_bytes: int | None = None, older_than_s: float | None = None) -> list[CachedEngine]:
+        """Remove engines, the oldest first: all older than `older_than_s`, and as many as leave `keep_bytes`.
+
+        Returns:
+            What was removed.
+        """
+        entries = sorted(self.entries(), key=lambda each: each.built)
+        total, now, gone = sum(each.size_bytes for each in entries), time.time(), []
+        for entry in entries:
+            late = older_than_s is not None and now - entry.built > older_than_s
+            if late or (keep_bytes is not None and total > keep_bytes):
+                self.remove(entry.key)
+                total -= entry.size_bytes
+                gone.append(entry)
+        return gone
+
+
+def _entry(key: str, folder: Path, body: Any) -> CachedEngine:
+    if not isinstance(body, dict) or not is_digest(body["onnx_sha256"]) or not is_digest(body["sha256"]):
+        raise WireError("it is no entry")
+    return CachedEngine(
+        key=key,
+        path=folder / "engine",
+        onnx_sha256=body["onnx_sha256"],
+        plan=dict(body["plan"]),
+        passport=parse_passport(body["passport"]),
+        sha256=body["sha256"],
+        size_bytes=int(body["bytes"]),
+        report=dict(body["report"]),
+        built=float(body["built"]),
+    )

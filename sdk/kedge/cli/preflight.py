@@ -1,0 +1,100 @@
+"""`kedge preflight`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import Output, long_output_options, path_type
+
+__all__ = ["preflight"]
+
+_SHOWN = 30
+
+
+@click.command()
+@click.argument("model", type=path_type)
+@click.option("--target", required=True, help="The kind of device; see: kedge targets list.")
+@click.option("--runtime", help="One of the target's.  [default: the first]")
+@click.option(
+    "--shapes",
+    multiple=True,
+    metavar="INPUT=MIN:OPT:MAX",
+    help="Bounds of an input's free dimensions, each as 1x3x224x224; may be repeated.",
+)
+@click.option("--report", type=path_type, help="Write the findings here as an HTML page, and as JSON beside it.")
+@long_output_options
+def preflight(
+    model: Path, target: str, runtime: str | None, shapes: tuple[str, ...], report: Path | None, out: Output
+) -> None:
+    """Say what of a MODEL will not run on a target, and why, without the device.
+
+    Asks everything that can judge it on this host: ONNX's checker, the target's profile, the parser and the compiler
+    of TensorRT for RTX, operator tables by TensorRT version. Every finding says who judged. Exit 7 when something
+    will not run.
+    """
+    from ..build.preflight.run import preflight as run_preflight
+    from ..build.shapes import parse_shapes
+    from ..errors import BadInputError, IncompatibleError
+    from ..targets import load_target
+
+    if report is not None and report.suffix not in (".html", ".htm"):
+        raise BadInputError(f"{report} is no name for a page", hint="end it in .html; the JSON lies beside it")
+    profile = load_target(target)
+    with out.progress() as progress:
+        found = run_preflight(model, profile, shapes=parse_shapes(shapes), runtime=runtime, progress=progress.share)
+    document: dict[str, Any] = {"model": model.name, **found.to_json()}
+    if report is not None:
+        _write(report, document)
+    out.result(document, lambda: _render(document))
+    if found.errors:
+        first = found.errors[0]
+        where = f"{first.op} {first.node}: ".lstrip() if first.node else ""
+        more = f" (and {len(found.errors) - 1} more)" if len(found.errors) > 1 else ""
+        raise IncompatibleError(
+            f"{model} will not run on {target}: {where}{first.message}{more}", hint=first.suggestion
+        )
+
+
+def _write(report: Path, document: dict[str, Any]) -> None:
+    import json
+
+    from ..report.preflight_html import preflight_html
+
+    report.with_suffix(".json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    report.write_text(preflight_html(document), encoding="utf-8")
+
+
+def _render(document: dict[str, Any]) -> None:
+    from ..report.preflight_html import headline, memory_sentence
+    from ..report.tables import key_values, print_table
+
+    rows = [
+        (
+            "model",
+            f"{document['model']}: {document['precision']}, opset {document['opset']}, {document['nodes']} nodes",
+        ),
+        ("target", f"{document['target']}, runtime {document['runtime']}"),
+        *(("judged by" if index == 0 else "", judge) for index, judge in enumerate(document["judges"])),
+        ("memory", memory_sentence(document)),
+        ("findings", headline(document)),
+    ]
+    key_values(rows)
+    findings = document["findings"]
+    if findings:
+        table = [
+            [
+                each["severity"],
+                "–" if each["place"] is None else str(each["place"]),
+                " ".join(part for part in (each["op"], each["node"]) if part) or "the model",
+                each["message"],
+                each["suggestion"] or "",
+                each["judge"],
+            ]
+            for each in findings[:_SHOWN]
+        ]
+        print_table("", ["", "#", "node", "what", "what to do", "who says so"], table)
+    if len(findings) > _SHOWN:
+        click.echo(f"{sum(document['counts'].values()) - _SHOWN} more: --json or --report")
