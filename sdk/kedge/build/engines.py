@@ -91,6 +91,8 @@ def translated(error: EngineError) -> KedgeError:
         "killed": NoSpaceError,
         "memory": NoSpaceError,
     }
-    lines = [line for line in error.log if not line.startswith("INFO")][-3:]
-    hint = error.hint or ("see: kedge preflight MODEL --target …" if error.kind == "refused" else " | ".join(lines))
-    return kinds.get(error.kind, InternalError)(error.message, hint=hint)
+    said = [line for line in error.log if not line.startswith("INFO")][-3:]
+    hints = [error.hint or ("kedge preflight says which node it is about" if error.kind == "refused" else "")]
+    if said:
+        hints.append(f"it said: {' | '.join(said)}"[:600])
+    return kinds.get(error.kind, InternalError)(error.message, hint="; ".join(hint for hint in hints if hint))
