@@ -168,6 +168,18 @@ def test_a_builder_offers_itself_to_the_kernel_first() -> None:
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
+def test_peak_memory_is_the_compiler_s_own_and_not_that_of_whoever_started_it() -> None:
+    tensorrt_rtx()
+    ballast = bytearray(700 * MIB)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    net = Net()
+    model = net.graph(net.conv(net.pair("x")), (1, 16, 8, 8)).proto.SerializeToString()
+    report = compile_apart(model, ADA)
+    assert report.peak_rss_bytes is not None
+    assert 50 * MIB < report.peak_rss_bytes < 600 * MIB
+    assert ballast
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -7,11 +7,10 @@ in a child. Precisions are those in the ONNX file (Q/DQ pairs, casts): networks 
 
 from __future__ import annotations
 
-import resource
 import time
 from typing import Any
 
-from .here import gpu_here
+from .here import gpu_here, peak_rss
 from .library import Heard, Library, capture, library_of
 from .order import Order
 from .parse import check_model_size, findings_of, layers_of, make_builder, make_network, refusal, tensors_of
@@ -86,7 +85,7 @@ def compile_onnx(
             inputs=tensors_of(network, "input"),
             outputs=tensors_of(network, "output"),
             log=said.complaints,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_rss(),
             engine_layers=_inspected(trt, said.logger, engine),
             timing_cache=b"" if cache is None else bytes(cache.serialize())[:_MAX_CACHE_BYTES],
         )

@@ -18,7 +18,16 @@ from ..formats.plan_header import read_plan_header
 from .library import library_of
 from .report import EngineError
 
-__all__ = ["Gpu", "built_passport", "compatible_modules", "gpu_here", "jetson_linux", "passport_here", "power_mode"]
+__all__ = [
+    "Gpu",
+    "built_passport",
+    "compatible_modules",
+    "gpu_here",
+    "jetson_linux",
+    "passport_here",
+    "peak_rss",
+    "power_mode",
+]
 
 _MAX_TREE_BYTES = 4096
 # CUdevice_attribute: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
@@ -115,6 +124,15 @@ def power_mode(root: Path = Path("/")) -> str | None:
     text = _read(root / "var/lib/nvpmodel/status").decode("ascii", "replace")
     found = re.search(r"pmode:(\d{1,4})", text)
     return str(int(found[1])) if found else None
+
+
+def peak_rss(root: Path = Path("/")) -> int | None:
+    """Highest resident set of this process in bytes; None where the kernel does not say.
+
+    VmHWM, and not the `ru_maxrss` of getrusage: a child process begins with that of its parent.
+    """
+    found = re.search(rb"VmHWM:\s+(\d+) kB", _read(root / "proc/self/status"))
+    return int(found[1]) * 1024 if found else None
 
 
 def _driver(root: Path) -> str | None:
