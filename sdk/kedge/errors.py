@@ -55,14 +55,16 @@ class KedgeError(Exception):
     Args:
         message: one line, what is wrong.
         hint: one line, what to do about it.
+        told: the command has given its result already, and that says so too.
     """
 
     exit_code: ExitCode = ExitCode.INTERNAL
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", told: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.told = told
 
 
 class InternalError(KedgeError):

@@ -99,6 +99,17 @@ def builder_of(pid: int, seconds: float = 20) -> int:
     raise AssertionError("no compiler was started")
 
 
+def ended(pid: int, seconds: float = 10) -> bool:
+    """Whether the agent has no compiler running, now or soon."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        children = [child.read_text(encoding="ascii") for child in Path(f"/proc/{pid}/task").glob("*/children")]
+        if not "".join(children).split():
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def test_the_first_device_builds_and_the_second_of_the_same_passport_takes_what_it_built(
     agent: LocalAgent, target: Target, tmp_path: Path
 ) -> None:
@@ -191,6 +202,10 @@ def test_ctrl_c_ends_the_build_on_the_device_too_and_another_can_begin(
     with pytest.raises(KeyboardInterrupt):
         engine_on_device(agent, target, release, stop, cache=cache)
     assert cache.entries() == []
+    # Nothing was kept, and no compiler is left.
+    kept = [entry.name for entry in (agent.state / "engines").iterdir() if not entry.name.startswith(".")]
+    assert kept == []
+    assert ended(agent_pid(agent))
     other = tmp_path / "other"
     other.mkdir()
     end = time.monotonic() + 30
@@ -207,6 +222,32 @@ def test_ctrl_c_ends_the_build_on_the_device_too_and_another_can_begin(
     assert engine.size_bytes
 
 
+def test_an_agent_that_stops_takes_its_compiler_with_it_and_leaves_no_files(target: Target, tmp_path: Path) -> None:
+    model = environment.shared_model("mobilenetv2_imagenet.onnx")
+    release = planned(model, target, tmp_path, compute_capabilities=("8.0", "8.6", "12.0", "12.1"))
+    with device(tmp_path / "device") as agent:
+        push(agent, release)
+        client = AgentClient(agent)
+        client.post("/kedge/v1/build", {"release": release.digest})
+        builder = builder_of(agent_pid(agent))
+        client.close()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{builder}").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{builder}").exists()
+    assert list((tmp_path / "device" / "engines").iterdir()) == []
+
+
+def test_what_a_device_says_while_it_builds_is_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    from kedge.cli.live import live_display
+    from kedge.deploy.engines import _tell
+
+    with live_display() as live:
+        for line in ("WARNING: [/layer1/conv + /relu] Half", "ERROR: [red]x[/nonsense]", "WARNING: \x1b[2Jgone"):
+            _tell({"event": "log", "line": line}, "edge1", live.share)
+    assert "\x1b[2Jgone" not in capsys.readouterr().err
+
+
 def test_a_model_that_the_device_s_compiler_refuses_is_refused_with_its_words(
     agent: LocalAgent, target: Target, tmp_path: Path
 ) -> None:
@@ -221,8 +262,15 @@ def test_a_model_that_the_device_s_compiler_refuses_is_refused_with_its_words(
 
 
 def test_a_release_with_nothing_but_a_plan_does_not_go_live(agent: LocalAgent, target: Target, tmp_path: Path) -> None:
+    release = planned(small_model(tmp_path), target, tmp_path)
     with pytest.raises(IncompatibleError, match="a build plan for tensorrt-rtx, and no engine yet"):
-        deploy(agent, planned(small_model(tmp_path), target, tmp_path))
+        deploy(agent, release)
+    # Nor is an engine built for an agent that could not run it.
+    with pytest.raises(IncompatibleError, match="local has no runtime for tensorrt-rtx: it could build the engine"):
+        prepared(agent, target, release, tmp_path / "unused", silent)
+    with pytest.raises(IncompatibleError, match="local is h100, the release is for rtx-ada-2000"):
+        prepared(agent, load_target("h100"), release, tmp_path / "unused", silent)
+    assert not (agent.state / "engines").exists()
 
 
 @pytest.mark.parametrize("body", [{}, {"release": "x"}, {"release": "0" * 64, "runtime": "x"}, [], {"release": 5}])

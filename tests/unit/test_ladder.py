@@ -67,7 +67,8 @@ def test_a_request_that_would_have_fitted_asks_for_more_workspace_and_one_that_w
 def test_the_first_limits_follow_from_what_is_available_and_keep_what_was_asked_for() -> None:
     assert first_order(ADA, None) == ADA
     assert first_order(ADA, 8 << 30).workspace_bytes == 1 << 30
-    small = first_order(ADA, 400 * MIB)
+    assert first_order(ADA, 400 * MIB).tactic_dram_bytes is None
+    small = first_order(Order("tensorrt"), 400 * MIB)
     assert (small.workspace_bytes, small.tactic_dram_bytes) == (100 * MIB, 200 * MIB)
     assert first_order(Order(workspace_bytes=5), 8 << 30).workspace_bytes == 5
 
@@ -81,9 +82,20 @@ def test_memory_goes_down_after_a_kill_and_ends_with_what_was_tried() -> None:
     with pytest.raises(EngineError) as caught:
         climb(ADA, build, lambda: 1 << 30, told.append)
     sizes = [attempt.workspace_bytes for attempt in told]
-    assert sizes == [256 * MIB, 64 * MIB, 16 * MIB, 16 * MIB]
+    assert sizes == [256 * MIB, 64 * MIB, 16 * MIB]
+    assert "256, 64, 16 MiB" in caught.value.hint
+
+
+def test_where_kernels_are_tried_the_memory_for_that_goes_down_too_and_no_limit_ever_up() -> None:
+    told: list[Attempt] = []
+
+    def build(order: Order) -> CompileReport:
+        raise refused(kind="killed")
+
+    with pytest.raises(EngineError):
+        climb(Order("tensorrt", workspace_bytes=8 * MIB), build, lambda: 1 << 30, told.append)
     assert [attempt.tactic_dram_bytes for attempt in told] == [512 * MIB, 128 * MIB, 32 * MIB, 16 * MIB]
-    assert "256, 64, 16, 16 MiB" in caught.value.hint
+    assert {attempt.workspace_bytes for attempt in told} == {8 * MIB}
 
 
 def test_what_memory_does_not_mend_is_not_tried_again() -> None:
@@ -207,5 +219,6 @@ def test_an_order_comes_back_as_it_was_sent() -> None:
         "tensorrt", (), {"x": ((1, 3), (2, 3), (8, 3))}, 5 * MIB, 6 * MIB, sparse_weights=True, optimization_level=0
     )
     assert parse_order(order.to_json()) == order
-    assert "workspace_bytes" not in order.plan()
+    assert order.plan()["workspace_bytes"] == 5 * MIB
+    assert "compute_capabilities" not in Order(compute_capabilities=("8.9",)).plan()
     assert order.plan()["optimization_level"] == 0

@@ -85,7 +85,7 @@ def test_a_truncated_and_a_lengthened_engine_are_refused(engine: bytes) -> None:
         (
             VERSION,
             bytes((1, 6, 0, 4)),
-            r"is of TensorRT for RTX 1\.6\.0\.4, CC 8\.6, 8\.9, its passport says .*1\.7\.1",
+            r"is an engine of TensorRT for RTX 1\.6\.0\.4, CC 8\.6, 8\.9, its passport says .*1\.7\.1",
         ),
         (MASK, (16).to_bytes(4, "little"), r"CC 12\.0, its passport says .* CC 8\.6, 8\.9"),
         (slice(0, 4), b"ftrt", r"damaged: ftrt with version 1\.7\.1\.116"),

@@ -7,9 +7,11 @@ comes as lines of JSON through a pipe of its own, because TensorRT writes to sta
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .compile import compile_onnx
+from .compile import compile_onnx, inspect
 from .library import library_of
 from .order import Order, parse_order
 from .parse import parse_onnx
@@ -31,7 +33,8 @@ __all__ = ["Limits", "compile_apart", "parse_apart"]
 _MAX_ANSWER_BYTES = 64 << 20
 _MAX_LINE_BYTES = 4096
 _MAX_PRINTED_BYTES = 1 << 16
-_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory")
+_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "NvMapMemAlloc", "out of memory")
+_PR_SET_PDEATHSIG = 1
 
 # The child sees the packages that this process sees, in whatever way it came to see them.
 _CHILD = (
@@ -44,34 +47,41 @@ _CHILD = (
 class Limits:
     """Of the child. address_space_bytes: RLIMIT_AS, None: none. nice: its priority, 0 to 19 the lowest.
 
-    started: told the child's process id, for whoever wants to end it.
+    started: told the child's process id, for whoever wants to end it. folder: where its files go; None: the system's
+    own for temporary ones.
     """
 
     timeout_s: float = 600.0
     address_space_bytes: int | None = None
     nice: int = 0
     started: Callable[[int], None] | None = None
+    folder: Path | None = None
 
 
 def compile_apart(
-    model: bytes,
+    model: bytes | Path,
     order: Order,
     *,
     progress: Progress | None = None,
     timing_cache: bytes = b"",
     limits: Limits | None = None,
 ) -> CompileReport:
-    """Compile as `compile.compile_onnx` does, in a child process.
+    """Compile as `compile.compile_onnx` does, in a child process, and look into the engine where a GPU is.
+
+    Args:
+        model: an ONNX file's bytes, or the file, which is then never held in this process.
 
     Raises:
         EngineError: as there; besides, the compiler crashed, was killed, ran out of memory or of time.
     """
     request = {"task": "compile", "order": order.to_json()}
     title = library_of(order.runtime).title
-    with tempfile.TemporaryDirectory(prefix="kedge-engine-") as name:
+    given = limits or Limits()
+    with tempfile.TemporaryDirectory(prefix=".kedge-engine-", dir=given.folder) as name:
         folder = Path(name)
         (folder / "timing.cache").write_bytes(timing_cache)
-        body = _asked(folder, model, request, progress, limits or Limits(), title)
+        body = _asked(folder, model, request, progress, given, title)
+        layers = folder / "layers.json"
         return CompileReport(
             engine=(folder / "engine").read_bytes(),
             seconds=body["seconds"],
@@ -83,7 +93,7 @@ def compile_apart(
             outputs=_tensors(body["outputs"]),
             log=tuple(body["log"]),
             peak_rss_bytes=body["peak_rss_bytes"],
-            engine_layers=body["engine_layers"],
+            engine_layers=layers.read_text(encoding="utf-8") if layers.is_file() else "",
             timing_cache=(folder / "timing.made").read_bytes(),
         )
 
@@ -108,10 +118,13 @@ def parse_apart(model: bytes, runtime: str = "tensorrt-rtx", *, limits: Limits |
 
 
 def _asked(
-    folder: Path, model: bytes, request: dict[str, Any], progress: Progress | None, limits: Limits, title: str
+    folder: Path, model: bytes | Path, request: dict[str, Any], progress: Progress | None, limits: Limits, title: str
 ) -> dict[str, Any]:
     """The child's answer, or the error that it is."""
-    (folder / "model.onnx").write_bytes(model)
+    if isinstance(model, Path):
+        shutil.copyfile(model, folder / "model.onnx")
+    else:
+        (folder / "model.onnx").write_bytes(model)
     request |= {"address_space_bytes": limits.address_space_bytes, "nice": limits.nice}
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     ended = _run(folder, progress, limits)
@@ -120,7 +133,8 @@ def _asked(
     if ended.late:
         raise EngineError(f"{title} was not done after {limits.timeout_s:g} s", kind="timeout", log=ended.printed)
     file = folder / "answer.json"
-    if ended.code != 0 or not file.is_file() or file.stat().st_size > _MAX_ANSWER_BYTES:
+    # An answer is there whole or not at all; a child that falls while it looks into its engine has built it.
+    if not file.is_file() or file.stat().st_size > _MAX_ANSWER_BYTES:
         raise _fallen(title, ended)
     body: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if "error" in body:
@@ -232,6 +246,9 @@ def _child(folder_name: str, pipe: int) -> None:
     with contextlib.suppress(OSError):
         # When memory runs out, the kernel is to end this process and not the one that serves.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    with contextlib.suppress(OSError, AttributeError):
+        # Whoever asked is gone: nobody would take the engine.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if request["address_space_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_AS, (request["address_space_bytes"],) * 2)
 
@@ -240,6 +257,7 @@ def _child(folder_name: str, pipe: int) -> None:
         return True
 
     answer: dict[str, Any]
+    built: tuple[bytes, str] | None = None
     try:
         model = (folder / "model.onnx").read_bytes()
         if request["task"] == "parse":
@@ -249,9 +267,13 @@ def _child(folder_name: str, pipe: int) -> None:
             report = compile_onnx(model, order, progress=tell, timing_cache=(folder / "timing.cache").read_bytes())
             (folder / "engine").write_bytes(report.engine)
             (folder / "timing.made").write_bytes(report.timing_cache)
-            answer = report.to_json()
+            answer, built = report.to_json(), (report.engine, report.runtime)
     except EngineError as error:
         findings = [asdict(finding) for finding in error.findings]
         answer = {"error": error.message, "kind": error.kind, "hint": error.hint, "findings": findings}
         answer["log"] = error.log
-    (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+    (folder / "answer.partial").write_text(json.dumps(answer), encoding="utf-8")
+    (folder / "answer.partial").rename(folder / "answer.json")
+    if built is not None and (layers := inspect(*built)):
+        (folder / "layers.partial").write_text(layers, encoding="utf-8")
+        (folder / "layers.partial").rename(folder / "layers.json")

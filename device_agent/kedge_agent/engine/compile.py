@@ -16,7 +16,7 @@ from .order import Order
 from .parse import check_model_size, findings_of, layers_of, make_builder, make_network, refusal, tensors_of
 from .report import CompileReport, EngineError, ParserFinding, Progress
 
-__all__ = ["COMPUTE_CAPABILITIES", "compile_onnx"]
+__all__ = ["COMPUTE_CAPABILITIES", "compile_onnx", "inspect"]
 
 # What TensorRT for RTX compiles for, and its own name for each.
 COMPUTE_CAPABILITIES = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120", "12.1": "SM121"}
@@ -86,8 +86,7 @@ def compile_onnx(
             outputs=tensors_of(network, "output"),
             log=said.complaints,
             peak_rss_bytes=peak_rss(),
-            engine_layers=_inspected(trt, said.logger, engine),
-            timing_cache=b"" if cache is None else bytes(cache.serialize())[:_MAX_CACHE_BYTES],
+            timing_cache=_learnt(cache),
         )
 
 
@@ -137,11 +136,17 @@ def _timing_cache(library: Library, config: Any, given: bytes) -> Any:
     if library.cross:
         return None
     cache = config.create_timing_cache(given)
-    # A cache of another passport is refused by TensorRT itself, and the build goes on with an empty one.
-    if not config.set_timing_cache(cache, False):
+    # A damaged one, or one of another passport, is refused by TensorRT itself; the build goes on with an empty one.
+    if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     return cache
+
+
+def _learnt(cache: Any) -> bytes:
+    """What a timing cache holds now; nothing where that is more than is kept, for half a cache is none."""
+    data = b"" if cache is None else bytes(cache.serialize())
+    return data if len(data) <= _MAX_CACHE_BYTES else b""
 
 
 def _set_shapes(builder: Any, config: Any, network: Any, profiles: dict[str, Any]) -> None:
@@ -226,12 +231,22 @@ def _refused_by_compiler(library: Library, said: Heard) -> EngineError:
     return EngineError(f"{library.title} cannot compile the model: {last}", kind=kind, log=said.lines)
 
 
-def _inspected(trt: Any, logger: Any, engine: bytes) -> str:
-    """The engine's layers as JSON. Only where a GPU is: elsewhere an engine cannot be loaded."""
+def inspect(engine: bytes, runtime: str) -> str:
+    """The engine's layers as JSON, by TensorRT's inspector; empty where no GPU is: there an engine cannot be loaded.
+
+    It needs the engine's memory once more: whoever built it saves it first.
+    """
     if gpu_here() is None:
         return ""
-    loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
-    if loaded is None:
+    library = library_of(runtime)
+    trt = library.load()
+    try:
+        with capture(library) as said:
+            loaded = trt.Runtime(said.logger).deserialize_cuda_engine(engine)
+            if loaded is None:
+                return ""
+            inspector = loaded.create_engine_inspector()
+            text = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    except Exception:  # a report without layers is better than no engine
         return ""
-    inspector = loaded.create_engine_inspector()
-    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))[:_MAX_LAYER_CHARACTERS]
+    return text if len(text) <= _MAX_LAYER_CHARACTERS else ""

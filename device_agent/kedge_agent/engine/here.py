@@ -1,4 +1,4 @@
-"""What this machine is, as far as engines care: its GPU, its module, its software. Nothing of CUDA is loaded for good.
+"""What this machine is, as far as engines care: its GPU, its module, its software.
 
 Every reading takes a root folder, so that recorded trees of real devices can be read in tests.
 """
@@ -10,7 +10,6 @@ import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from ..formats.passport import Passport
@@ -30,37 +29,62 @@ __all__ = [
 ]
 
 _MAX_TREE_BYTES = 4096
-# CUdevice_attribute: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
-_MAJOR, _MINOR = 75, 76
+# CUdevice_attribute: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR, and CU_DEVICE_ATTRIBUTE_INTEGRATED.
+_MAJOR, _MINOR, _INTEGRATED = 75, 76, 18
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU that the driver shows. driver_cuda: the newest CUDA that the driver serves, as "13.0"."""
+    """The first GPU that the driver shows. driver_cuda: the newest CUDA that the driver serves, as "13.0".
+
+    integrated: it shares the memory of the CPU. memory_bytes: in all.
+    """
 
     compute_capability: str
     driver_cuda: str
+    integrated: bool = False
+    memory_bytes: int = 0
 
 
-@cache
+_found: list[Gpu] = []
+
+
 def gpu_here() -> Gpu | None:
-    """The GPU of this machine, or None. Asks the driver, which makes no CUDA context."""
+    """The GPU of this machine, or None. Asks the driver, which makes no CUDA context; its library stays loaded.
+
+    What was found is remembered; that nothing was found is not: a driver may come up after the agent.
+    """
+    if not _found:
+        gpu = _asked()
+        if gpu is None:
+            return None
+        _found.append(gpu)
+    return _found[0]
+
+
+def _asked() -> Gpu | None:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
-    device, version, major, minor = (ctypes.c_int() for _ in range(4))
+    device, version, major, minor, integrated = (ctypes.c_int() for _ in range(5))
+    memory = ctypes.c_size_t()
     calls: tuple[Callable[[], int], ...] = (
         lambda: driver.cuInit(0),
         lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
         lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
         lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(integrated), _INTEGRATED, device),
+        lambda: driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
         lambda: driver.cuDriverGetVersion(ctypes.byref(version)),
     )
-    if any(call() != 0 for call in calls):
+    try:
+        if any(call() != 0 for call in calls):
+            return None
+    except AttributeError:  # a library of that name without these functions: a stub
         return None
     cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return Gpu(f"{major.value}.{minor.value}", cuda)
+    return Gpu(f"{major.value}.{minor.value}", cuda, bool(integrated.value), memory.value)
 
 
 def passport_here(

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .library import library_of
 from .order import Order
 from .report import CompileReport, EngineError
 
@@ -32,7 +33,8 @@ _WORKSPACE_SHARE, _TACTIC_SHARE = 0.25, 0.5
 _WORKSPACE_AT_FIRST = 1 << 30
 
 _LESS = re.compile(
-    r"bad_alloc|out of memory|outofmemory|Tactic Device request.*Available|Cannot allocate memory", re.IGNORECASE
+    r"bad_alloc|out of memory|outofmemory|Tactic Device request.*Available|Cannot allocate memory|NvMapMemAlloc",
+    re.IGNORECASE,
 )
 _REQUESTED = re.compile(r"OutOfMemory \(Requested size was (\d{1,18}) bytes")
 _MORE = re.compile(r"within workspace limit|insufficient workspace|increas\w+ the (allowed )?workspace", re.IGNORECASE)
@@ -87,7 +89,8 @@ def first_order(order: Order, available_bytes: int | None) -> Order:
     workspace, tactic = order.workspace_bytes, order.tactic_dram_bytes
     if workspace is None:
         workspace = max(_FLOOR, min(_WORKSPACE_AT_FIRST, int(available_bytes * _WORKSPACE_SHARE)))
-    if tactic is None:
+    # TensorRT for RTX tries no kernels: its limit would change nothing.
+    if tactic is None and not library_of(order.runtime).cross:
         tactic = max(_FLOOR, int(available_bytes * _TACTIC_SHARE))
     return replace(order, workspace_bytes=workspace, tactic_dram_bytes=tactic)
 
@@ -141,9 +144,14 @@ def _next(order: Order, outcome: str, available_bytes: int | None) -> Order | No
         raised = min(workspace * _STEP, most)
         return replace(order, workspace_bytes=raised) if raised > workspace else None
     if outcome == "less":
-        lowered = None if tactic is None else max(_FLOOR, tactic // _STEP)
-        return replace(order, workspace_bytes=max(_FLOOR, workspace // _STEP), tactic_dram_bytes=lowered)
+        return replace(
+            order, workspace_bytes=_lowered(workspace), tactic_dram_bytes=None if tactic is None else _lowered(tactic)
+        )
     return None
+
+
+def _lowered(size: int) -> int:
+    return min(size, max(_FLOOR, size // _STEP))
 
 
 def _given_up(error: EngineError, attempts: list[Attempt]) -> EngineError:

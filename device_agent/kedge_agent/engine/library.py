@@ -6,10 +6,14 @@ and nowhere else, and only when something is compiled: the import loads half a g
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import importlib
 import importlib.util
+import re
+import subprocess
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +25,11 @@ from .report import EngineError
 
 __all__ = ["RUNTIMES", "Heard", "Library", "capture", "library_of", "line_of"]
 
-_MAX_LOG_LINES = 2000
+# What came first tells the beginning, what came last why it ended; what lies between may be thousands of tactics.
+_FIRST_LINES, _LAST_LINES = 500, 1500
 _MAX_LINE_CHARACTERS = 1000
+_ASK_S = 120.0
+_VERSION = re.compile(r"\d{1,4}(\.\d{1,5}){2,3}")
 
 # A machine without a driver gets this beside every error; it explains none of them.
 _NOISE = ("CUDA driver version is insufficient", "no CUDA-capable device", "The logger passed into")
@@ -33,7 +40,7 @@ class Library:
     """One of NVIDIA's compilers.
 
     name: the runtime's, as manifests have it. title: for people. module: what is imported. distributions: what may
-    have brought it; JetPack's comes from apt and has none. cross: compiles for GPUs that are not here.
+    have brought it. cross: compiles for GPUs that are not here.
     """
 
     name: str
@@ -44,18 +51,13 @@ class Library:
     cross: bool
 
     def version(self) -> str | None:
-        """Version of what is installed, without loading it where a distribution tells; None when it is missing."""
+        """Version of what is installed, without loading it in this process; None when it is missing."""
         for name in self.distributions:
             try:
                 return metadata.version(name)
             except metadata.PackageNotFoundError:
                 continue
-        if importlib.util.find_spec(self.module) is None:
-            return None
-        try:
-            return _whole_version(str(self.load().__version__))
-        except EngineError:
-            return None
+        return _asked_version(self.module)
 
     def load(self) -> Any:
         """The module.
@@ -66,16 +68,24 @@ class Library:
         return _module(self)
 
 
-def _whole_version(named: str) -> str:
-    """JetPack's package names three parts; the library that it has loaded knows the fourth, which engines carry."""
-    parts = named.split(".")
-    if len(parts) != 3:
-        return named
+def _asked_version(module: str) -> str | None:
+    """Version of a module that no distribution tells of, asked of a process of its own: an import stays for good."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    program = f"import {module}; print({module}.__version__)"
     try:
-        build = int(ctypes.CDLL(f"libnvinfer.so.{parts[0]}").getInferLibBuildVersion())
-    except (OSError, AttributeError):
-        return named
-    return f"{named}.{build}"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_ASK_S,
+            errors="replace",
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    said = done.stdout.strip().splitlines()
+    return said[-1] if done.returncode == 0 and said and _VERSION.fullmatch(said[-1]) else None
 
 
 RUNTIMES: dict[str, Library] = {
@@ -91,7 +101,7 @@ RUNTIMES: dict[str, Library] = {
         "tensorrt",
         "TensorRT",
         "tensorrt",
-        ("tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+        ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
         "on a Jetson: apt install python3-libnvinfer; elsewhere NVIDIA's installation guide",
         cross=False,
     ),
@@ -122,7 +132,8 @@ def _module(library: Library) -> Any:
 
 
 _one_at_a_time = threading.Lock()
-_lines: list[str] = []
+_first: list[str] = []
+_last: deque[str] = deque(maxlen=_LAST_LINES)
 _listener: list[Callable[[str], None]] = []
 
 
@@ -135,16 +146,16 @@ class Heard:
     @property
     def lines(self) -> tuple[str, ...]:
         """All of it, news included."""
-        return tuple(_lines)
+        return (*_first, *_last)
 
     @property
     def complaints(self) -> tuple[str, ...]:
         """Warnings and errors alone."""
-        return tuple(line for line in _lines if not line.startswith("INFO"))
+        return tuple(line for line in self.lines if not line.startswith("INFO"))
 
     def last_error(self, otherwise: str) -> str:
         """What it said last that is an error."""
-        errors = [line.partition(": ")[2] for line in _lines if line.startswith(("ERROR", "INTERNAL"))]
+        errors = [line.partition(": ")[2] for line in self.lines if line.startswith(("ERROR", "INTERNAL"))]
         return errors[-1] if errors else otherwise
 
 
@@ -162,7 +173,8 @@ def capture(library: Library, tell: Callable[[str], None] | None = None) -> Iter
     """
     logger = _logger(library)
     with _one_at_a_time:
-        _lines.clear()
+        _first.clear()
+        _last.clear()
         _listener[:] = [] if tell is None else [tell]
         try:
             yield Heard(logger)
@@ -179,10 +191,11 @@ def _logger(library: Library) -> Any:
             if severity == trt.ILogger.VERBOSE or any(noise in message for noise in _NOISE):
                 return
             line = f"{severity.name}: {line_of(message)}"
-            if len(_lines) < _MAX_LOG_LINES:
-                _lines.append(line)
+            (_first if len(_first) < _FIRST_LINES else _last).append(line)
             for tell in _listener:
-                tell(line)
+                # Native code called this: nothing may pass through it. Whoever has had enough says so at the next step.
+                with contextlib.suppress(BaseException):
+                    tell(line)
 
     return Logger()
 

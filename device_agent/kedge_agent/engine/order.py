@@ -49,8 +49,11 @@ class Order:
         return body
 
     def plan(self) -> dict[str, Any]:
-        """The part that decides what the engine computes, without memory limits and passport: part of a cache's key."""
-        body = replace(self, compute_capabilities=(), workspace_bytes=None, tactic_dram_bytes=None).to_json()
+        """What was asked for of the engine, without the GPUs, which its passport has: part of a cache's key.
+
+        Limits that a build sets itself, as memory allows, are not in it.
+        """
+        body = replace(self, compute_capabilities=()).to_json()
         del body["compute_capabilities"]
         return body
 

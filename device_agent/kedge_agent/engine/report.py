@@ -18,10 +18,20 @@ __all__ = [
     "Progress",
 ]
 
+# What each comes to, as a kind of `wire.FAULTS`, on a device and on a host alike.
 # missing: the compiler is not installed. bad_input: not a request that could be compiled. refused: the parser or the
 # compiler says no. crashed, killed, timeout: of the compiler's process; killed: by the kernel, or for want of memory.
 # memory: it said itself that memory ran out. cancelled: the caller's progress said stop.
-FAULTS = ("missing", "bad_input", "refused", "crashed", "killed", "memory", "timeout", "cancelled")
+FAULTS = {
+    "missing": "incompatible",
+    "bad_input": "bad_input",
+    "refused": "incompatible",
+    "crashed": "incompatible",
+    "killed": "space",
+    "memory": "space",
+    "timeout": "incompatible",
+    "cancelled": "busy",
+}
 
 Profiles = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Least, best and greatest shape of each input whose shape is not fixed."""
@@ -134,3 +144,14 @@ class EngineError(Exception):
         self.hint = hint
         self.findings = findings
         self.log = log
+
+    @property
+    def fault(self) -> str:
+        """The kind of `wire.FAULTS` that it comes to."""
+        return FAULTS[self.kind]
+
+    def advice(self) -> str:
+        """The hint, and the last that the compiler said, in one line."""
+        said = " | ".join([line for line in self.log if not line.startswith("INFO")][-3:])[:600]
+        parts = [self.hint, f"it said: {said}" if said else ""]
+        return "; ".join(part for part in parts if part)

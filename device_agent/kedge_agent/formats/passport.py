@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["Fit", "Passport", "PassportError", "fit", "parse_passport", "same_version"]
+from .plan_header import PlanHeader
+
+__all__ = ["Fit", "Passport", "PassportError", "contradiction", "fit", "parse_passport", "same_version"]
 
 _RUNTIMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 _VERSION = re.compile(r"\d{1,4}(\.\d{1,5}){2,3}")
@@ -136,6 +138,19 @@ def parse_passport(body: Any) -> Passport:
     if "os" not in rest or "arch" not in rest:
         raise PassportError("os or arch is missing")
     return Passport(body["runtime"], version, compute_capabilities=tuple(capabilities), **rest)
+
+
+def contradiction(header: PlanHeader, passport: Passport) -> str | None:
+    """What an engine's header says against its passport, naming both; None where they agree."""
+    same = (
+        header.runtime == passport.runtime
+        and same_version(header.version, passport.runtime_version)
+        and (
+            header.compute_capabilities is None
+            or set(header.compute_capabilities) == set(passport.compute_capabilities)
+        )
+    )
+    return None if same else f"an engine of {header.describe()}, its passport says {passport.describe()}"
 
 
 def same_version(engine: str, here: str) -> bool:

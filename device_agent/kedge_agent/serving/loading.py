@@ -15,7 +15,7 @@ from typing import Any
 from ..engine.here import passport_here
 from ..errors import AgentError
 from ..formats.manifest import PACKED, Artefact, Manifest
-from ..formats.passport import fit, same_version
+from ..formats.passport import contradiction, fit
 from ..formats.plan_header import HEADER_BYTES, PlanHeaderError, read_plan_header
 from ..formats.tensors import datatype_of
 from ..measure.memory import read_memory
@@ -151,20 +151,9 @@ def _check_engine(layout: Layout, manifest: Manifest, artefact: Artefact) -> Non
     except OSError as error:
         raise translate_os_error(error, f"reading {artefact.file}") from error
     passport = artefact.passport
-    stated = replace(
-        passport,
-        runtime=header.runtime,
-        runtime_version=header.version,
-        compute_capabilities=header.compute_capabilities or passport.compute_capabilities,
-    )
-    if stated != replace(passport, runtime_version=stated.runtime_version) or not same_version(
-        header.version, passport.runtime_version
-    ):
-        raise AgentError(
-            f"{artefact.file} is an engine of {header.describe()}, its passport says {passport.describe()}",
-            kind="integrity",
-            hint="build the release again",
-        )
+    against = contradiction(header, passport)
+    if against is not None:
+        raise AgentError(f"{artefact.file} is {against}", kind="integrity", hint="build the release again")
     here = passport_here(artefact.runtime)
     if here is None:
         return  # no such runtime: said by whoever looks for one

@@ -1,12 +1,15 @@
 """Engines that this device built, and what its compiler learnt meanwhile: apart from releases, and made again at need.
 
 STATE/engines/<key>/engine          the engine; <key> is its cache key on the host
-STATE/engines/<key>/entry.json      passport, sha256, size, report
+STATE/engines/<key>/entry.json      onnx_sha256, passport, sha256, size
+STATE/engines/<key>/report.json     what its build came to
+STATE/engines/.…                    what is being compiled; removed when the agent starts
 STATE/engines/timing/<hash>.cache   a timing cache, by passport
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,17 +28,30 @@ from ..wire import WireError, parse_json
 from .files import make_directory, translate_os_error
 from .layout import Layout
 
-__all__ = ["StoredEngine", "find_engine", "keep_engine", "keep_timing", "read_part", "timing_cache"]
+__all__ = [
+    "PARTS",
+    "StoredEngine",
+    "find_engine",
+    "forget_timing",
+    "keep_engine",
+    "keep_timing",
+    "read_part",
+    "sweep",
+    "timing_cache",
+    "work_folder",
+]
 
-_MAX_ENTRY_BYTES = 64 << 20
+_MAX_ENTRY_BYTES = 1 << 20
+PARTS = ("engine", "report.json")
+"""What a host may fetch of an engine."""
 _MAX_TIMING_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class StoredEngine:
-    """An engine in the store. entry: its entry.json."""
+    """An engine in the store. folder: its own. entry: its entry.json."""
 
-    path: Path
+    folder: Path
     entry: Mapping[str, Any]
 
 
@@ -45,8 +61,28 @@ def _folder(layout: Layout, key: str) -> Path:
     return layout.root / "engines" / key
 
 
+def work_folder(layout: Layout) -> Path:
+    """Where engines are kept, and compiled.
+
+    Raises:
+        AgentError: it cannot be made.
+    """
+    folder = layout.root / "engines"
+    try:
+        make_directory(folder)
+    except OSError as error:
+        raise translate_os_error(error, "making the folder of engines") from error
+    return folder
+
+
+def sweep(layout: Layout) -> None:
+    """Remove what an agent that was ended left of its builds."""
+    for left in (layout.root / "engines").glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def find_engine(layout: Layout, key: str) -> StoredEngine | None:
-    """An engine that is whole; None where there is none, or a damaged one, which is then removed."""
+    """An engine that is whole; None where there is none, or one with other bytes than were stored, which is removed."""
     folder = _folder(layout, key)
     try:
         if (folder / "entry.json").stat().st_size > _MAX_ENTRY_BYTES:
@@ -54,16 +90,18 @@ def find_engine(layout: Layout, key: str) -> StoredEngine | None:
         entry = parse_json((folder / "entry.json").read_bytes(), floats=True, limit=_MAX_ENTRY_BYTES)
         if hash_file(folder / "engine").sha256 != entry["sha256"]:
             raise WireError("the engine has other bytes than were stored")
-    except FileNotFoundError:
+    except OSError:
         return None
-    except (OSError, WireError, KeyError, TypeError):
+    except (WireError, KeyError, TypeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    return StoredEngine(folder / "engine", entry)
+    return StoredEngine(folder, entry)
 
 
-def keep_engine(layout: Layout, key: str, engine: bytes, entry: Mapping[str, Any]) -> StoredEngine:
-    """Keep an engine under its key; entry gets the sha256 and size.
+def keep_engine(
+    layout: Layout, key: str, engine: bytes, entry: Mapping[str, Any], report: Mapping[str, Any]
+) -> StoredEngine:
+    """Keep an engine and the report of its build under its key; entry gets the sha256 and size.
 
     Raises:
         AgentError: there is no room, or the disk fails.
@@ -78,6 +116,7 @@ def keep_engine(layout: Layout, key: str, engine: bytes, entry: Mapping[str, Any
                 file.flush()
                 os.fdatasync(file.fileno())
             whole = {**entry, "sha256": hashlib.sha256(engine).hexdigest(), "bytes": len(engine)}
+            (partial / "report.json").write_text(json.dumps(dict(report)), encoding="utf-8")
             (partial / "entry.json").write_text(json.dumps(whole), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
@@ -85,17 +124,17 @@ def keep_engine(layout: Layout, key: str, engine: bytes, entry: Mapping[str, Any
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise translate_os_error(error, "keeping an engine") from error
-    return StoredEngine(folder / "engine", whole)
+    return StoredEngine(folder, whole)
 
 
-def read_part(stored: StoredEngine, offset: int, length: int) -> bytes:
-    """Some of an engine's bytes.
+def read_part(stored: StoredEngine, part: str, offset: int, length: int) -> bytes:
+    """Some bytes of one of PARTS.
 
     Raises:
         AgentError: the disk fails.
     """
     try:
-        with stored.path.open("rb") as file:
+        with (stored.folder / part).open("rb") as file:
             file.seek(offset)
             return file.read(length)
     except OSError as error:
@@ -119,10 +158,19 @@ def keep_timing(layout: Layout, passport: Passport, data: bytes) -> None:
     try:
         make_directory(path.parent)
         partial = path.with_suffix(".partial")
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fdatasync(file.fileno())
         partial.rename(path)
     except OSError:
         return
+
+
+def forget_timing(layout: Layout, passport: Passport) -> None:
+    """Begin anew with what is measured of kernels under this passport."""
+    with contextlib.suppress(OSError):
+        _timing(layout, passport).unlink()
 
 
 def _timing(layout: Layout, passport: Passport) -> Path:

@@ -13,7 +13,9 @@ fits.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -27,7 +29,7 @@ from typing import Any
 from kedge_agent.engine.order import Order, engine_key
 from kedge_agent.formats.frames import hash_file
 from kedge_agent.formats.manifest import is_digest
-from kedge_agent.formats.passport import Fit, Passport, PassportError, fit, parse_passport
+from kedge_agent.formats.passport import Fit, Passport, PassportError, contradiction, fit, parse_passport
 from kedge_agent.formats.plan_header import HEADER_BYTES, PlanHeaderError, read_plan_header
 from kedge_agent.wire import WireError, parse_json
 
@@ -37,6 +39,7 @@ from ..errors import IntegrityError
 __all__ = ["CachedEngine", "EngineCache", "check_engine"]
 
 _MAX_ENTRY_BYTES = 64 << 20
+_LEFT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,9 @@ def check_engine(path: Path, passport: Passport) -> None:
             header = read_plan_header(file.read(HEADER_BYTES), file_bytes=path.stat().st_size)
     except (OSError, PlanHeaderError) as error:
         raise IntegrityError(f"{path}: {error}", hint="build it again") from error
-    stated = Passport(header.runtime, header.version, passport.os, passport.arch, header.compute_capabilities or ())
-    wanted = Passport(passport.runtime, passport.runtime_version, passport.os, passport.arch)
-    same_gpus = header.compute_capabilities is None or set(header.compute_capabilities) == set(
-        passport.compute_capabilities
-    )
-    if not fit(stated, wanted).fits or not same_gpus:
-        raise IntegrityError(
-            f"{path}: the engine is of {header.describe()}, its passport says {passport.describe()}",
-            hint="build it again",
-        )
+    against = contradiction(header, passport)
+    if against is not None:
+        raise IntegrityError(f"{path} is {against}", hint="build it again")
 
 
 class EngineCache:
@@ -96,7 +92,10 @@ class EngineCache:
         self.folder = folder or cache_dir() / "engines"
 
     def get(self, key: str) -> CachedEngine | None:
-        """The engine of a key; None where there is none, or a damaged one, which is then removed."""
+        """The engine of a key; None where there is none, or a damaged one, which is then removed.
+
+        One that cannot be read just now is no damaged one, and stays.
+        """
         folder = self.folder / key
         try:
             if (folder / "entry.json").stat().st_size > _MAX_ENTRY_BYTES:
@@ -105,9 +104,13 @@ class EngineCache:
             check_engine(found.path, found.passport)
             if hash_file(found.path).sha256 != found.sha256:
                 raise WireError("the engine has other bytes than were stored")
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            # Half an entry, or none.
+            shutil.rmtree(folder, ignore_errors=True)
             return None
-        except (OSError, WireError, PassportError, IntegrityError, KeyError, TypeError, ValueError):
+        except OSError:
+            return None
+        except (WireError, PassportError, IntegrityError, KeyError, TypeError, ValueError):
             shutil.rmtree(folder, ignore_errors=True)
             return None
         return found
@@ -153,12 +156,17 @@ class EngineCache:
                 "built": time.time(),
                 "report": dict(report),
             }
-            (partial / "entry.json").write_text(json.dumps(body), encoding="utf-8")
+            (partial / "entry.json").write_text(json.dumps(body | {"entry_sha256": _digest(body)}), encoding="utf-8")
             there = self.get(key)
             if there is not None:
                 return there
             partial.chmod(0o755)
-            partial.rename(self.folder / key)
+            try:
+                partial.rename(self.folder / key)
+            except OSError as error:
+                # Somebody else was faster, without asking for the lock: theirs stays.
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         found = self.get(key)
@@ -170,12 +178,17 @@ class EngineCache:
     def building(self, key: str) -> Iterator[None]:
         """Held while an engine is built: whoever wants the same one meanwhile waits, and finds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
+        lock = self.folder / f"{key}.lock"
+        while True:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                # `remove` may have taken the file away meanwhile: such a lock keeps nobody else out.
+                if _is_there(lock, handle):
+                    yield
+                    return
+            finally:
+                os.close(handle)
 
     def entries(self) -> list[CachedEngine]:
         """All engines, by their entries alone: the engines' own bytes are not read."""
@@ -198,6 +211,10 @@ class EngineCache:
         Returns:
             What was removed.
         """
+        for left in self.folder.glob(".*"):
+            # What a `put` that was ended left, unless it is at it now.
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
         entries = sorted(self.entries(), key=lambda each: each.built)
         total, now, gone = sum(each.size_bytes for each in entries), time.time(), []
         for entry in entries:
@@ -212,6 +229,8 @@ class EngineCache:
 def _entry(key: str, folder: Path, body: Any) -> CachedEngine:
     if not isinstance(body, dict) or not is_digest(body["onnx_sha256"]) or not is_digest(body["sha256"]):
         raise WireError("it is no entry")
+    if _digest({name: value for name, value in body.items() if name != "entry_sha256"}) != body["entry_sha256"]:
+        raise WireError("the entry is not as it was written")
     return CachedEngine(
         key=key,
         path=folder / "engine",
@@ -223,3 +242,14 @@ def _entry(key: str, folder: Path, body: Any) -> CachedEngine:
         report=dict(body["report"]),
         built=float(body["built"]),
     )
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _is_there(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

@@ -10,7 +10,7 @@ from kedge_agent.engine.library import RUNTIMES
 from kedge_agent.engine.order import Order, engine_key
 from kedge_agent.engine.report import EngineError
 
-from ..errors import BadInputError, IncompatibleError, InternalError, KedgeError, NoSpaceError
+from ..errors import IncompatibleError, KedgeError, error_of_kind
 from .cache import CachedEngine, EngineCache
 from .plan import Host, Plan
 
@@ -49,7 +49,7 @@ def order_of(choice: Plan, *, sparse_weights: bool = False, workspace_bytes: int
 def build_engine(
     model: bytes, onnx_sha256: str, order: Order, *, cache: EngineCache, progress: Progress
 ) -> tuple[CachedEngine, bool]:
-    """The engine of a model, from the cache or built here, in a child process.
+    """The engine of a model: one from the cache whose passport fits, else built here, in a child process.
 
     Returns:
         The engine, and whether it was built now.
@@ -64,9 +64,9 @@ def build_engine(
         raise IncompatibleError(f"{library.title} is not installed here", hint=library.hint)
     key = engine_key(onnx_sha256, order, here)
     with cache.building(key):
-        found = cache.get(key)
+        found = cache.find(onnx_sha256, order, here)
         if found is not None:
-            return found, False
+            return found[0], False
 
         def tell(_phase: str, step: int, steps: int) -> bool:
             if steps:
@@ -83,16 +83,6 @@ def build_engine(
 
 
 def translated(error: EngineError) -> KedgeError:
-    """A compiler's failure as one of ours; what it said comes along as the hint where it says something of its own."""
-    kinds: dict[str, type[KedgeError]] = {
-        "missing": IncompatibleError,
-        "bad_input": BadInputError,
-        "refused": IncompatibleError,
-        "killed": NoSpaceError,
-        "memory": NoSpaceError,
-    }
-    said = [line for line in error.log if not line.startswith("INFO")][-3:]
-    hints = [error.hint or ("kedge preflight says which node it is about" if error.kind == "refused" else "")]
-    if said:
-        hints.append(f"it said: {' | '.join(said)}"[:600])
-    return kinds.get(error.kind, InternalError)(error.message, hint="; ".join(hint for hint in hints if hint))
+    """A compiler's failure as one of ours."""
+    ask = "kedge preflight says which node it is about" if error.kind == "refused" and not error.hint else ""
+    return error_of_kind(error.fault, error.message, "; ".join(part for part in (ask, error.advice()) if part))

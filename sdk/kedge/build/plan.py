@@ -73,6 +73,7 @@ def plan(
     profiles: Profiles | None = None,
     compute_capabilities: tuple[str, ...] = (),
     memory: MemoryEstimate | None = None,
+    on_device: bool = False,
 ) -> Plan:
     """Choose the runtime of a model on a target, and where what it runs is built.
 
@@ -81,6 +82,8 @@ def plan(
         runtime: the one to take among the target's; None: the first that takes the model.
         compute_capabilities: to compile for besides the target's own; tensorrt-rtx alone.
         memory: the estimate to record.
+        on_device: leave the compilation to a device, also where this host could do it: its version is then the one
+            that will run.
 
     Raises:
         IncompatibleError: the target has no runtime or precision for this model.
@@ -98,10 +101,26 @@ def plan(
     if chosen == "onnxruntime":
         reason = f"{target.name} runs onnxruntime, which takes the optimised ONNX as it is: nothing is compiled"
         return Plan(chosen, model.precision, "nowhere", reason, memory=memory)
+    wide = [tensor.name for tensor in (*model.inputs, *model.outputs) if tensor.datatype == "FP64"]
+    if wide:
+        raise IncompatibleError(
+            f"{_TITLES[chosen]} has no FP64: {', '.join(wide)} would be FP32 in the engine",
+            hint="export the model with FP32 inputs and outputs",
+        )
     own = target.compute_capability
     assert own is not None, "a profile that runs TensorRT states its GPU"
     builder = (host or Host()).builders.get(chosen)
-    if chosen == "tensorrt-rtx":
+    if on_device:
+        lacks = ""
+        where, reason = "device", f"a device builds it with its own {_TITLES[chosen]}, as was asked for"
+    elif chosen == "tensorrt-rtx" and builder is not None and not _same_platform(target, builder):
+        lacks = ""
+        where = "device"
+        reason = (
+            f"an engine is for the platform of its compiler: {target.name} is {target.os}/{target.arch}, this host "
+            f"{builder.os}/{builder.arch}; the first {target.name} that it is deployed to builds it"
+        )
+    elif chosen == "tensorrt-rtx":
         where, lacks = "host", "" if builder is not None else "pip install 'kedge[tensorrt]'"
         reason = f"TensorRT for RTX compiles for compute capability {own} on any host, with or without a GPU"
     else:
@@ -168,10 +187,14 @@ def _tensorrt(target: Target, own: str, builder: Passport | None) -> tuple[str, 
 
 
 def _serves(target: Target, own: str, builder: Passport) -> bool:
-    if (builder.os, builder.arch) != (target.os, target.arch) or builder.compute_capabilities != (own,):
+    if not _same_platform(target, builder) or builder.compute_capabilities != (own,):
         return False
     carried = {_version(each.tensorrt) for each in target.software}
     return not carried or _version(builder.runtime_version) in carried
+
+
+def _same_platform(target: Target, builder: Passport) -> bool:
+    return (builder.os, builder.arch) == (target.os, target.arch)
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ class BuildOptions:
     runtime, compute_capabilities: see `plan`. shapes: profiles of inputs whose shape is not fixed.
     require_engine: refuse where the engine can only be built on a device.
     sparse_weights: use 2:4 sparse kernels where the weights are. workspace_bytes: of an engine's scratch memory; None:
-        the library's default on a host, what fits on a device.
+        the library's default on a host, what fits on a device. on_device: leave the compilation to a device.
     """
 
     name: str
@@ -61,6 +61,7 @@ class BuildOptions:
     require_engine: bool = False
     sparse_weights: bool = False
     workspace_bytes: int | None = None
+    on_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,10 @@ def plan_model(model: Path, target: Target, options: BuildOptions) -> tuple[Mode
     choice = plan(
         spec,
         target,
-        host=host_builders((*own, *options.compute_capabilities)),
+        host=host_builders((*own, *options.compute_capabilities)) if own else None,
         runtime=options.runtime,
         compute_capabilities=options.compute_capabilities,
+        on_device=options.on_device,
     )
     profiles = shape_profiles(spec, options.shapes) if choice.runtime != "onnxruntime" else {}
     graph = Graph.read(model)

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = root.main(given, prog_name="kedge", standalone_mode=False)
         sys.stdout.flush()
     except KedgeError as error:
-        return _report(given, error.message, error.hint, error.exit_code)
+        return _report(given, error.message, error.hint, error.exit_code, told=error.told)
     except click.exceptions.NoArgsIsHelpError as error:
         # A group without a command: its help is the answer.
         click.echo(error.ctx.get_help())
@@ -105,14 +105,16 @@ def _defect(given: Sequence[str], error: Exception) -> int:
     return _report(given, f"{type(error).__name__}: {error}", hint, ExitCode.INTERNAL)
 
 
-def _report(given: Sequence[str], message: str, hint: str, code: ExitCode) -> int:
+def _report(given: Sequence[str], message: str, hint: str, code: ExitCode, *, told: bool = False) -> int:
     # Part of it may come from a device: nothing in it may steer the terminal.
     line, hint = (printable(" ".join(text.split())) for text in (message, hint))
     click.echo(f"kedge: error: {line}", err=True)
     if hint:
         click.echo(f"  hint: {hint}", err=True)
     error = {"message": line, "hint": hint, "exit_code": int(code)}
-    if "--json" in given:
+    if told:
+        pass  # standard output holds one document, and that is the result
+    elif "--json" in given:
         click.echo(json.dumps({"error": error}))
     elif "--events" in given:
         click.echo(json.dumps({"event": "error", "error": error}))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .common import Output, inventory_option, long_output_options, path_type, read_inventory
+
+if TYPE_CHECKING:
+    from ..build.release import Built
+    from ..targets import Target
 
 __all__ = ["build"]
 
@@ -89,6 +94,7 @@ def build(
         require_engine=options["require_engine"] and device is None,
         sparse_weights=options["sparse"],
         workspace_bytes=options["workspace_mib"] and options["workspace_mib"] << 20,
+        on_device=device is not None,
     )
     if only_plan:
         _, choice = plan_model(model, profile, asked)
@@ -96,22 +102,38 @@ def build(
         out.result(document, lambda: _render_plan(document))
         return
     destination = folder or Path(f"{asked.name}-{spec.precision}.release")
-    with out.progress() as progress:
+    with out.progress() as progress, tempfile.TemporaryDirectory(prefix="kedge-build-") as temporary:
         tensors = load_tensors(golden, spec.inputs) if golden is not None else None
-        built = build_release(model, profile, destination, asked, tensors, reference=reference, progress=progress.share)
-        if device is not None and built.plan.where == "device":
-            from ..deploy.engines import engine_on_device, with_engine
-            from ..fleet.inventory import open_device
-
-            with open_device(device, read_inventory(inventory_path)) as (transport, kind):
-                engine, compiled = engine_on_device(transport, kind, built.release, progress.share)
-            built = with_engine(built, engine, compiled=compiled)
+        # What a device has yet to compile is no release yet: the user's folder is written once, when it is whole.
+        first = destination if device is None else Path(temporary) / "planned"
+        built = build_release(model, profile, first, asked, tensors, reference=reference, progress=progress.share)
+        if device is not None:
+            inventory = read_inventory(inventory_path)
+            built = _compiled_on(device, inventory, profile, built, destination, progress.share)
     report = _report(model, profile, built, destination)
     if built.golden_made_up:
         out.say("golden inputs are made up: the parity gate then compares noise; give real ones with --golden")
     if options["pack"] and report["encoding"] == "raw":
         out.say("packing would make this model no smaller: it is released as it is")
     out.result(report, lambda: _render(report))
+
+
+def _compiled_on(device: str, inventory: Any, profile: Target, built: Built, destination: Path, progress: Any) -> Built:
+    """Have a device compile what was built for it, and write the whole release."""
+    from ..deploy.engines import engine_on_device, with_engine
+    from ..errors import BadInputError, IncompatibleError
+    from ..fleet.inventory import open_device
+
+    if built.plan.where != "device":
+        raise BadInputError(f"for {built.plan.runtime} nothing is compiled on a device", hint="leave --on out")
+    with open_device(device, inventory) as (transport, kind):
+        # A generic profile says nothing of the GPU: what the device itself says decides.
+        if kind.name != profile.name and kind.family != "cpu":
+            raise IncompatibleError(
+                f"{device} is {kind.name}, the release is for {profile.name}", hint=f"use --target {kind.name}"
+            )
+        engine, compiled = engine_on_device(transport, profile, built.release, progress)
+    return with_engine(built, engine, destination, compiled=compiled)
 
 
 def _report(model: Path, profile: Any, built: Any, destination: Path) -> dict[str, Any]:
@@ -181,6 +203,7 @@ def _passport(passport: dict[str, Any]) -> str:
 
 
 def _render_plan(document: dict[str, Any]) -> None:
+    from ..report.memory import activation_rows, memory_sentence
     from ..report.tables import key_values
     from ..report.text import byte_size
 
@@ -201,11 +224,8 @@ def _render_plan(document: dict[str, Any]) -> None:
     memory = document["memory"]
     if memory is not None:
         rows.append(("weights", byte_size(memory["weights_bytes"])))
-        for name, size in memory["activations_bytes"].items():
-            rows.append((f"activations, {name}", "not known" if size is None else f"about {byte_size(size)}"))
-        usable = memory["usable_bytes"]
-        there = "the target's memory is not stated" if usable is None else f"{byte_size(usable)} there for models"
-        rows.append(("memory", f"about {byte_size(memory['needed_bytes'])} needed, {there}"))
+        rows += [(label, f"about {byte_size(size)}") for label, size in activation_rows(memory) if size is not None]
+        rows.append(("memory", memory_sentence(memory)))
     if document["lacks"]:
         rows.append(("missing here", document["lacks"]))
     key_values(rows)

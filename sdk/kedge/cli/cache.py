@@ -34,16 +34,17 @@ def list_command(out: Output) -> None:
             return
         rows = [
             [
-                entry.key[:12],
-                entry.onnx_sha256[:12],
-                entry.passport.describe(),
+                entry.key[:8],
+                entry.onnx_sha256[:8],
+                f"{entry.passport.runtime} {entry.passport.runtime_version}",
+                ", ".join(entry.passport.compute_capabilities),
                 f"{entry.passport.os}/{entry.passport.arch}",
                 byte_size(entry.size_bytes),
-                dt.datetime.fromtimestamp(entry.built).astimezone().strftime("%Y-%m-%d %H:%M"),
+                dt.datetime.fromtimestamp(entry.built).astimezone().strftime("%Y-%m-%d"),
             ]
             for entry in entries
         ]
-        print_table("", ["engine", "ONNX", "passport", "", "size", "built"], rows)
+        print_table("", ["engine", "ONNX", "runtime", "CC", "platform", "size", "built"], rows, right=(5,))
         click.echo(f"{byte_size(sum(entry.size_bytes for entry in entries))} in {found.folder}")
 
     out.result({"folder": str(found.folder), "engines": [entry.to_json() for entry in entries]}, render)

@@ -17,8 +17,11 @@ __all__ = ["live_display"]
 @contextmanager
 def live_display() -> Iterator[Live]:
     """A display on standard error that vanishes when it ends."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
+    # What a step is called may come from a device: it is text, and no markup.
+    name, note = (TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[note]}"))
+    with Progress(
+        SpinnerColumn(), name, BarColumn(), note, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bars:
         yield Live(bars)
 
 

@@ -143,7 +143,8 @@ def optimize(
         gate = done.document["gate"]
         names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in gate["blame"][:3]]
         blamed = f"; most error arises in {', '.join(names)}" if names else ""
-        raise GateRefusedError(f"the accuracy gate does not hold: {_lost(done.document)}{blamed}", hint=gate["next"])
+        lost = _lost(done.document)
+        raise GateRefusedError(f"the accuracy gate does not hold: {lost}{blamed}", hint=gate["next"], told=True)
 
 
 def _given(options: dict[str, Any]) -> list[str]:

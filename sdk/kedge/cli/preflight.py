@@ -11,7 +11,7 @@ from .common import Output, long_output_options, path_type
 
 __all__ = ["preflight"]
 
-_SHOWN = 30
+_SHOWN, _NODES = 30, 8
 
 
 @click.command()
@@ -54,7 +54,7 @@ def preflight(
         where = f"{first.op} {first.node}: ".lstrip() if first.node else ""
         more = f" (and {len(found.errors) - 1} more)" if len(found.errors) > 1 else ""
         raise IncompatibleError(
-            f"{model} will not run on {target}: {where}{first.message}{more}", hint=first.suggestion
+            f"{model} will not run on {target}: {where}{first.message}{more}", hint=first.suggestion, told=True
         )
 
 
@@ -68,8 +68,9 @@ def _write(report: Path, document: dict[str, Any]) -> None:
 
 
 def _render(document: dict[str, Any]) -> None:
-    from ..report.preflight_html import headline, memory_sentence
-    from ..report.tables import key_values, print_table
+    from ..report.memory import memory_sentence
+    from ..report.preflight_html import grouped, headline
+    from ..report.tables import key_values
 
     rows = [
         (
@@ -78,23 +79,28 @@ def _render(document: dict[str, Any]) -> None:
         ),
         ("target", f"{document['target']}, runtime {document['runtime']}"),
         *(("judged by" if index == 0 else "", judge) for index, judge in enumerate(document["judges"])),
-        ("memory", memory_sentence(document)),
+        ("memory", memory_sentence(document["memory"])),
         ("findings", headline(document)),
     ]
     key_values(rows)
-    findings = document["findings"]
-    if findings:
-        table = [
-            [
-                each["severity"],
-                "–" if each["place"] is None else str(each["place"]),
-                " ".join(part for part in (each["op"], each["node"]) if part) or "the model",
-                each["message"],
-                each["suggestion"] or "",
-                each["judge"],
-            ]
-            for each in findings[:_SHOWN]
-        ]
-        print_table("", ["", "#", "node", "what", "what to do", "who says so"], table)
-    if len(findings) > _SHOWN:
-        click.echo(f"{sum(document['counts'].values()) - _SHOWN} more: --json or --report")
+    groups = grouped(document["findings"])
+    for group in groups[:_SHOWN]:
+        click.echo()
+        rows = [(group["severity"], _nodes(group)), ("", group["message"])]
+        if group["suggestion"]:
+            rows.append(("to do", group["suggestion"]))
+        key_values([*rows, ("says", group["judge"])])
+    if len(groups) > _SHOWN:
+        click.echo(f"\n{len(groups) - _SHOWN} more: --json or --report")
+
+
+def _nodes(group: dict[str, Any]) -> str:
+    """`Crop: crop (node 16), crop1 (node 23) and 5 more`."""
+    nodes = group["nodes"]
+    if not nodes:
+        return "the model"
+    shown = ", ".join(
+        each["node"] if each["place"] is None else f"{each['node']} (node {each['place']})" for each in nodes[:_NODES]
+    )
+    more = f" and {len(nodes) - _NODES} more" if len(nodes) > _NODES else ""
+    return f"{group['op']}: {shown}{more}" if group["op"] else f"{shown}{more}"

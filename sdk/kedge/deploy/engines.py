@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -12,14 +13,15 @@ from typing import Any
 
 from kedge_agent.engine.order import Order, engine_key, parse_order
 from kedge_agent.engine.report import EngineError
-from kedge_agent.formats.manifest import Artefact
+from kedge_agent.formats.manifest import Artefact, is_digest
 from kedge_agent.formats.passport import Passport, PassportError, fit, parse_passport
-from kedge_agent.wire import FRAME_BYTES
+from kedge_agent.wire import FRAME_BYTES, WireError, parse_json
 
 from ..build.cache import CachedEngine, EngineCache
 from ..build.release import Built, engine_artefact
-from ..errors import IncompatibleError, IntegrityError
+from ..errors import IncompatibleError, IntegrityError, KedgeError
 from ..release.bundle import Release, write_release
+from ..report.text import printable
 from ..targets import Target
 from ..transport.base import Deadline, Transport
 from ..transport.client import AgentClient
@@ -31,7 +33,10 @@ __all__ = ["complete", "engine_on_device", "needs_engine", "prepared", "with_eng
 Progress = Callable[[str, float], None]
 
 _CONNECT_S = 30.0
+_CANCEL_S = 5.0
+_POLL_S = 0.02
 _MAX_ENGINE_BYTES = 1 << 33
+_MAX_REPORT_BYTES = 64 << 20
 # What a compiler says of itself in each build; of no news to anyone.
 _SHOWN_LOG = 120
 
@@ -82,9 +87,9 @@ def engine_on_device(
         client.close()
 
 
-def with_engine(built: Built, engine: CachedEngine, *, compiled: bool) -> Built:
-    """A release that was built for a device to compile, with the engine in the model's place."""
-    release = complete(built.release, engine, built.release.folder)
+def with_engine(built: Built, engine: CachedEngine, folder: Path, *, compiled: bool) -> Built:
+    """A release that was built for a device to compile, with the engine in the model's place, written to `folder`."""
+    release = complete(built.release, engine, folder)
     return replace(built, release=release, engine=engine, compiled=compiled)
 
 
@@ -92,7 +97,7 @@ def complete(release: Release, engine: CachedEngine, folder: Path) -> Release:
     """A release with an engine where it had a build plan; all else is the same. Its digest is another one.
 
     Args:
-        folder: where it is written; may be the release's own.
+        folder: where it is written; not the release's own.
     """
     body: dict[str, Any] = json.loads(release.manifest_bytes)
     planned = needs_engine(release)
@@ -106,8 +111,7 @@ def complete(release: Release, engine: CachedEngine, folder: Path) -> Release:
     sources: dict[str, Path | bytes] = {"model.engine": engine.path}
     for entry, path in release.files():
         if entry.name in still | golden and entry.name != "model.engine":
-            # Read now: the folder may be the one that is replaced.
-            sources[entry.name] = path.read_bytes()
+            sources[entry.name] = path
     return write_release(folder, sources, body)
 
 
@@ -148,37 +152,84 @@ def _built(
     upload(channel, transport.name, release.manifest_bytes, release.files(), sent)
     asked = client.post("/kedge/v1/build", {"release": release.digest}, expect=("job", "state"))
     key = str(asked["job"])
+    if not is_digest(key):
+        raise _nonsense(transport.name, "a build without a key")
     try:
         result = _followed(client, key, transport.name, progress)
     except KeyboardInterrupt:
-        client.post(f"/kedge/v1/build/{key}/cancel")
+        # It is the user's word that counts, whether or not the device still hears it.
+        with contextlib.suppress(KedgeError):
+            client.post(f"/kedge/v1/build/{key}/cancel", timeout_s=_CANCEL_S)
         raise
-    engine = _pulled(client, key, int(result["bytes"]), transport.name, progress)
-    if hashlib.sha256(engine).hexdigest() != result["sha256"]:
+    size, sha256, passport = _stated(result, transport.name)
+    engine = _pulled(client, key, size, transport.name, progress)
+    if hashlib.sha256(engine).hexdigest() != sha256:
         raise IntegrityError(f"{transport.name}: the engine arrived with other bytes than were built", hint="try again")
-    try:
-        passport = parse_passport(result["passport"])
-    except PassportError as error:
-        raise IncompatibleError(f"{transport.name}: the engine's passport makes no sense: {error}") from error
     fitting = fit(passport, here)
     if not fitting.fits:
         raise IncompatibleError(f"{transport.name} built another engine than was asked for: {fitting.refusals[0]}")
-    return cache.put(engine_key(onnx, order, here), onnx, order, passport, engine, dict(result["report"]))
+    report = _report(client, key, transport.name)
+    return cache.put(engine_key(onnx, order, here), onnx, order, passport, engine, report)
 
 
-def _followed(client: AgentClient, key: str, device: str, progress: Progress) -> dict[str, Any]:
+def _nonsense(device: str, what: str) -> IncompatibleError:
+    return IncompatibleError(
+        f"{device}: the agent's answer makes no sense: {what[:200]}",
+        hint=f"bring the agent to this version: kedge device provision {device}",
+    )
+
+
+def _stated(result: Any, device: str) -> tuple[int, str, Passport]:
+    """Size, sha256 and passport of what a device says that it built.
+
+    Raises:
+        IncompatibleError: it is no such statement.
+    """
+    if not isinstance(result, dict):
+        raise _nonsense(device, "a build without a result")
+    size, sha256 = result.get("bytes"), result.get("sha256")
+    if type(size) is not int or not 0 < size <= _MAX_ENGINE_BYTES or not is_digest(str(sha256)):
+        raise _nonsense(device, f"an engine of {size} bytes")
+    try:
+        return size, str(sha256), parse_passport(result.get("passport"))
+    except PassportError as error:
+        raise _nonsense(device, str(error)) from error
+
+
+def _report(client: AgentClient, key: str, device: str) -> dict[str, Any]:
+    """What the build came to, as the device tells it; of no weight for anything but the report."""
+    data = bytearray()
+    while len(data) <= _MAX_REPORT_BYTES:
+        path = f"/kedge/v1/engines/{key}?part=report.json&offset={len(data)}"
+        part = client.get_bytes(path, limit_bytes=FRAME_BYTES)
+        data += part
+        if len(part) < FRAME_BYTES:
+            break
+    try:
+        report = parse_json(data, floats=True, limit=_MAX_REPORT_BYTES)
+    except WireError as error:
+        raise _nonsense(device, str(error)) from error
+    if not isinstance(report, dict):
+        raise _nonsense(device, "a report that is no object")
+    return report
+
+
+def _followed(client: AgentClient, key: str, device: str, progress: Progress) -> Any:
     """Follow a build until it ends; what its compiler says shows as the step's name."""
     after = 0
     while True:
         answer = client.get(f"/kedge/v1/build/{key}?after={after}", expect=("state", "events", "next", "result"))
-        for event in answer["events"]:
+        events, following = answer["events"], answer["next"]
+        if not isinstance(events, list) or type(following) is not int or following < after:
+            raise _nonsense(device, "events of a build")
+        for event in events:
             _tell(event, device, progress)
-        after = int(answer["next"])
+        after = following
         if answer["state"] == "built":
-            return dict(answer["result"])
+            return answer["result"]
         if answer["state"] != "running":
-            raise IncompatibleError(f"{device}: the build ended as {str(answer['state'])[:40]}")
-        time.sleep(0.02)
+            raise _nonsense(device, f"a build that is {answer['state']}")
+        time.sleep(_POLL_S)
 
 
 def _tell(event: Any, device: str, progress: Progress) -> None:
@@ -194,22 +245,34 @@ def _tell(event: Any, device: str, progress: Progress) -> None:
         size = f"{workspace >> 20} MiB of workspace" if isinstance(workspace, int) else "no limit"
         progress(f"compiling on {device}: not within {size}, trying again", 0.0)
     elif kind == "log" and str(event.get("line", "")).startswith(("WARNING", "ERROR")):
-        progress(f"compiling on {device}: {str(event['line'])[:_SHOWN_LOG]}", 0.0)
+        progress(f"compiling on {device}: {printable(str(event['line'])[:_SHOWN_LOG])}", 0.0)
 
 
 def _pulled(client: AgentClient, key: str, size: int, device: str, progress: Progress) -> bytes:
-    if not 0 < size <= _MAX_ENGINE_BYTES:
-        raise IntegrityError(f"{device}: an engine of {size} bytes is not acceptable")
     parts: list[memoryview] = []
     done = 0
     while done < size:
         progress("pulling the engine back", done / size)
-        part = client.get_bytes(f"/kedge/v1/engines/{key}?offset={done}", limit_bytes=FRAME_BYTES)
+        part = client.get_bytes(f"/kedge/v1/engines/{key}?part=engine&offset={done}", limit_bytes=FRAME_BYTES)
         if not part:
             raise IntegrityError(f"{device}: the engine ends after {done} of {size} bytes", hint="try again")
         parts.append(part)
         done += len(part)
     return b"".join(parts)[:size]
+
+
+def _require_runtime(transport: Transport, runtime: str) -> None:
+    """Refuse a device that could not run what it would build, before it builds for an hour."""
+    client = AgentClient(transport)
+    try:
+        runtimes = client.get("/kedge/v1/info", expect=("runtimes",))["runtimes"]
+    finally:
+        client.close()
+    if not isinstance(runtimes, dict) or not runtimes.get(runtime):
+        raise IncompatibleError(
+            f"{transport.name} has no runtime for {runtime}: it could build the engine, and not run it",
+            hint="to build and keep the engine all the same: kedge build … --on DEVICE",
+        )
 
 
 def prepared(transport: Transport, target: Target, release: Release, folder: Path, progress: Progress) -> Release:
@@ -221,8 +284,15 @@ def prepared(transport: Transport, target: Target, release: Release, folder: Pat
     Raises:
         KedgeError: as `engine_on_device`.
     """
-    if needs_engine(release) is None:
+    artefact = needs_engine(release)
+    if artefact is None:
         return release
+    if release.manifest.target != target.name:
+        raise IncompatibleError(
+            f"{transport.name} is {target.name}, the release is for {release.manifest.target}",
+            hint=f"kedge build … --target {target.name}",
+        )
     release.verify()
+    _require_runtime(transport, artefact.runtime)
     engine, _ = engine_on_device(transport, target, release, progress)
     return complete(release, engine, folder)

@@ -43,6 +43,8 @@ def activation_bytes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> int
     del fixed.proto.graph.value_info[:]
     for value in fixed.proto.graph.output:
         value.type.tensor_type.ClearField("shape")
+    # Shapes that the graph computes itself are followed too.
+    fixed.proto = onnx.shape_inference.infer_shapes(fixed.proto, data_prop=True)
     fixed.touched()
     known = fixed.types
     nodes = fixed.nodes

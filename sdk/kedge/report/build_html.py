@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from .memory import activation_rows, memory_sentence
 from .page import render_page
-from .text import NOT_MEASURED, byte_size
+from .text import NOT_MEASURED, byte_size, sentence
 
 __all__ = ["build_html", "share_bars"]
 
@@ -30,6 +31,7 @@ def build_html(document: Mapping[str, Any]) -> str:
         "headline": _headline(document),
         "sentences": _sentences(document),
         "tiles": _tiles(document, report),
+        "memory": sentence(memory_sentence(document["plan"]["memory"])),
         "bars": _memory(document["plan"]["memory"]),
         "passport": []
         if engine is None
@@ -67,7 +69,7 @@ def _headline(document: Mapping[str, Any]) -> str:
 
 
 def _sentences(document: Mapping[str, Any]) -> list[str]:
-    out = [document["reason"]]
+    out = [sentence(document["reason"])]
     engine = document["engine"]
     if engine is None and document["plan"]["where"] == "device":
         out.append("The engine is built when this release is first deployed to such a device, or with --on DEVICE.")
@@ -102,13 +104,10 @@ def _memory(memory: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     if memory is None:
         return []
     rows = [("weights", memory["weights_bytes"], byte_size(memory["weights_bytes"]), "blue")]
-    for name, size in memory["activations_bytes"].items():
-        rows.append((f"activations, {name}", size or 0, "not known" if size is None else byte_size(size), "blue"))
+    for label, size in activation_rows(memory):
+        rows.append((label, size or 0, "not known" if size is None else byte_size(size), "blue"))
     rows.append(("scratch, least", memory["least_workspace_bytes"], byte_size(memory["least_workspace_bytes"]), "grey"))
     rows.append(("needed in all", memory["needed_bytes"], byte_size(memory["needed_bytes"]), "orange"))
-    usable = memory["usable_bytes"]
-    if usable is not None:
-        rows.append(("there for models", usable, byte_size(usable), "green"))
     return share_bars(rows)
 
 

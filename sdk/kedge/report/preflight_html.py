@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .build_html import share_bars
+from .memory import memory_sentence
 from .page import render_page
-from .text import byte_size
+from .text import sentence
 
-__all__ = ["headline", "memory_sentence", "preflight_html"]
+__all__ = ["grouped", "headline", "preflight_html"]
 
-_SHOWN = 200
 _TITLES = {"error": "What will not run", "warning": "What may not run, or not well", "info": "Worth knowing"}
 
 
@@ -23,14 +23,14 @@ def preflight_html(document: Mapping[str, Any]) -> str:
     """
     groups = []
     for severity, title in _TITLES.items():
-        rows = [each for each in document["findings"] if each["severity"] == severity]
-        if rows:
+        found = [each for each in document["findings"] if each["severity"] == severity]
+        if found:
             groups.append(
                 {
                     "severity": severity,
                     "title": title,
-                    "rows": rows[:_SHOWN],
-                    "left_out": max(0, document["counts"][severity] - _SHOWN),
+                    "rows": grouped(found),
+                    "left_out": document["counts"][severity] - len(found),
                 }
             )
     refused = {each["op"] for each in document["findings"] if each["severity"] == "error" and each["op"]}
@@ -45,9 +45,20 @@ def preflight_html(document: Mapping[str, Any]) -> str:
         "groups": groups,
         "bars": bars,
         "headline": headline(document),
-        "memory": memory_sentence(document),
+        "memory": sentence(memory_sentence(document["memory"])),
     }
     return render_page("preflight.html.j2", view)
+
+
+def grouped(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Findings that say the same of several nodes as one, the nodes (node, place) listed in its `nodes`."""
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for each in findings:
+        key = tuple(each[name] for name in ("severity", "rule", "op", "message", "suggestion", "judge"))
+        group = groups.setdefault(key, {**each, "nodes": []})
+        if each["node"]:
+            group["nodes"].append({"node": each["node"], "place": each["place"]})
+    return list(groups.values())
 
 
 def headline(document: Mapping[str, Any]) -> str:
@@ -58,13 +69,3 @@ def headline(document: Mapping[str, Any]) -> str:
     names = {"error": ("error", "errors"), "warning": ("warning", "warnings"), "info": ("note", "notes")}
     parts = [f"{counts[key]} {names[key][counts[key] != 1]}" for key in names if counts[key]]
     return ", ".join(parts)
-
-
-def memory_sentence(document: Mapping[str, Any]) -> str:
-    """What the memory estimate says."""
-    memory = document["memory"]
-    if memory is None:
-        return "not estimated"
-    usable = memory["usable_bytes"]
-    there = "the target's memory is not stated" if usable is None else f"{byte_size(usable)} are there for models"
-    return f"about {byte_size(memory['needed_bytes'])} needed (estimate); {there}"

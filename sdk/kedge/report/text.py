@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["NOT_MEASURED", "UNAVAILABLE", "byte_size", "milliseconds", "model_size", "per_cent", "printable", "rate"]
+__all__ = [
+    "NOT_MEASURED",
+    "UNAVAILABLE",
+    "byte_size",
+    "milliseconds",
+    "model_size",
+    "per_cent",
+    "printable",
+    "rate",
+    "sentence",
+]
 
 NOT_MEASURED = "not measured"
 UNAVAILABLE = "unavailable"
@@ -49,3 +59,8 @@ def printable(text: str) -> str:
 def per_cent(share: float | None) -> str:
     """`97.50 %` of a share between 0 and 1."""
     return NOT_MEASURED if share is None else f"{share * 100:.2f} %"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital letter and a full stop, for a page."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")

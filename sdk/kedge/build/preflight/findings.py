@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["SEVERITIES", "Finding", "PreflightReport", "ordered"]
+__all__ = ["SEVERITIES", "Finding", "PreflightReport", "agreed", "ordered"]
 
 SEVERITIES = ("error", "warning", "info")
 """error: it will not run there. warning: it may not, or not well. info: worth knowing."""
@@ -19,7 +19,7 @@ class Finding:
     """One thing about one node, or about the model as a whole (node and op empty, place None).
 
     rule: a short name, the same for the same kind of finding. place: of the node in the graph's order, from 0.
-    judge: whose word this is, with its version.
+    judge: whose word this is, with its version; several, with "; " between them, where they say the same.
     """
 
     severity: str
@@ -93,6 +93,15 @@ class PreflightReport:
             "coverage": None if self.coverage is None else dict(self.coverage),
             "profiles": {name: [list(shape) for shape in shapes] for name, shapes in self.profiles.items()},
         }
+
+
+def agreed(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """What several judges say of the same node in the same words once, with all of them as its judge."""
+    judges: dict[Finding, list[str]] = {}
+    for each in findings:
+        judges.setdefault(replace(each, judge=""), []).append(each.judge)
+    for each, said in judges.items():
+        yield replace(each, judge="; ".join(dict.fromkeys(said)))
 
 
 def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:

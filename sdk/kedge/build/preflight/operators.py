@@ -65,9 +65,7 @@ class OperatorTable:
         """
         if domain not in _ONNX_DOMAINS:
             return Support(False, note=f"{domain} is not ONNX's own domain: a TensorRT plugin would have to provide it")
-        return self.operators.get(op_type) or Support(
-            False, note=f"the table of TensorRT {self.table} does not list it"
-        )
+        return self.operators.get(op_type) or Support(False, note="the table does not list it")
 
 
 def known_versions() -> tuple[str, ...]:

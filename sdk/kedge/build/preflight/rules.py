@@ -24,6 +24,7 @@ __all__ = [
     "qdq",
     "shape_inference",
     "suggestion",
+    "table_judge",
     "types",
     "versions",
 ]
@@ -42,8 +43,8 @@ _INSTEAD = {
     "NonMaxSuppression": "leave the selection of boxes to the host, after the network",
     "StringNormalizer": "leave text to the host, before the network",
     "TfIdfVectorizer": "leave text to the host, before the network",
-    "QLinearConv": "start from the FP32 model: kedge optimize --quantize int8 writes Q/DQ pairs",
-    "QLinearMatMul": "start from the FP32 model: kedge optimize --quantize int8 writes Q/DQ pairs",
+    "QuantizeLinear": "quantise symmetrically, with zero point 0: kedge optimize --quantize int8 for this target",
+    "DequantizeLinear": "quantise symmetrically, with zero point 0: kedge optimize --quantize int8 for this target",
     "ConvInteger": "start from the FP32 model: kedge optimize --quantize int8 writes Q/DQ pairs",
     "MatMulInteger": "start from the FP32 model: kedge optimize --quantize int8 for this target",
     "DynamicQuantizeLinear": "TensorRT wants every range stated: kedge optimize --quantize int8 for this target",
@@ -54,6 +55,8 @@ _OTHERWISE = "express it by other operators when exporting, or leave this part t
 
 def suggestion(op: str) -> str:
     """What to put in an operator's place."""
+    if op.startswith("QLinear"):
+        return _INSTEAD["ConvInteger"]
     return _INSTEAD.get(op, _OTHERWISE)
 
 
@@ -122,14 +125,22 @@ def versions(spec: ModelSpec, target: Target, runtime: str) -> Iterator[Finding]
 
 
 def types(graph: Graph) -> Iterator[Finding]:
-    """64-bit numbers that are computed with: TensorRT narrows them, or has no kernel for them."""
+    """64-bit numbers. TensorRT has no FP64: its parser makes FP32 of it, also where the model takes or gives it."""
+    ends = [name for name in (*graph.input_names, *graph.output_names) if graph.types.get(name, (0, None))[0] == FP64]
+    if ends:
+        yield Finding(
+            "error",
+            "fp64",
+            f"{', '.join(ends[:4])} would be FP32 in the engine, and is FP64 in the model",
+            KEDGE,
+            suggestion="export the model with FP32 inputs and outputs",
+        )
     for place, node in enumerate(graph.nodes):
-        kinds = {graph.types.get(name, (0, None))[0] for name in node.output if name}
-        if FP64 in kinds:
+        if any(graph.types.get(name, (0, None))[0] == FP64 for name in node.output if name):
             yield Finding(
-                "error",
+                "warning",
                 "fp64",
-                "computes in FP64, for which TensorRT has no kernels",
+                "gives out FP64, which TensorRT computes in FP32",
                 KEDGE,
                 node=node.name,
                 op=node.op_type,
@@ -174,30 +185,36 @@ def free_dimensions(spec: ModelSpec, given: Any) -> Iterator[Finding]:
 def qdq(graph: Graph, report: QdqReport) -> Iterator[Finding]:
     """What the checker of Q/DQ placement says, as findings of preflight."""
     for each in report.findings:
+        op = graph.by_name[each.node].op_type if each.node in graph.by_name else ""
         yield Finding(
             each.severity,
             each.code,
-            each.message,
+            each.message.removeprefix(f"{op} {each.node}: "),
             "kedge's Q/DQ checker",
             node=each.node,
-            op=graph.by_name[each.node].op_type if each.node in graph.by_name else "",
+            op=op,
             place=_place(graph, each.node),
             suggestion=each.hint,
         )
 
 
+def table_judge(table: OperatorTable) -> str:
+    """How findings and reports name a table."""
+    return f"operator table of TensorRT {table.version}" + (
+        "" if table.table == table.version else f" (that of {table.table})"
+    )
+
+
 def by_table(graph: Graph, spec: ModelSpec, table: OperatorTable) -> Iterator[Finding]:
     """Operators, types and opset against the table of a TensorRT release."""
-    judge = f"operator table of TensorRT {table.version}"
-    if table.table != table.version:
-        judge += f" (that of {table.table})"
+    judge = table_judge(table)
     if not table.opset_min <= spec.opset <= table.opset_max:
         yield Finding(
             "warning",
             "opset",
             f"the model has opset {spec.opset}; this parser is documented for {table.opset_min} to {table.opset_max}",
             judge,
-            suggestion=f"export it with opset {table.opset_max}",
+            suggestion="export it with one of these",
         )
     local = {function.name for function in graph.proto.functions}
     for place, node in enumerate(graph.nodes):
@@ -208,7 +225,7 @@ def by_table(graph: Graph, spec: ModelSpec, table: OperatorTable) -> Iterator[Fi
             yield Finding(
                 "error",
                 "operator",
-                f"{node.op_type} is not supported{': ' if support.note else ''}{support.note}",
+                f"not supported{': ' if support.note else ''}{support.note}",
                 judge,
                 node=node.name,
                 op=node.op_type,
@@ -216,7 +233,9 @@ def by_table(graph: Graph, spec: ModelSpec, table: OperatorTable) -> Iterator[Fi
                 suggestion=suggestion(node.op_type),
             )
             continue
-        kinds = {graph.types.get(name, (0, None))[0] for name in (*node.input, *node.output) if name}
+        # Rows name what an operator reads; of Q and DQ the first input, beside which stand scale and zero point.
+        read = node.input[:1] if node.op_type in ("QuantizeLinear", "DequantizeLinear") else node.input
+        kinds = {graph.types.get(name, (0, None))[0] for name in read if name}
         names = {TYPES_BY_KIND[kind] for kind in kinds if kind in TYPES_BY_KIND}
         taken = {*support.types, *table.quantized_types, *table.casts, *table.io_types}
         odd = sorted(names - taken) if support.types else []

@@ -10,19 +10,13 @@ Who judges depends on the runtime, and every finding names its judge:
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kedge_agent.engine.apart import Limits, parse_apart
-from kedge_agent.engine.library import RUNTIMES
-from kedge_agent.engine.report import EngineError, ParserFinding
-from kedge_agent.formats.frames import hash_file
-
-from ...errors import BadInputError, IncompatibleError, KedgeError
+from ...errors import BadInputError, IncompatibleError
 from ...model.footprint import activation_bytes, weight_bytes
 from ...model.graph import Graph
 from ...model.onnx_io import ModelSpec, read_model
@@ -30,20 +24,19 @@ from ...model.qdq_check import check_qdq
 from ...model.session import ReferenceModel
 from ...targets import Target
 from ..cache import EngineCache
-from ..engines import build_engine, order_of
 from ..memory import estimate
-from ..plan import OLDEST_TENSORRT, Plan
+from ..plan import OLDEST_TENSORRT, Plan, plan
 from ..shapes import Profiles, shape_profiles
 from . import rules
-from .findings import Finding, PreflightReport, ordered
+from .findings import Finding, PreflightReport, agreed, ordered
+from .native import by_compiler, by_parser
 from .operators import table_for
 
 __all__ = ["preflight"]
 
 Progress = Callable[[str, float], None]
 
-_PARSE_S = 300.0
-_CONTROL_FLOW = ("If", "Loop", "Scan")
+_ESTIMATE = "kedge's estimate of memory"
 
 
 def preflight(
@@ -77,26 +70,30 @@ def preflight(
         *rules.precision(spec, graph, target),
         *rules.versions(spec, target, chosen),
     ]
-    judges = [rules.CHECKER, f"profile {target.name}"]
+    judges = [rules.CHECKER, f"profile {target.name}", rules.KEDGE]
     profiles: Profiles = {}
     coverage = None
     if chosen == "onnxruntime":
         found += _onnxruntime(model, judges)
     else:
-        judges += [rules.KEDGE, "kedge's Q/DQ checker"]
+        judges.append("kedge's Q/DQ checker")
         found += [*rules.types(graph), *rules.free_dimensions(spec, given)]
         checked = check_qdq(graph, target.precisions)
         found += rules.qdq(graph, checked)
         coverage = checked.coverage.to_json() if checked.coverage.quantized_layers else None
         profiles, faults = _profiles(spec, given)
-        found += faults
+        # Free dimensions without bounds were found input by input already.
+        found += [] if any(each.rule == "free-dimensions" for each in found) else faults
         if chosen == "tensorrt-rtx":
-            plan = None if faults else _rtx_plan(spec, target, profiles)
-            found += _rtx(model, graph, plan, judges, cache, progress)
+            engine = None if faults else _rtx_plan(spec, target, profiles)
+            found += by_compiler(model, graph, engine, judges, cache, progress)
         else:
             found += _tensorrt(model, spec, graph, target, judges, progress)
     memory, room = _memory(spec, graph, target, profiles)
+    judges.append(_ESTIMATE)
     found += room
+    if all(each.severity != "error" for each in found):
+        found += _planned(spec, target, chosen)
     counts = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.nodes)
     return PreflightReport(
         target=target.name,
@@ -112,6 +109,14 @@ def preflight(
         coverage=coverage,
         profiles=profiles,
     )
+
+
+def _planned(spec: ModelSpec, target: Target, runtime: str) -> Iterator[Finding]:
+    """What the planner of `kedge build` refuses besides."""
+    try:
+        plan(spec, target, runtime=runtime)
+    except IncompatibleError as error:
+        yield Finding("error", "plan", error.message, f"profile {target.name}", suggestion=error.hint)
 
 
 def _profiles(spec: ModelSpec, given: Profiles) -> tuple[Profiles, list[Finding]]:
@@ -144,59 +149,6 @@ def _rtx_plan(spec: ModelSpec, target: Target, profiles: Profiles) -> Plan:
     return Plan("tensorrt-rtx", spec.precision, "host", "", (target.compute_capability,), profiles)
 
 
-def _rtx(
-    model: Path,
-    graph: Graph,
-    plan: Plan | None,
-    judges: list[str],
-    cache: EngineCache | None,
-    progress: Progress,
-) -> Iterator[Finding]:
-    """The very parser and compiler that `build` will use; the compiler needs a plan."""
-    refused = list(_parser(model, graph, judges, progress))
-    yield from refused
-    if plan is None or any(finding.severity == "error" or finding.rule == "not-asked" for finding in refused):
-        return
-    library = RUNTIMES["tensorrt-rtx"]
-    judge = f"the compiler of {library.title} {library.version()}"
-    judges.append(judge)
-    try:
-        build_engine(
-            model.read_bytes(),
-            hash_file(model).sha256,
-            order_of(plan),
-            cache=cache or EngineCache(),
-            progress=progress,
-        )
-    except KedgeError as error:
-        yield from _compiler(graph, error, judge)
-
-
-def _compiler(graph: Graph, error: KedgeError, judge: str) -> Iterator[Finding]:
-    """The compiler's refusal at the nodes it names; where it names none, at the control flow it cannot look into."""
-    named = [node for node in graph.nodes if re.search(rf"(?<![\w/]){re.escape(node.name)}(?![\w/])", error.message)]
-    suspects = named or [node for node in graph.nodes if node.op_type in _CONTROL_FLOW]
-    places = {node.name: place for place, node in enumerate(graph.nodes)}
-    if not suspects:
-        yield Finding("error", "compiler", error.message, judge, suggestion=error.hint)
-    for node in suspects[:8]:
-        doubt = (
-            ""
-            if named
-            else "it names no node; this one decides at run time what is computed, which it cannot compile: "
-        )
-        yield Finding(
-            "error",
-            "compiler",
-            f"{doubt}{error.message}",
-            judge,
-            node=node.name,
-            op=node.op_type,
-            place=places[node.name],
-            suggestion=rules.suggestion(node.op_type),
-        )
-
-
 def _tensorrt(
     model: Path,
     spec: ModelSpec,
@@ -218,54 +170,12 @@ def _tensorrt(
             suggestion="run it there with NVIDIA's own tools, or on a newer module",
         )
     # Where a profile states no software (a server), the oldest version that kedge serves is the strictest judge.
-    for version in usable or list(carried) or [".".join(map(str, OLDEST_TENSORRT))]:
-        table = table_for(version)
-        judges.append(f"operator table of TensorRT {table.version}")
-        yield from rules.by_table(graph, spec, table)
-    for finding in _parser(model, graph, judges, progress):
+    versions = usable or list(carried) or [".".join(map(str, OLDEST_TENSORRT))]
+    tables = list({table.version: table for table in map(table_for, versions)}.values())
+    judges += [rules.table_judge(table) for table in tables]
+    yield from agreed(each for table in tables for each in rules.by_table(graph, spec, table))
+    for finding in by_parser(model, graph, judges, progress):
         yield finding if finding.severity != "error" else replace(finding, severity="warning")
-
-
-def _parser(model: Path, graph: Graph, judges: list[str], progress: Progress) -> Iterator[Finding]:
-    """What the real parser of TensorRT for RTX says; a note where it is not installed."""
-    library = RUNTIMES["tensorrt-rtx"]
-    if library.version() is None:
-        yield Finding(
-            "info",
-            "not-asked",
-            f"the parser of {library.title} is not installed here, and was not asked",
-            rules.KEDGE,
-            suggestion=library.hint,
-        )
-        return
-    progress("parsing", 0.0)
-    judge = f"the parser of {library.title} {library.version()}"
-    judges.append(judge)
-    try:
-        report = parse_apart(model.read_bytes(), limits=Limits(timeout_s=_PARSE_S))
-    except EngineError as error:
-        yield Finding("error", "parser", error.message, judge, suggestion=error.hint)
-        return
-    for each in report.findings:
-        yield _parsed(graph, each, judge)
-
-
-def _parsed(graph: Graph, each: ParserFinding, judge: str) -> Finding:
-    nodes = graph.nodes
-    place = each.index if 0 <= each.index < len(nodes) else None
-    # The graph gives nodes without a name one of their own.
-    node = nodes[place].name if place is not None and not each.node else each.node
-    op = each.op or (nodes[place].op_type if place is not None else "")
-    return Finding(
-        "error",
-        "parser",
-        each.message,
-        judge,
-        node=node,
-        op=op,
-        place=place,
-        suggestion=rules.suggestion(op),
-    )
 
 
 def _memory(
@@ -283,7 +193,7 @@ def _memory(
             "error",
             "memory",
             f"it needs about {found.needed} bytes, {target.name} has {found.usable} to give",
-            "kedge's estimate",
+            _ESTIMATE,
             suggestion="quantise it, build for a smaller batch (--shapes), or choose a larger target",
         )
     ]

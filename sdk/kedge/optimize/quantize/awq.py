@@ -32,6 +32,10 @@ __all__ = ["AWQ", "awq_weights"]
 
 AWQ = "awq"
 
+_CHILD = (
+    "import json, sys; from pathlib import Path; sys.path[:] = json.loads(sys.argv[1]); "
+    "from kedge.optimize.quantize.awq import _child; _child(Path(sys.argv[2]))"
+)
 _SAMPLES = 32
 _MOST = 0.9
 _TIMEOUT_S = 3600
@@ -61,11 +65,12 @@ def awq_weights(graph: Graph, layers: Sequence[str], samples: Samples, work: Wor
     with tempfile.TemporaryDirectory(prefix="kedge-awq-") as temporary:
         folder = Path(temporary)
         graph.write(folder / "given.onnx")
-        some = samples.first(_SAMPLES)
+        shape = graph.types[graph.input_names[0]][1]
+        batch = (shape[0] if shape else None) or 1
+        some = samples.first(max(_SAMPLES, batch))
         for index, name in enumerate(graph.input_names):
             np.save(folder / f"{index}.npy", some.inputs[name])
-        shape = graph.types[graph.input_names[0]][1]
-        request = {"block": size, "batch": (shape[0] if shape else None) or 1, "inputs": graph.input_names}
+        request = {"block": size, "batch": batch, "inputs": graph.input_names}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         work.progress("searching clips with ModelOpt", 0.0)
         _run(folder)
@@ -78,7 +83,9 @@ def _is_product(graph: Graph, name: str) -> bool:
 
 
 def _run(folder: Path) -> None:
-    command = [sys.executable, "-m", __name__, str(folder)]
+    # The child sees the packages that this process sees, in whatever way it came to see them.
+    path = json.dumps([entry for entry in (str(Path(__file__).parents[3]), *sys.path) if entry])
+    command = [sys.executable, "-c", _CHILD, path, str(folder)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=folder, timeout=_TIMEOUT_S, errors="replace"
@@ -140,7 +147,3 @@ def _child(folder: Path) -> None:
         log_level="WARNING",
     )
     onnx.save(made, folder / "made.onnx")
-
-
-if __name__ == "__main__":
-    _child(Path(sys.argv[1]))

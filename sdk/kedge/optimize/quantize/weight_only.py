@@ -93,6 +93,8 @@ def quantize_int4(step: Quantize, graph: Graph, work: Work) -> Result:
         "output_error": done.error,
     }
     notes = ["only weights have four bits: the products are computed in float"]
+    if step.rounding == AWQ and not by_awq:
+        notes.append("AWQ took no layer: its one size of blocks divides the input channels of too few products")
     if work.calibration is None:
         notes.append(_UNMEASURED)
     return Result(done.graph, changed, tuple(notes), {"precision": dict.fromkeys(taken, "int4 weights")})
