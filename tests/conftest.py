@@ -15,8 +15,8 @@ from kedge.transport.base import Deadline
 from kedge.transport.local import LocalAgent
 from tests.support import models
 
-# The wheels for test devices are kept between runs, where a user's would be.
-_CACHE = cache_dir().parent
+# The wheels for test devices are kept between runs, where a user's would be; nothing else is.
+_WHEELS = cache_dir() / "wheelhouse"
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,10 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     home = tmp_path_factory.mktemp("xdg")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(_CACHE))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    _WHEELS.mkdir(parents=True, exist_ok=True)
+    (home / "cache" / "kedge").mkdir(parents=True)
+    (home / "cache" / "kedge" / "wheelhouse").symlink_to(_WHEELS, target_is_directory=True)
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
 
 

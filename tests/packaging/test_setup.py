@@ -76,4 +76,6 @@ def test_the_constraints_pin_every_direct_dependency() -> None:
         if not line.startswith("#")
     }
     for requirement in wanted:
+        if requirement.startswith("kedge["):
+            continue  # an extra that builds on another of ours
         assert re.split(r"[>=;<\[ ]", requirement)[0].lower().replace("_", "-") in pinned, requirement
