@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +122,7 @@ class Builds:
         job = self._jobs.get(key)
         if job is None:
             raise AgentError("no such build", kind="not_found", hint="it has ended long ago, or never began")
-        _end(job)
+        job.stop()
         return {"job": key, "state": job.state}
 
     def engine(self, key: str, *, verified: bool) -> StoredEngine:
@@ -144,7 +142,7 @@ class Builds:
     def close(self) -> None:
         """End what is being built, and see it off."""
         for job in list(self._jobs.values()):
-            _end(job)
+            job.stop()
             if job.thread is not None:
                 job.thread.join(_CLOSE_S)
 
@@ -189,21 +187,21 @@ class Builds:
                 job.tell({"event": "progress", "phase": phase, "step": step, "steps": steps})
             return not job.cancelled
 
-        def started(pid: int) -> None:
-            job.pid = pid
-            if job.cancelled:
-                _end(job)
-
         def compiled(order: Order, known: bytes) -> CompileReport:
-            limits = Limits(_TIMEOUT_S, nice=_NICE, started=started, folder=work_folder(self._layout))
-            try:
-                return compile_apart(model, order, progress=progress, timing_cache=known, limits=limits)
-            except EngineError as error:
-                if job.cancelled:
-                    raise EngineError("the build was cancelled", kind="cancelled") from error
-                raise
-            finally:
-                job.pid = None
+            with contextlib.ExitStack() as stack:
+
+                def started(pid: int) -> None:
+                    stack.enter_context(job.watching(pid))
+                    if job.cancelled:
+                        job.stop()
+
+                limits = Limits(_TIMEOUT_S, nice=_NICE, started=started, folder=work_folder(self._layout))
+                try:
+                    return compile_apart(model, order, progress=progress, timing_cache=known, limits=limits)
+                except EngineError as error:
+                    if job.cancelled:
+                        raise EngineError("the build was cancelled", kind="cancelled") from error
+                    raise
 
         def build(order: Order) -> CompileReport:
             if job.cancelled:
@@ -219,15 +217,6 @@ class Builds:
             return compiled(order, b"")
 
         return build
-
-
-def _end(job: Job) -> None:
-    """End a job's compiler at once: it may be in a phase in which it says nothing."""
-    job.cancelled = True
-    pid = job.pid
-    if pid is not None and job.state == "running":
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def _available(order: Order) -> int | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +23,7 @@ _MAX_EVENTS_AT_ONCE = 500
 
 @dataclass
 class Job:
-    """key: of the engine. stored: the engine, once it is there. pid: of the compiler, while it runs.
+    """key: of the engine. stored: the engine, once it is there. compiler: a pidfd of it, while it runs.
 
     state: "running", "built", "failed" or "cancelled".
     """
@@ -30,7 +34,7 @@ class Job:
     state: str = "running"
     error: AgentError | None = None
     cancelled: bool = False
-    pid: int | None = None
+    compiler: int | None = None
     thread: threading.Thread | None = None
     _events: list[dict[str, Any]] = field(default_factory=list)
     _forgotten: int = 0
@@ -39,6 +43,31 @@ class Job:
     def __post_init__(self) -> None:
         if self.stored is not None:
             self.state = "built"
+
+    @contextlib.contextmanager
+    def watching(self, pid: int) -> Iterator[None]:
+        """Hold a handle on the compiler's process: unlike its number, it never means another one."""
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError:  # a kernel before 5.3: the compiler then ends at its next step
+            yield
+            return
+        with self._changed:
+            self.compiler = handle
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.compiler = None
+            os.close(handle)
+
+    def stop(self) -> None:
+        """End the compiler at once: it may be in a phase in which it says nothing."""
+        with self._changed:
+            self.cancelled = True
+            if self.compiler is not None:
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(self.compiler, signal.SIGKILL)
 
     def tell(self, event: dict[str, Any]) -> None:
         """Something happened. The last 5,000 events are kept."""
