@@ -221,9 +221,29 @@ def with_foreign_operator(folder: Path) -> Path:
     return path
 
 
+def in_bfloat16(folder: Path) -> Path:
+    """The classifier with its matrix product in BF16, which onnxruntime's CPU has no kernel for and TensorRT does."""
+    proto = onnx.load(models.classifier(folder / "known.onnx"))
+    product = proto.graph.node[-1]
+    half = TensorProto.BFLOAT16
+    casts = [
+        helper.make_node("Cast", [name], [f"{name}_bf16"], name=f"cast_{index}", to=half)
+        for index, name in enumerate(product.input)
+    ]
+    product.input[:] = [cast.output[0] for cast in casts]
+    back = helper.make_node("Cast", ["logits_bf16"], ["logits"], name="cast_back", to=TensorProto.FLOAT)
+    product.output[0] = "logits_bf16"
+    nodes = [*proto.graph.node[:-1], *casts, product, back]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    path = folder / "bfloat.onnx"
+    onnx.save(proto, path)
+    return path
+
+
 def test_a_model_that_this_host_cannot_run_needs_a_reference(tmp_path: Path) -> None:
-    foreign, known = with_foreign_operator(tmp_path), tmp_path / "known.onnx"
-    with pytest.raises(IncompatibleError, match=r"cannot run foreign\.onnx to record golden outputs") as caught:
+    foreign, known = in_bfloat16(tmp_path), tmp_path / "known.onnx"
+    with pytest.raises(IncompatibleError, match=r"cannot run bfloat\.onnx to record golden outputs") as caught:
         built(foreign, ORIN)
     assert "--reference MODEL" in caught.value.hint
     made = built(foreign, ORIN, reference=known, golden={"image": models.images()})
@@ -235,6 +255,18 @@ def test_a_model_that_this_host_cannot_run_needs_a_reference(tmp_path: Path) -> 
     assert re.fullmatch("[0-9a-f]{64}", body["provenance"]["reference_sha256"])
     with pytest.raises(BadInputError):
         built(foreign, ORIN, reference=foreign)
+
+
+def test_a_model_that_no_tensorrt_of_the_target_takes_becomes_no_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = shared_model("fns_candy.onnx")
+    assert main(["build", str(model), "--target", "orin-nano-8gb"]) == 7
+    said = capsys.readouterr().err
+    assert "orin-nano-8gb will not run fns_candy.onnx: Crop crop: not supported" in said
+    assert "kedge preflight lists all of it" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_the_compiler_refuses_leaves_no_release(

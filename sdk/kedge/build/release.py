@@ -29,6 +29,7 @@ from .engines import build_engine, host_builders, order_of
 from .golden import made_up_inputs, select_samples
 from .memory import estimate
 from .plan import Plan, plan, require_room
+from .preflight.tables import refused_everywhere
 from .shapes import Profiles, shape_profiles
 
 __all__ = ["BuildOptions", "Built", "build_release", "engine_artefact", "model_name_for", "plan_model"]
@@ -111,6 +112,13 @@ def plan_model(model: Path, target: Target, options: BuildOptions) -> tuple[Mode
         for index, name in enumerate(("least", "usual", "greatest"))
         if (shapes := _shapes_at(spec, profiles, index)) is not None
     }
+    if choice.runtime == "tensorrt":
+        refused = refused_everywhere(graph, spec, target)
+        if refused is not None:
+            raise IncompatibleError(
+                f"{target.name} will not run {model.name}: {refused.op} {refused.node}: {refused.message}",
+                hint=f"kedge preflight lists all of it; {refused.suggestion}".rstrip("; "),
+            )
     choice = replace(choice, profiles=profiles, memory=estimate(weight_bytes(graph), activations, target))
     require_room(choice, target)
     return spec, choice

@@ -30,7 +30,7 @@ from ..shapes import Profiles, shape_profiles
 from . import rules
 from .findings import Finding, PreflightReport, agreed, ordered
 from .native import by_compiler, by_parser
-from .operators import table_for
+from .tables import tables_for, usable_versions
 
 __all__ = ["preflight"]
 
@@ -159,8 +159,7 @@ def _tensorrt(
 ) -> Iterator[Finding]:
     """The tables of the versions that the target's software carries, and the parser of TensorRT for RTX beside them."""
     carried = dict.fromkeys(each.tensorrt for each in target.software)
-    usable = [version for version in carried if _version(version) >= OLDEST_TENSORRT]
-    if carried and not usable:
+    if carried and not usable_versions(target):
         yield Finding(
             "error",
             "software",
@@ -169,9 +168,7 @@ def _tensorrt(
             f"profile {target.name}",
             suggestion="run it there with NVIDIA's own tools, or on a newer module",
         )
-    # Where a profile states no software (a server), the oldest version that kedge serves is the strictest judge.
-    versions = usable or list(carried) or [".".join(map(str, OLDEST_TENSORRT))]
-    tables = list({table.version: table for table in map(table_for, versions)}.values())
+    tables = tables_for(target)
     judges += [rules.table_judge(table) for table in tables]
     yield from agreed(each for table in tables for each in rules.by_table(graph, spec, table))
     for finding in by_parser(model, graph, judges, progress):
@@ -197,7 +194,3 @@ def _memory(
             suggestion="quantise it, build for a smaller batch (--shapes), or choose a larger target",
         )
     ]
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])
