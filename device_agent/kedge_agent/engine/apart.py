@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,8 +77,7 @@ def compile_apart(
     request = {"task": "compile", "order": order.to_json()}
     title = library_of(order.runtime).title
     given = limits or Limits()
-    with tempfile.TemporaryDirectory(prefix=".kedge-engine-", dir=given.folder) as name:
-        folder = Path(name)
+    with _own_folder(given) as folder:
         (folder / "timing.cache").write_bytes(timing_cache)
         body = _asked(folder, model, request, progress, given, title)
         layers = folder / "layers.json"
@@ -104,9 +103,10 @@ def parse_apart(model: bytes, runtime: str = "tensorrt-rtx", *, limits: Limits |
     Raises:
         EngineError: as there; besides, the parser crashed, was killed, or ran out of memory or time.
     """
-    with tempfile.TemporaryDirectory(prefix="kedge-engine-") as name:
+    given = limits or Limits()
+    with _own_folder(given) as folder:
         request = {"task": "parse", "runtime": runtime}
-        body = _asked(Path(name), model, request, None, limits or Limits(), library_of(runtime).title)
+        body = _asked(folder, model, request, None, given, library_of(runtime).title)
         return ParseReport(
             parser=body["parser"],
             findings=tuple(ParserFinding(**finding) for finding in body["findings"]),
@@ -115,6 +115,12 @@ def parse_apart(model: bytes, runtime: str = "tensorrt-rtx", *, limits: Limits |
             outputs=_tensors(body["outputs"]),
             log=tuple(body["log"]),
         )
+
+
+@contextlib.contextmanager
+def _own_folder(limits: Limits) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix=".kedge-engine-", dir=limits.folder) as name:
+        yield Path(name)
 
 
 def _asked(

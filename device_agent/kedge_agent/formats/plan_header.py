@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["HEADER_BYTES", "PlanHeader", "PlanHeaderError", "read_plan_header"]
+__all__ = ["HEADER_BYTES", "PlanHeader", "PlanHeaderError", "read_header_of", "read_plan_header"]
 
 HEADER_BYTES = 64
 
@@ -76,6 +77,17 @@ def read_plan_header(data: bytes | bytearray | memoryview, *, file_bytes: int | 
         kind = "truncated" if file_bytes < size else "followed by bytes that are not its own"
         raise PlanHeaderError(f"the engine is {kind}: it claims {size} bytes and has {file_bytes}")
     return PlanHeader(runtime, _dotted(version), size, _capabilities(head) if runtime == TENSORRT_RTX else None)
+
+
+def read_header_of(path: Path) -> PlanHeader:
+    """The header of an engine file, held against the file's size.
+
+    Raises:
+        PlanHeaderError: as of `read_plan_header`.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return read_plan_header(file.read(HEADER_BYTES), file_bytes=path.stat().st_size)
 
 
 def _capabilities(head: bytes) -> tuple[str, ...]:

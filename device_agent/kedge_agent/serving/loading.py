@@ -16,7 +16,7 @@ from ..engine.here import passport_here
 from ..errors import AgentError
 from ..formats.manifest import PACKED, Artefact, Manifest
 from ..formats.passport import contradiction, fit
-from ..formats.plan_header import HEADER_BYTES, PlanHeaderError, read_plan_header
+from ..formats.plan_header import PlanHeaderError, read_header_of
 from ..formats.tensors import datatype_of
 from ..measure.memory import read_memory
 from ..measure.parity import compare_output, failures
@@ -144,8 +144,7 @@ def _check_engine(layout: Layout, manifest: Manifest, artefact: Artefact) -> Non
         return
     path = layout.release(manifest.digest) / artefact.file
     try:
-        with path.open("rb") as file:
-            header = read_plan_header(file.read(HEADER_BYTES), file_bytes=path.stat().st_size)
+        header = read_header_of(path)
     except PlanHeaderError as error:
         raise AgentError(f"{artefact.file}: {error}", kind="integrity", hint="build the release again") from error
     except OSError as error:

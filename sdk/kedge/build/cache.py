@@ -30,7 +30,7 @@ from kedge_agent.engine.order import Order, engine_key
 from kedge_agent.formats.frames import hash_file
 from kedge_agent.formats.manifest import is_digest
 from kedge_agent.formats.passport import Fit, Passport, PassportError, contradiction, fit, parse_passport
-from kedge_agent.formats.plan_header import HEADER_BYTES, PlanHeaderError, read_plan_header
+from kedge_agent.formats.plan_header import PlanHeaderError, read_header_of
 from kedge_agent.wire import WireError, parse_json
 
 from ..config import cache_dir
@@ -76,8 +76,7 @@ def check_engine(path: Path, passport: Passport) -> None:
         IntegrityError: it is no engine, truncated, or of another compiler, version or GPU than its passport says.
     """
     try:
-        with path.open("rb") as file:
-            header = read_plan_header(file.read(HEADER_BYTES), file_bytes=path.stat().st_size)
+        header = read_header_of(path)
     except (OSError, PlanHeaderError) as error:
         raise IntegrityError(f"{path}: {error}", hint="build it again") from error
     against = contradiction(header, passport)

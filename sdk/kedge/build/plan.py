@@ -14,7 +14,7 @@ from ..targets import Target
 from .memory import MemoryEstimate
 from .shapes import Profiles
 
-__all__ = ["OLDEST_TENSORRT", "Host", "Plan", "plan", "require_room"]
+__all__ = ["OLDEST_TENSORRT", "Host", "Plan", "plan", "require_room", "usable_versions"]
 
 OLDEST_TENSORRT = (10, 3)
 """Name-based I/O, strong typing and execute_async_v3 are what the adapter uses; JetPack 6.1 carries this version."""
@@ -154,13 +154,18 @@ def require_room(choice: Plan, target: Target) -> None:
         )
 
 
+def usable_versions(target: Target) -> list[str]:
+    """The versions of TensorRT that a target carries and kedge builds with, the newest first."""
+    carried = dict.fromkeys(each.tensorrt for each in target.software)
+    return [version for version in carried if _version(version) >= OLDEST_TENSORRT]
+
+
 def _runtime(model: ModelSpec, target: Target, wanted: str | None) -> str:
     if wanted is not None and wanted not in target.runtimes:
         raise IncompatibleError(f"{target.name} runs {', '.join(target.runtimes)}, not {wanted}")
     for runtime in (wanted,) if wanted is not None else target.runtimes:
         if runtime != "onnxruntime":
-            newest = max((_version(each.tensorrt) for each in target.software), default=OLDEST_TENSORRT)
-            if runtime == "tensorrt" and newest < OLDEST_TENSORRT:
+            if runtime == "tensorrt" and target.software and not usable_versions(target):
                 raise IncompatibleError(
                     f"{target.name} carries TensorRT {target.software[0].tensorrt}; kedge builds with "
                     f"{'.'.join(map(str, OLDEST_TENSORRT))} and newer",

@@ -107,11 +107,15 @@ def plan_model(model: Path, target: Target, options: BuildOptions) -> tuple[Mode
     )
     profiles = shape_profiles(spec, options.shapes) if choice.runtime != "onnxruntime" else {}
     graph = Graph.read(model)
-    activations = {
-        name: activation_bytes(graph, shapes)
-        for index, name in enumerate(("least", "usual", "greatest"))
-        if (shapes := _shapes_at(spec, profiles, index)) is not None
-    }
+    activations: dict[str, int | None] = {}
+    inferred: list[tuple[dict[str, tuple[int, ...]], int | None]] = []
+    for index, name in enumerate(("least", "usual", "greatest")):
+        shapes = _shapes_at(spec, profiles, index)
+        if shapes is not None:
+            # Mostly the three are the same, and inference copies the model.
+            if not inferred or inferred[-1][0] != shapes:
+                inferred.append((shapes, activation_bytes(graph, shapes)))
+            activations[name] = inferred[-1][1]
     if choice.runtime == "tensorrt":
         refused = refused_everywhere(graph, spec, target)
         if refused is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Output, inventory_option, long_output_options, path_type, read_inventory
+from .common import Output, inventory_option, long_output_options, path_type, read_inventory, shapes_option
 
 if TYPE_CHECKING:
     from ..build.release import Built
@@ -38,12 +38,7 @@ __all__ = ["build"]
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be built, where and why; build nothing.")
 @click.option("--runtime", help="One of the target's.  [default: the first that takes the model]")
-@click.option(
-    "--shapes",
-    multiple=True,
-    metavar="INPUT=MIN:OPT:MAX",
-    help="Bounds of an input's free dimensions, each as 1x3x224x224; may be repeated.  [default: batch 1]",
-)
+@shapes_option
 @click.option(
     "--also-for",
     multiple=True,

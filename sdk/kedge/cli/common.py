@@ -23,6 +23,7 @@ __all__ = [
     "output_options",
     "path_type",
     "read_inventory",
+    "shapes_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -177,6 +178,16 @@ def on_option(function: F) -> F:
     return click.option("--on", "device", required=True, metavar="DEVICE", help="A device of the inventory, or local.")(
         function
     )
+
+
+def shapes_option(function: F) -> F:
+    """Add --shapes, which may be repeated; `build.shapes.parse_shapes` reads it."""
+    return click.option(
+        "--shapes",
+        multiple=True,
+        metavar="INPUT=MIN:OPT:MAX",
+        help="Bounds of an input's free dimensions, each as 1x3x224x224; may be repeated.  [default: batch 1]",
+    )(function)
 
 
 def read_inventory(path: Path | None) -> Any:

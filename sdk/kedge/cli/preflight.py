@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import Output, long_output_options, path_type
+from .common import Output, long_output_options, path_type, shapes_option
 
 __all__ = ["preflight"]
 
@@ -18,12 +18,7 @@ _SHOWN, _NODES = 30, 8
 @click.argument("model", type=path_type)
 @click.option("--target", required=True, help="The kind of device; see: kedge targets list.")
 @click.option("--runtime", help="One of the target's.  [default: the first]")
-@click.option(
-    "--shapes",
-    multiple=True,
-    metavar="INPUT=MIN:OPT:MAX",
-    help="Bounds of an input's free dimensions, each as 1x3x224x224; may be repeated.",
-)
+@shapes_option
 @click.option("--report", type=path_type, help="Write the findings here as an HTML page, and as JSON beside it.")
 @long_output_options
 def preflight(

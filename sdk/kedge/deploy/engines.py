@@ -75,9 +75,6 @@ def engine_on_device(
     try:
         here = _passport(transport, client, target, order)
         onnx = release.manifest.file(artefact.file).sha256
-        found = kept.find(onnx, order, here)
-        if found is not None:
-            return found[0], False
         with kept.building(engine_key(onnx, order, here)):
             found = kept.find(onnx, order, here)
             if found is not None:

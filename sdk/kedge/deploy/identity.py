@@ -34,9 +34,9 @@ def require_target(device: str, found: Mapping[str, Any], target: Target) -> Non
         )
     stated = found.get("compatible")
     modules = [str(module) for module in stated][:32] if isinstance(stated, list) else []
-    known = match_modules(modules)
     # A generic profile claims no module: a Jetson's CPU is such a machine too.
     if target.compatible and modules and not set(modules) & set(target.compatible):
+        known = match_modules(modules)
         what = f"{known.name} ({modules[0]})" if known is not None else modules[0]
         raise IncompatibleError(
             f"{device} is {what}, its target {target.name} is {' or '.join(target.compatible)}", hint=hint

@@ -14,7 +14,7 @@ from .graph import Graph
 from .samples import Samples
 from .session import ReferenceModel
 
-__all__ = ["activations"]
+__all__ = ["activations", "graph_batch"]
 
 _CHUNK_BYTES = 256 << 20
 
@@ -32,7 +32,7 @@ def activations(
         BadInputError: there are fewer samples than a batch of the model's own size takes; onnxruntime refuses
             the model or the samples.
     """
-    fixed = _fixed_batch(graph)
+    fixed = graph_batch(graph)
     if fixed and samples.count < fixed:
         raise BadInputError(
             f"{samples.count} samples of {samples.name} do not fill one batch of {fixed}",
@@ -57,7 +57,8 @@ def _typed(graph: Graph, name: str) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, kind, None)
 
 
-def _fixed_batch(graph: Graph) -> int | None:
+def graph_batch(graph: Graph) -> int | None:
+    """The batch size that a graph insists on, or None when its first dimension is free."""
     sizes = {shape[0] for _, shape in (graph.types[name] for name in graph.input_names) if shape}
     known = {size for size in sizes if size is not None}
     return max(known) if known else None

@@ -25,12 +25,12 @@ from ...model.session import ReferenceModel
 from ...targets import Target
 from ..cache import EngineCache
 from ..memory import estimate
-from ..plan import OLDEST_TENSORRT, Plan, plan
+from ..plan import OLDEST_TENSORRT, Plan, plan, usable_versions
 from ..shapes import Profiles, shape_profiles
 from . import rules
 from .findings import Finding, PreflightReport, agreed, ordered
 from .native import by_compiler, by_parser
-from .tables import tables_for, usable_versions
+from .tables import tables_for
 
 __all__ = ["preflight"]
 

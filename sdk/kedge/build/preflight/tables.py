@@ -5,18 +5,12 @@ from __future__ import annotations
 from ...model.graph import Graph
 from ...model.onnx_io import ModelSpec
 from ...targets import Target
-from ..plan import OLDEST_TENSORRT
+from ..plan import OLDEST_TENSORRT, usable_versions
 from . import rules
 from .findings import Finding
 from .operators import OperatorTable, table_for
 
-__all__ = ["refused_everywhere", "tables_for", "usable_versions"]
-
-
-def usable_versions(target: Target) -> list[str]:
-    """The versions of TensorRT that a target carries and kedge builds with, the newest first."""
-    carried = dict.fromkeys(each.tensorrt for each in target.software)
-    return [version for version in carried if _version(version) >= OLDEST_TENSORRT]
+__all__ = ["refused_everywhere", "tables_for"]
 
 
 def tables_for(target: Target) -> list[OperatorTable]:
@@ -37,7 +31,3 @@ def refused_everywhere(graph: Graph, spec: ModelSpec, target: Target) -> Finding
             return None
         first = first or refused
     return first
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])

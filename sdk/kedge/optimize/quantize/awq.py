@@ -25,6 +25,7 @@ from onnx import numpy_helper
 from ...errors import IncompatibleError
 from ...model.graph import Graph
 from ...model.samples import Samples
+from ...model.tap import graph_batch
 from ..work import Work
 from .blocks import TENSORRT_BLOCKS, Stored
 
@@ -65,8 +66,7 @@ def awq_weights(graph: Graph, layers: Sequence[str], samples: Samples, work: Wor
     with tempfile.TemporaryDirectory(prefix="kedge-awq-") as temporary:
         folder = Path(temporary)
         graph.write(folder / "given.onnx")
-        shape = graph.types[graph.input_names[0]][1]
-        batch = (shape[0] if shape else None) or 1
+        batch = graph_batch(graph) or 1
         some = samples.first(max(_SAMPLES, batch))
         for index, name in enumerate(graph.input_names):
             np.save(folder / f"{index}.npy", some.inputs[name])
