@@ -9,6 +9,7 @@ from kedge_agent.formats.manifest import ParityGate
 from kedge_agent.measure.benchmark import BenchmarkRules, run_benchmark
 from kedge_agent.measure.memory import read_memory
 from kedge_agent.measure.parity import compare_output, failures
+from kedge_agent.runtime.base import LoadOptions
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.runtime.pool import ModelPool
 from tests.support import models
@@ -82,7 +83,7 @@ def test_the_real_proc_tells_this_process_s_memory() -> None:
 
 
 def test_the_benchmark_runs_as_long_and_as_often_as_it_is_told(tmp_path: Path) -> None:
-    pool = ModelPool(OnnxRuntime().load(models.classifier(tmp_path / "m.onnx"), 1))
+    pool = ModelPool(OnnxRuntime().load(models.classifier(tmp_path / "m.onnx"), LoadOptions()))
     result = run_benchmark(pool, {"image": models.images(1)}, BenchmarkRules(warmup_ms=0, duration_ms=0, min_runs=25))
     assert result["count"] == 25
     assert result["warmup_runs"] == 1

@@ -1,7 +1,7 @@
 """Tensor datatypes of the Open Inference Protocol v2, and specifications of model inputs and outputs.
 
-Source of the names and sizes: KServe's Open Inference Protocol v2, "Tensor Data Types". BYTES
-(strings) is not among them yet: a model that needs it is refused when it is loaded.
+Source of the names and sizes: KServe's Open Inference Protocol v2, "Tensor Data Types". An element of a BYTES tensor
+(a string) has a length of its own: in memory it is an object array, and how it travels is `formats.strings`' matter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DATATYPES", "DYNAMIC", "MAX_RANK", "TensorSpec", "datatype_of", "element_count", "tensor_bytes"]
+__all__ = ["BYTES", "DATATYPES", "DYNAMIC", "MAX_RANK", "TensorSpec", "datatype_of", "element_count", "tensor_bytes"]
 
 DYNAMIC = -1
 MAX_RANK = 16
@@ -32,15 +32,22 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
+"""Types whose elements all have one size."""
+
+BYTES = "BYTES"
+
+_OBJECT = np.dtype(object)
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str:
-    """The protocol's name of a numpy dtype.
+    """The protocol's name of a numpy dtype; BYTES for text and objects.
 
     Raises:
         KeyError: the protocol has no such type.
     """
+    if dtype.kind in "OSU":
+        return BYTES
     return _NAMES[np.dtype(dtype).newbyteorder("<")]
 
 
@@ -50,7 +57,11 @@ def element_count(shape: Sequence[int]) -> int:
 
 
 def tensor_bytes(datatype: str, shape: Sequence[int]) -> int:
-    """Bytes of a concrete tensor."""
+    """Bytes of a concrete tensor.
+
+    Raises:
+        KeyError: of BYTES, whose size hangs on its elements.
+    """
     return DATATYPES[datatype].itemsize * element_count(shape)
 
 
@@ -68,7 +79,7 @@ class TensorSpec:
     symbols: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.datatype not in DATATYPES:
+        if self.datatype not in DATATYPES and self.datatype != BYTES:
             raise ValueError(f"tensor {self.name!r}: datatype {self.datatype!r} is not supported")
         if len(self.shape) > MAX_RANK:
             raise ValueError(f"tensor {self.name!r}: rank {len(self.shape)} exceeds {MAX_RANK}")
@@ -79,8 +90,8 @@ class TensorSpec:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype, little-endian."""
-        return DATATYPES[self.datatype]
+        """The numpy dtype, little-endian; object for BYTES."""
+        return _OBJECT if self.datatype == BYTES else DATATYPES[self.datatype]
 
     def mismatch(self, datatype: str, shape: Sequence[int]) -> str | None:
         """Why a concrete tensor does not fit this specification, or None when it does."""

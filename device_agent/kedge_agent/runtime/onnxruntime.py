@@ -6,6 +6,7 @@ memory too. Where a model's output sizes depend on its data, onnxruntime allocat
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import AgentError
 from ..formats.tensors import DYNAMIC, TensorSpec
-from .base import Binding, Buffers, Shapes
+from .base import Binding, Buffers, LoadOptions, MemoryItem, Shapes, Split
 from .buffers import Arena
 
 __all__ = ["OnnxRuntime"]
@@ -52,8 +53,8 @@ class OnnxRuntime:
         except metadata.PackageNotFoundError:
             return None
 
-    def load(self, path: Path, threads: int) -> OnnxModel:
-        """Load an ONNX file with `threads` intra-operator threads.
+    def load(self, path: Path, options: LoadOptions) -> OnnxModel:
+        """Load an ONNX file.
 
         Raises:
             AgentError: onnxruntime is missing or refuses the model (kind incompatible).
@@ -66,23 +67,23 @@ class OnnxRuntime:
                 kind="incompatible",
                 hint="provision the device again: kedge device provision",
             ) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
         # Idle worker threads that spin would burn a core of a device that serves one request now and then.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Its arena never gives memory back: one large request would keep its peak for years.
-        options.enable_cpu_mem_arena = False
-        options.log_severity_level = 3
+        settings.enable_cpu_mem_arena = False
+        settings.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many unrelated classes
             raise AgentError(
                 f"onnxruntime {onnxruntime.__version__} refuses the model: {_first_line(error)}",
                 kind="incompatible",
                 hint="check the model's opset and IR version against the device's onnxruntime",
             ) from error
-        return OnnxModel(session)
+        return OnnxModel(session, options.workers)
 
 
 def _first_line(error: Exception) -> str:
@@ -106,8 +107,9 @@ def _spec(argument: Any) -> TensorSpec:
 class OnnxModel:
     """A session and the specifications of its inputs and outputs."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, workers: int) -> None:
         self._session = session
+        self.in_flight = workers
         self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
         self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
 
@@ -116,6 +118,14 @@ class OnnxModel:
         if self._session is None:
             raise AgentError("the model has been unloaded", kind="busy", hint="try again")
         return OnnxSlot(self._session, self.inputs, self.outputs)
+
+    def ledger(self) -> tuple[MemoryItem, ...]:
+        """What onnxruntime tells of its memory: nothing."""
+        return (MemoryItem("weights", None, "onnxruntime does not tell"),)
+
+    def facts(self) -> dict[str, Any]:
+        """The execution providers in use."""
+        return {"providers": list(self._session.get_providers()) if self._session is not None else []}
 
     def close(self) -> None:
         """Drop the session; its memory goes when the last slot does."""
@@ -160,6 +170,11 @@ class OnnxSlot:
         while len(self._bindings) > _MAX_BINDINGS:
             self._bindings.popitem(last=False)
         return binding
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        self._bindings.clear()
+        self._arena = Arena()
 
     def _output_shapes(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
         known: dict[str, int] = {}
@@ -206,8 +221,9 @@ class OnnxBinding:
         for name, array in fixed.items():
             self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         self.outputs: Buffers = fixed
+        self._split = Split(0)
 
-    def run(self) -> None:
+    def submit(self) -> None:
         """Execute once; the outputs then hold the results.
 
         Raises:
@@ -217,6 +233,7 @@ class OnnxBinding:
         for name in self._order:
             if name not in self._fixed:
                 self._io.bind_output(name, "cpu")
+        begin = time.perf_counter_ns()
         try:
             self._session.run_with_iobinding(self._io)
         except Exception as error:  # onnxruntime raises many unrelated classes
@@ -226,6 +243,11 @@ class OnnxBinding:
             ) from error
         if len(self._fixed) < len(self._order):
             self.outputs = {**self._fixed, **self._allocated()}
+        self._split = Split(time.perf_counter_ns() - begin)
+
+    def wait(self) -> Split:
+        """The time the run took; it is over already."""
+        return self._split
 
     def _allocated(self) -> dict[str, NDArray[Any]]:
         # Outputs stand in the order in which their names were first bound: ours, then these.

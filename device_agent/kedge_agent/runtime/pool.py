@@ -1,32 +1,76 @@
-"""Slots of a loaded model: how many requests are in flight, who waits, and for how long.
+"""Slots of a loaded model: how many requests are inside, who waits, and for how long.
 
-There is one slot more than runs at a time, so that the next request's bytes are received while
-the current one computes.
+A request has a slot from before its body is received until its answer is sent, so that the bytes of the next one arrive
+while the current one computes. Slots are made when they are first needed and kept for reuse; those that only a burst
+needed are given back after it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import AgentError
-from .base import Binding, LoadedModel, Shapes, Slot
+from .base import Binding, LoadedModel, MemoryItem, Shapes, Slot, Split
+from .turns import Turns
 
-__all__ = ["ModelPool", "PoolRetiredError", "Timing"]
+__all__ = ["ModelPool", "PoolRetiredError", "PoolRules", "Timing"]
 
 
 @dataclass
 class Timing:
-    """Where one request's time went, in nanoseconds of the monotonic clock."""
+    """Where one request's time went, in nanoseconds of the monotonic clock.
+
+    compute_ns is all of the run, as its caller sees it. h2d_ns, kernel_ns and d2h_ns are the parts of it that a GPU's
+    events tell; None where there are none.
+    """
 
     queue_ns: int = 0
     input_ns: int = 0
     compute_ns: int = 0
     output_ns: int = 0
+    h2d_ns: int | None = None
+    kernel_ns: int | None = None
+    d2h_ns: int | None = None
+
+    def split(self, split: Split) -> None:
+        """Take over what a run tells of itself."""
+        if split.h2d_ns is not None or split.d2h_ns is not None:
+            self.h2d_ns, self.kernel_ns, self.d2h_ns = split.h2d_ns, split.compute_ns, split.d2h_ns
+
+
+@dataclass(frozen=True)
+class PoolRules:
+    """How a model is served.
+
+    workers: requests that compute at a time. queue: requests that may be inside besides those; one more is refused.
+    deadline_ms: how long a request may wait for its turn when it does not say.
+    drop_stale: a newer request takes the place of those that wait.
+    max_batch, max_delay_us: requests are joined up to so many samples, the first of them waiting so long for others;
+        1: they are not. Only for models whose first dimension counts samples.
+    """
+
+    workers: int = 1
+    queue: int = 32
+    deadline_ms: int = 60_000
+    drop_stale: bool = False
+    max_batch: int = 1
+    max_delay_us: int = 500
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "workers": (self.workers, 1, 64),
+            "queue": (self.queue, 1, 1024),
+            "deadline_ms": (self.deadline_ms, 1, 3_600_000),
+            "max_batch": (self.max_batch, 1, 4096),
+            "max_delay_us": (self.max_delay_us, 0, 10_000_000),
+        }
+        for name, (value, least, most) in bounds.items():
+            if not least <= value <= most:
+                raise AgentError(f"{name} is {value}; it goes from {least} to {most}")
 
 
 class PoolRetiredError(AgentError):
@@ -38,78 +82,116 @@ class ModelPool:
 
     Args:
         model: the loaded model, which the pool owns from now on.
-        concurrency: how many requests may compute at a time.
-        wait_s: how long a request may wait for a slot, or for its turn to compute.
+        rules: how it is served.
     """
 
-    def __init__(self, model: LoadedModel, *, concurrency: int = 1, wait_s: float = 60.0) -> None:
+    def __init__(self, model: LoadedModel, rules: PoolRules | None = None) -> None:
         self.model = model
-        self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        self._compute = threading.BoundedSemaphore(concurrency)
-        self._wait_s = wait_s
+        self.rules = rules or PoolRules()
+        self._turns = Turns(model.in_flight, drop_stale=self.rules.drop_stale)
+        self._most = model.in_flight + self.rules.queue
+        self._kept = model.in_flight + 1
         self._guard = threading.Lock()
-        self._in_flight = 0
+        self._idle: list[Slot] = []
+        self._inside = 0
         self._retired = False
-        for _ in range(concurrency + 1):
-            self._slots.put(model.slot())
+        self._empty = threading.Event()
 
     @contextlib.contextmanager
     def request(self, shapes: Shapes, timing: Timing) -> Iterator[Binding]:
         """Borrow a slot bound to these shapes for one request.
 
         Raises:
-            AgentError: the pool has been retired, or nothing came free in time (kind busy), or
-                the model cannot take the shapes (kind bad_input).
+            AgentError: the pool has been retired, or too many requests are inside (kind busy), or the model cannot
+                take the shapes (kind bad_input).
         """
-        with self._guard:
-            if self._retired:
-                raise PoolRetiredError("the model is being replaced", kind="busy", hint="try again")
-            self._in_flight += 1
+        start = time.perf_counter_ns()
+        slot = self._enter()
+        timing.queue_ns += time.perf_counter_ns() - start
         try:
-            start = time.perf_counter_ns()
-            try:
-                slot = self._slots.get(timeout=self._wait_s)
-            except queue.Empty:
-                raise AgentError(
-                    f"no buffer came free within {self._wait_s:g} s", kind="busy", hint="send fewer requests at a time"
-                ) from None
-            timing.queue_ns += time.perf_counter_ns() - start
-            try:
-                yield slot.bind(shapes)
-            finally:
-                self._slots.put(slot)
+            if slot is None:
+                slot = self.model.slot()
+            yield slot.bind(shapes)
         finally:
-            self._leave()
+            self._leave(slot)
 
-    def _leave(self) -> None:
-        with self._guard:
-            self._in_flight -= 1
-            finished = self._retired and self._in_flight == 0
-        if finished:
-            self.model.close()
-
-    def run(self, binding: Binding, timing: Timing) -> None:
-        """Run a binding when its turn comes.
+    def run(self, binding: Binding, timing: Timing, deadline: float | None = None) -> None:
+        """Run a binding when its turn comes, until `deadline` (of `time.monotonic`; None: as the rules have it).
 
         Raises:
             AgentError: the turn did not come in time (kind busy), or the runtime failed.
         """
         start = time.perf_counter_ns()
-        if not self._compute.acquire(timeout=self._wait_s):
-            raise AgentError(f"the model did not come free within {self._wait_s:g} s", kind="busy")
+        self._turns.take(time.monotonic() + self.rules.deadline_ms / 1e3 if deadline is None else deadline)
         try:
             begin = time.perf_counter_ns()
-            binding.run()
+            binding.submit()
+            split = binding.wait()
             end = time.perf_counter_ns()
         finally:
-            self._compute.release()
+            self._turns.give()
         timing.queue_ns += begin - start
         timing.compute_ns += end - begin
+        timing.split(split)
 
     def retire(self) -> None:
         """Take no more requests; close the model when the last one has left."""
         with self._guard:
             self._retired = True
-            idle = self._in_flight == 0
+            idle = self._inside == 0 and not self._empty.is_set()
+            if idle:
+                self._empty.set()
         if idle:
-            self.model.close()
+            self._close()
+
+    def drained(self, timeout_s: float) -> bool:
+        """Wait, once it is retired, until the last request has left; False when it has not by then."""
+        return self._empty.wait(timeout_s)
+
+    @property
+    def inside(self) -> int:
+        """Requests that have a slot now."""
+        return self._inside
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn now."""
+        return self._turns.waiting()
+
+    def ledger(self) -> tuple[MemoryItem, ...]:
+        """The model's memory, as far as its runtime can tell."""
+        return self.model.ledger()
+
+    def _enter(self) -> Slot | None:
+        with self._guard:
+            if self._retired:
+                raise PoolRetiredError("the model is being replaced", kind="busy", hint="try again")
+            if self._inside >= self._most:
+                raise AgentError(
+                    f"{self._inside} requests are with this model already",
+                    kind="busy",
+                    hint="send fewer requests at a time, or give the model a longer queue",
+                )
+            self._inside += 1
+            return self._idle.pop() if self._idle else None
+
+    def _leave(self, slot: Slot | None) -> None:
+        spare: Slot | None = None
+        with self._guard:
+            self._inside -= 1
+            finished = self._retired and self._inside == 0
+            if slot is not None and not self._retired and len(self._idle) < self._kept:
+                self._idle.append(slot)
+            else:
+                spare = slot
+            if finished:
+                self._empty.set()
+        if spare is not None:
+            spare.close()
+        if finished:
+            self._close()
+
+    def _close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+        self.model.close()

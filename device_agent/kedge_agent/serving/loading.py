@@ -20,7 +20,7 @@ from ..formats.plan_header import PlanHeaderError, read_header_of
 from ..formats.tensors import datatype_of
 from ..measure.memory import read_memory
 from ..measure.parity import compare_output, failures
-from ..runtime.base import Runtime
+from ..runtime.base import LoadOptions, Runtime
 from ..runtime.pool import ModelPool, Timing
 from ..store.files import read_bounded, translate_os_error
 from ..store.layout import Layout
@@ -61,7 +61,7 @@ def load_release(layout: Layout, runtimes: Mapping[str, Runtime], digest: str, t
     before = read_memory()
     start = time.perf_counter_ns()
     with _loadable(layout, manifest, artefact) as path:
-        model = runtime.load(path, threads)
+        model = runtime.load(path, LoadOptions(threads=threads))
     took = time.perf_counter_ns() - start
     after = read_memory()
     _LOG.info("loaded %s release %s in %.1f ms", manifest.model, digest[:12], took / 1e6)
