@@ -112,6 +112,11 @@ class Binding(Protocol):
         """Results of the last run."""
         ...
 
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Tensors that the runtime does not read from, or write to, the slot's own memory."""
+        ...
+
     def submit(self) -> None:
         """Hand the inputs over; they must not be touched until `wait` has returned.
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import AgentError
-from .base import Binding, LoadedModel, MemoryItem, Shapes, Slot, Split
+from .base import Binding, LoadedModel, Shapes, Slot, Split
 from .turns import Turns
 
 __all__ = ["ModelPool", "PoolRetiredError", "PoolRules", "Timing"]
@@ -25,7 +25,7 @@ class Timing:
     """Where one request's time went, in nanoseconds of the monotonic clock.
 
     compute_ns is all of the run, as its caller sees it. h2d_ns, kernel_ns and d2h_ns are the parts of it that a GPU's
-    events tell; None where there are none.
+    events tell; None where there are none. joined: requests that the run served.
     """
 
     queue_ns: int = 0
@@ -35,6 +35,7 @@ class Timing:
     h2d_ns: int | None = None
     kernel_ns: int | None = None
     d2h_ns: int | None = None
+    joined: int = 1
 
     def split(self, split: Split) -> None:
         """Take over what a run tells of itself."""
@@ -93,6 +94,7 @@ class ModelPool:
         self._kept = model.in_flight + 1
         self._guard = threading.Lock()
         self._idle: list[Slot] = []
+        self._running: dict[int, float] = {}
         self._inside = 0
         self._retired = False
         self._empty = threading.Event()
@@ -123,12 +125,15 @@ class ModelPool:
         """
         start = time.perf_counter_ns()
         self._turns.take(time.monotonic() + self.rules.deadline_ms / 1e3 if deadline is None else deadline)
+        thread = threading.get_ident()
         try:
+            self._running[thread] = time.monotonic()
             begin = time.perf_counter_ns()
             binding.submit()
             split = binding.wait()
             end = time.perf_counter_ns()
         finally:
+            self._running.pop(thread, None)
             self._turns.give()
         timing.queue_ns += begin - start
         timing.compute_ns += end - begin
@@ -158,9 +163,9 @@ class ModelPool:
         """Requests that wait for their turn now."""
         return self._turns.waiting()
 
-    def ledger(self) -> tuple[MemoryItem, ...]:
-        """The model's memory, as far as its runtime can tell."""
-        return self.model.ledger()
+    def stuck_s(self) -> float:
+        """For how many seconds the request that computes longest has done so; 0 when none computes."""
+        return max((time.monotonic() - begin for begin in list(self._running.values())), default=0.0)
 
     def _enter(self) -> Slot | None:
         with self._guard:

@@ -8,42 +8,81 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..engine.here import passport_here
 from ..errors import AgentError
+from ..formats.artefact import Serving
 from ..formats.manifest import PACKED, Artefact, Manifest
 from ..formats.passport import contradiction, fit
 from ..formats.plan_header import PlanHeaderError, read_header_of
-from ..formats.tensors import datatype_of
+from ..formats.tensors import DYNAMIC, datatype_of
+from ..measure.drift import DriftCounter
 from ..measure.memory import read_memory
 from ..measure.parity import compare_output, failures
-from ..runtime.base import LoadOptions, Runtime
-from ..runtime.pool import ModelPool, Timing
+from ..runtime.base import LoadOptions, Provider, Runtime, Shapes
+from ..runtime.pool import ModelPool, PoolRules, Timing
 from ..store.files import read_bounded, translate_os_error
 from ..store.layout import Layout
 from ..store.releases import read_release, verify_release
 from .golden import read_golden
+from .infer_request import InferRequest
+from .statistics import ModelStatistics
 
-__all__ = ["LiveModel", "check_parity", "load_release"]
+__all__ = ["LiveModel", "check_parity", "load_options", "load_release", "loadable"]
 
 _LOG = logging.getLogger("kedge.loading")
 
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A release in memory, serving."""
+    """A release in memory, serving.
+
+    requests: what its clients' JSON means, kept because they send the same again and again.
+    """
 
     manifest: Manifest
     artefact: Artefact
     pool: ModelPool
     load: dict[str, Any]
+    statistics: ModelStatistics = field(default_factory=ModelStatistics)
+    drift: DriftCounter | None = None
+    requests: dict[bytes, InferRequest] = field(default_factory=dict)
+
+    def require_version(self, version: str | None) -> None:
+        """Refuse a request for another version; None is any.
+
+        Raises:
+            AgentError: it is not the one that is served (not_found).
+        """
+        if version is not None and version != str(self.manifest.version):
+            raise AgentError(
+                f"{self.manifest.model} serves version {self.manifest.version}, not {version}",
+                kind="not_found",
+                hint="leave the version out",
+            )
+
+    @property
+    def batches(self) -> bool:
+        """Whether the first dimension of every tensor is free: it counts samples, in models as people make them."""
+        specs = (*self.artefact.inputs, *self.artefact.outputs)
+        return all(spec.shape[:1] == (DYNAMIC,) for spec in specs)
+
+    def samples(self, shapes: Shapes) -> int:
+        """Samples that a request carries; 1 where the model does not batch."""
+        return next(iter(shapes.values()))[0] if self.batches else 1
 
 
-def load_release(layout: Layout, runtimes: Mapping[str, Runtime], digest: str, threads: int) -> LiveModel:
+def load_release(
+    layout: Layout, runtimes: Mapping[str, Runtime], digest: str, threads: int, rules: PoolRules | None = None
+) -> LiveModel:
     """Verify a release and load the first artefact that this device has a runtime for.
+
+    Args:
+        threads: intra-operator threads where the release does not say.
+        rules: how it is served; None: as by default.
 
     Raises:
         AgentError: kind not_found, integrity, incompatible, or space.
@@ -58,18 +97,32 @@ def load_release(layout: Layout, runtimes: Mapping[str, Runtime], digest: str, t
         )
     verify_release(layout, manifest)
     artefact, runtime = _choose(layout, manifest, runtimes)
+    options = load_options(layout, artefact, threads, rules or PoolRules())
     before = read_memory()
     start = time.perf_counter_ns()
-    with _loadable(layout, manifest, artefact) as path:
-        model = runtime.load(path, LoadOptions(threads=threads))
+    with loadable(layout, manifest, artefact) as path:
+        model = runtime.load(path, options)
     took = time.perf_counter_ns() - start
     after = read_memory()
     _LOG.info("loaded %s release %s in %.1f ms", manifest.model, digest[:12], took / 1e6)
+    served = replace(artefact, inputs=model.inputs, outputs=model.outputs)
     return LiveModel(
         manifest=manifest,
-        artefact=replace(artefact, inputs=model.inputs, outputs=model.outputs),
-        pool=ModelPool(model),
+        artefact=served,
+        pool=ModelPool(model, rules),
         load={"load_ms": took / 1e6, "before": before.to_json(), "after": after.to_json()},
+        drift=DriftCounter(served) if served.calibrated else None,
+    )
+
+
+def load_options(layout: Layout, artefact: Artefact, threads: int, rules: PoolRules) -> LoadOptions:
+    """How an artefact is loaded here: what the release says of it comes before what the device would do."""
+    serving = artefact.serving or Serving()
+    return LoadOptions(
+        threads=serving.threads or threads,
+        workers=rules.workers,
+        providers=tuple(Provider(name, dict(options)) for name, options in serving.providers),
+        cache=layout.root / "runtime-cache",
     )
 
 
@@ -168,7 +221,7 @@ def _check_engine(layout: Layout, manifest: Manifest, artefact: Artefact) -> Non
 
 
 @contextlib.contextmanager
-def _loadable(layout: Layout, manifest: Manifest, artefact: Artefact) -> Iterator[Path]:
+def loadable(layout: Layout, manifest: Manifest, artefact: Artefact) -> Iterator[Path]:
     """A path from which a runtime can load the artefact while the context is open.
 
     A packed one is unpacked into anonymous memory. The store then holds nothing that the manifest does

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import AgentError
 from ..runtime.base import Binding, Runtime, Shapes
-from ..runtime.pool import PoolRetiredError, Timing
+from ..runtime.pool import PoolRetiredError, PoolRules, Timing
 from ..store.files import translate_os_error
 from ..store.layout import Layout
 from ..store.models import ModelState, list_models, read_state, write_state
@@ -30,15 +30,24 @@ class Repository:
     Args:
         layout: the store.
         runtimes: what this device can run, by name.
-        threads: intra-operator threads of each model.
+        threads: intra-operator threads of each model whose release does not say.
+        rules_of: how a model is served, by its name; may be replaced, and counts from the next load on.
     """
 
-    def __init__(self, layout: Layout, runtimes: dict[str, Runtime], threads: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        runtimes: Mapping[str, Runtime],
+        threads: int,
+        rules_of: Callable[[str], PoolRules] = lambda model: PoolRules(),
+    ) -> None:
         self._layout = layout
         self._runtimes = runtimes
         self.threads = threads
+        self.rules_of = rules_of
         self._live: dict[str, LiveModel] = {}
         self._problems: dict[str, AgentError] = {}
+        self._unloaded: set[str] = set()
         self._switch = threading.Lock()
         self.ready = threading.Event()
 
@@ -64,12 +73,12 @@ class Repository:
         if state is None:
             return
         try:
-            self._live[model] = self._load(state.current)
+            self._live[model] = self._load(state.current, model)
         except AgentError as error:
             if state.previous is None:
                 raise
             _LOG.error("model %s: %s; falling back to %s", model, error, state.previous[:12])
-            self._live[model] = self._load(state.previous)
+            self._live[model] = self._load(state.previous, model)
             self._problems[model] = AgentError(f"{error}; serving the previous release instead", kind=error.kind)
 
     def get(self, model: str) -> LiveModel:
@@ -85,8 +94,22 @@ class Repository:
                 raise AgentError(f"{model} cannot be served: {problem}", kind=problem.kind, hint="deploy it again")
             if not self.ready.is_set():
                 raise AgentError(f"{model} is still being loaded", kind="busy", hint="try again in a moment")
+            if model in self._unloaded:
+                raise AgentError(
+                    f"{model} has been unloaded",
+                    kind="not_found",
+                    hint=f"load it: POST /v2/repository/models/{model}/load",
+                )
             raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status --on DEVICE")
         return live
+
+    def live(self) -> list[LiveModel]:
+        """What serves now, by name."""
+        return [live for _, live in sorted(self._live.items())]
+
+    def stuck_s(self) -> float:
+        """For how many seconds the request that computes longest has done so; 0 when none computes."""
+        return max((live.pool.stuck_s() for live in self.live()), default=0.0)
 
     def borrow(
         self, model: str, shapes: Shapes, timing: Timing, stack: contextlib.ExitStack
@@ -119,7 +142,7 @@ class Repository:
         with self._exclusive():
             manifest = read_release(self._layout, digest)
             state = _state_or_none(self._layout, manifest.model)
-            candidate = self._load(digest)
+            candidate = self._load(digest, manifest.model)
             try:
                 parity = check_parity(self._layout, candidate)
                 if state is None or state.current != digest:
@@ -146,7 +169,7 @@ class Repository:
                     kind="not_found",
                     hint="deploy another release first",
                 )
-            candidate = self._load(state.previous)
+            candidate = self._load(state.previous, model)
             try:
                 self._write(model, ModelState(state.previous, state.current))
             except BaseException:
@@ -154,6 +177,34 @@ class Repository:
                 raise
             self._swap(model, candidate)
             return self._report(model, candidate, None)
+
+    def load(self, model: str) -> LiveModel:
+        """Serve the accepted release of a model that has been unloaded; one that serves already goes on.
+
+        Raises:
+            AgentError: no release of it was accepted (not_found), or it cannot be loaded.
+        """
+        with self._exclusive():
+            state = read_state(self._layout, model)
+            if state is None:
+                raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status")
+            live = self._live.get(model)
+            if live is None or live.manifest.digest != state.current:
+                live = self._load(state.current, model)
+                self._swap(model, live)
+            return live
+
+    def unload(self, model: str) -> None:
+        """Serve a model no more, until it is loaded or activated, or the agent starts anew; the store is left as it is.
+
+        Raises:
+            AgentError: it is not served (not_found, or what keeps it from being served).
+        """
+        with self._exclusive():
+            live = self.get(model)
+            self._unloaded.add(model)
+            del self._live[model]
+            live.pool.retire()
 
     def status(self) -> list[dict[str, Any]]:
         """One row a model: what it serves, what it would roll back to, and what is wrong."""
@@ -171,7 +222,7 @@ class Repository:
             rows.append(
                 {
                     "model": model,
-                    "state": "serving" if live is not None else "failed" if problem else "loading",
+                    "state": self._state(model, live, problem),
                     "release": live.manifest.digest if live is not None else None,
                     "version": live.manifest.version if live is not None else None,
                     "runtime": live.artefact.runtime if live is not None else None,
@@ -183,9 +234,14 @@ class Repository:
             )
         return rows
 
+    def _state(self, model: str, live: LiveModel | None, problem: str | None) -> str:
+        if live is not None:
+            return "serving"
+        return "failed" if problem else "unloaded" if model in self._unloaded else "loading"
+
     def close(self) -> None:
         """Retire every model."""
-        for live in list(self._live.values()):
+        for live in self.live():
             live.pool.retire()
 
     @contextlib.contextmanager
@@ -204,8 +260,8 @@ class Repository:
         finally:
             self._switch.release()
 
-    def _load(self, digest: str) -> LiveModel:
-        return load_release(self._layout, self._runtimes, digest, self.threads)
+    def _load(self, digest: str, model: str) -> LiveModel:
+        return load_release(self._layout, self._runtimes, digest, self.threads, self.rules_of(model))
 
     def _way_back(self, model: str, state: ModelState | None, digest: str) -> str | None:
         # What serves is known to work; what the state names may have been found damaged.
@@ -223,6 +279,7 @@ class Repository:
         old = self._live.get(model)
         self._live[model] = candidate
         self._problems.pop(model, None)
+        self._unloaded.discard(model)
         if old is not None:
             old.pool.retire()
 

@@ -1,6 +1,6 @@
 """Which request goes where: the inference door's routes, and the control door's.
 
-The inference door speaks the Open Inference Protocol v2 and nothing else. The control door speaks
+The inference door and the localhost port speak the Open Inference Protocol v2 and nothing else. The control door speaks
 it too, so that one connection serves a whole session of the host, and adds `/kedge/v1/`.
 """
 
@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -26,92 +27,30 @@ from ..wire import PROTOCOLS_SPOKEN
 from .build_routes import build_routes
 from .building import Builds
 from .golden import golden_batch
-from .http import Handler, Request, Response, Route, json_response, route
-from .inference import infer
+from .http import Handler, Request, Response, Route, json_response, route, routed
+from .oip_routes import MODEL_NAME, oip_routes
 from .repository import Repository
+from .shared_memory import Regions
 
 __all__ = ["control_handler", "inference_handler"]
 
-_NAME = r"(?P<model>[a-z0-9][a-z0-9_-]{0,63})"
-_VERSIONED = rf"/v2/models/{_NAME}(?:/versions/(?P<version>\d{{1,20}}))?"
 _DIGEST = r"(?P<digest>[0-9a-f]{64})"
 
 
-def _handler(routes: list[Route]) -> Handler:
-    def handle(request: Request) -> Response:
-        known_path = False
-        for method, pattern, function in routes:
-            match = pattern.fullmatch(request.path)
-            if match is not None:
-                known_path = True
-                if method == request.method:
-                    return function(request, **match.groupdict())
-        if known_path:
-            raise AgentError(f"{request.method} is not allowed on {request.path[:200]}", kind="method")
-        raise AgentError(f"no such resource: {request.path[:200]}", kind="not_found")
-
-    return handle
+def inference_handler(repository: Repository, regions: Regions) -> Handler:
+    """Handler of the inference door and of the localhost port."""
+    return routed(oip_routes(repository, regions))
 
 
-def inference_handler(repository: Repository) -> Handler:
-    """Handler of the inference door."""
-    return _handler(_inference_routes(repository))
-
-
-def control_handler(repository: Repository, layout: Layout, runtimes: dict[str, Runtime], builds: Builds) -> Handler:
+def control_handler(
+    repository: Repository, regions: Regions, layout: Layout, runtimes: Mapping[str, Runtime], builds: Builds
+) -> Handler:
     """Handler of the control door."""
     control = _control_routes(repository, layout, runtimes)
-    return _handler(_inference_routes(repository) + control + build_routes(builds))
+    return routed([*oip_routes(repository, regions), *control, *build_routes(builds)])
 
 
-def _inference_routes(repository: Repository) -> list[Route]:
-    def server(_: Request) -> Response:
-        return json_response({"name": "kedge-agent", "version": __version__, "extensions": ["binary_tensor_data"]})
-
-    def live(_: Request) -> Response:
-        return json_response({"live": True})
-
-    def ready(_: Request) -> Response:
-        if not repository.ready.is_set():
-            raise AgentError("models are still being loaded")
-        return json_response({"ready": True})
-
-    def model_metadata(_: Request, model: str, version: str | None) -> Response:
-        entry = repository.get(model)
-        _same_version(entry.manifest.version, version)
-        return json_response(
-            {
-                "name": model,
-                "versions": [str(entry.manifest.version)],
-                "platform": f"{entry.artefact.runtime}_{'onnx' if entry.artefact.runtime == 'onnxruntime' else 'plan'}",
-                "inputs": [spec.to_json() for spec in entry.artefact.inputs],
-                "outputs": [spec.to_json() for spec in entry.artefact.outputs],
-            }
-        )
-
-    def model_ready(_: Request, model: str, version: str | None) -> Response:
-        _same_version(repository.get(model).manifest.version, version)
-        return json_response({"name": model, "ready": True})
-
-    def model_infer(request: Request, model: str, version: str | None) -> Response:
-        return infer(repository, model, version, request)
-
-    return [
-        route("POST", rf"{_VERSIONED}/infer", model_infer),
-        route("GET", r"/v2/?", server),
-        route("GET", r"/v2/health/live", live),
-        route("GET", r"/v2/health/ready", ready),
-        route("GET", rf"{_VERSIONED}/ready", model_ready),
-        route("GET", _VERSIONED, model_metadata),
-    ]
-
-
-def _same_version(serving: int, asked: str | None) -> None:
-    if asked is not None and asked != str(serving):
-        raise AgentError(f"version {asked} is not served, {serving} is", kind="not_found")
-
-
-def _control_routes(repository: Repository, layout: Layout, runtimes: dict[str, Runtime]) -> list[Route]:
+def _control_routes(repository: Repository, layout: Layout, runtimes: Mapping[str, Runtime]) -> list[Route]:
     started = time.monotonic()
 
     @cache
@@ -187,10 +126,10 @@ def _control_routes(repository: Repository, layout: Layout, runtimes: dict[str, 
         route("GET", r"/kedge/v1/info", info),
         route("GET", r"/kedge/v1/status", status),
         route("POST", rf"/kedge/v1/releases/{_DIGEST}/activate", activate),
-        route("POST", rf"/kedge/v1/models/{_NAME}/rollback", rollback),
-        route("POST", rf"/kedge/v1/models/{_NAME}/benchmark", benchmark),
-        route("GET", rf"/kedge/v1/models/{_NAME}/memory", memory),
-        route("GET", rf"/kedge/v1/models/{_NAME}/golden", golden),
+        route("POST", rf"/kedge/v1/models/{MODEL_NAME}/rollback", rollback),
+        route("POST", rf"/kedge/v1/models/{MODEL_NAME}/benchmark", benchmark),
+        route("GET", rf"/kedge/v1/models/{MODEL_NAME}/memory", memory),
+        route("GET", rf"/kedge/v1/models/{MODEL_NAME}/golden", golden),
     ]
 
 

@@ -1,0 +1,125 @@
+"""`/metrics` in Prometheus text: Triton's names where Triton has one, and what field engineers ask for besides.
+
+Sources: Triton, "Metrics" (names and meaning); Prometheus, "Exposition formats", text version 0.0.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .. import __version__
+from ..measure.memory import read_memory
+from .loading import LiveModel
+from .repository import Repository
+from .statistics import BUCKETS_S
+
+__all__ = ["CONTENT_TYPE", "render_metrics"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_PARTS = (
+    ("nv_inference_request_duration_us", "Time of requests that were answered, in all", "success"),
+    ("nv_inference_queue_duration_us", "Time of waiting for a slot and for the turn to compute", "queue"),
+    ("nv_inference_compute_input_duration_us", "Time of receiving inputs", "compute_input"),
+    ("nv_inference_compute_infer_duration_us", "Time of running the model", "compute_infer"),
+    ("nv_inference_compute_output_duration_us", "Time of making responses", "compute_output"),
+)
+
+
+def render_metrics(repository: Repository) -> str:
+    """All metrics as text. Counters begin anew when a release is loaded; `version` and `release` tell which."""
+    entries = [(live, live.statistics.to_json()) for live in repository.live()]
+    lines: list[str] = []
+
+    def metric(kind: str, name: str, text: str, value: Callable[[LiveModel, dict[str, Any]], float]) -> None:
+        _head(lines, kind, name, text)
+        lines.extend(f"{name}{_labels(live)} {_number(value(live, stats))}" for live, stats in entries)
+
+    def failures() -> Iterable[str]:
+        for live, _ in entries:
+            for kind, count in sorted(live.statistics.failures.items()):
+                yield f"nv_inference_request_failure{_labels(live, reason=kind)} {count}"
+
+    metric(
+        "counter", "nv_inference_request_success", "Requests that were answered",
+        lambda _, stats: stats["inference_stats"]["success"]["count"],
+    )  # fmt: skip
+    _head(lines, "counter", "nv_inference_request_failure", "Requests that were refused or failed, by kind of fault")
+    lines.extend(failures())
+    metric("counter", "nv_inference_count", "Samples that were inferred", lambda _, stats: stats["inference_count"])
+    metric("counter", "nv_inference_exec_count", "Runs of the model", lambda _, stats: stats["execution_count"])
+    for name, text, part in _PARTS:
+        metric("counter", name, text, lambda _, stats, part=part: stats["inference_stats"][part]["ns"] / 1e3)  # type: ignore[misc]
+    metric(
+        "gauge", "nv_inference_pending_request_count", "Requests that wait for their turn",
+        lambda live, _: live.pool.waiting,
+    )  # fmt: skip
+    metric(
+        "counter", "kedge_copied_tensors_total", "Tensors copied between socket and runtime, beyond the one receive",
+        lambda _, stats: stats["copied_tensors"],
+    )  # fmt: skip
+    _histogram(lines, [live for live, _ in entries])
+    _drift(lines, [live for live, _ in entries])
+    _process(lines)
+    return "\n".join(lines) + "\n"
+
+
+def _histogram(lines: list[str], entries: list[LiveModel]) -> None:
+    name = "kedge_inference_request_duration_seconds"
+    _head(lines, "histogram", name, "Time of requests that were answered, from head to response")
+    for live in entries:
+        counts, count, total = live.statistics.histogram()
+        for bound, cumulative in zip([*map(str, BUCKETS_S), "+Inf"], counts, strict=True):
+            lines.append(f"{name}_bucket{_labels(live, le=bound)} {cumulative}")
+        lines.append(f"{name}_sum{_labels(live)} {_number(total)}")
+        lines.append(f"{name}_count{_labels(live)} {count}")
+
+
+def _drift(lines: list[str], entries: list[LiveModel]) -> None:
+    rows = [(live, row) for live in entries if live.drift is not None for row in live.drift.report()]
+    _head(lines, "counter", "kedge_input_values_total", "Values of calibrated inputs that were looked at")
+    lines.extend(f"kedge_input_values_total{_labels(live, input=row['name'])} {row['values']}" for live, row in rows)
+    _head(lines, "counter", "kedge_input_values_outside_total", "Of those, values outside the calibrated range")
+    lines.extend(
+        f"kedge_input_values_outside_total{_labels(live, input=row['name'])} {row['outside']}" for live, row in rows
+    )
+    _head(lines, "gauge", "kedge_input_drift_ratio", "Share of the latest values outside the calibrated range")
+    lines.extend(
+        f"kedge_input_drift_ratio{_labels(live, input=row['name'])} {_number(row['share'])}"
+        for live, row in rows
+        if row["share"] is not None
+    )
+
+
+def _process(lines: list[str]) -> None:
+    memory = read_memory()
+    for name, text, value in (
+        ("process_resident_memory_bytes", "Resident set of the agent", memory.rss_bytes),
+        ("kedge_process_proportional_memory_bytes", "Proportional set of the agent", memory.pss_bytes),
+        ("kedge_memory_available_bytes", "What the system could give without swapping", memory.available_bytes),
+    ):
+        # What could not be read is left out: a 0 would be a figure.
+        if value is not None:
+            _head(lines, "gauge", name, text)
+            lines.append(f"{name} {value}")
+    _head(lines, "gauge", "kedge_agent_info", "The agent that answers")
+    lines.append(f'kedge_agent_info{{version="{__version__}"}} 1')
+
+
+def _head(lines: list[str], kind: str, name: str, text: str) -> None:
+    lines.append(f"# HELP {name} {text}")
+    lines.append(f"# TYPE {name} {kind}")
+
+
+def _labels(live: LiveModel, **more: str) -> str:
+    pairs = {"model": live.manifest.model, "version": str(live.manifest.version), **more}
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs.items()) + "}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _number(value: float) -> str:
+    return repr(value)

@@ -1,0 +1,120 @@
+"""What happened to a model's requests, counted: Triton's statistics extension and /metrics read from here.
+
+Source of the names: Triton, "Statistics Extension". A request that fails counts as `fail` with the time it took, and
+nowhere else. Times are of whole requests: one that was joined with others into a batch counts the whole run.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from typing import Any
+
+from ..errors import AgentError
+from ..runtime.pool import Timing
+
+__all__ = ["BUCKETS_S", "ModelStatistics"]
+
+BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the latency histogram in seconds."""
+
+# A client chooses what it sends: a million batch sizes would be a million rows.
+_MAX_BATCH_SIZES = 256
+_PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+
+
+class ModelStatistics:
+    """Counters of one version of one model, from any thread."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._counts = dict.fromkeys(_PARTS, 0)
+        self._ns = dict.fromkeys(_PARTS, 0)
+        self._buckets = [0] * (len(BUCKETS_S) + 1)
+        self._inferences = 0
+        self._executions = 0
+        self._batches: dict[int, list[int]] = {}
+        self._last_ms = 0
+        self._copied = 0
+        self.failures: dict[str, int] = {}
+
+    def success(self, timing: Timing, samples: int, total_ns: int, copied: int) -> None:
+        """A request that was answered.
+
+        Args:
+            samples: it carried; 1 for a model that does not batch.
+            total_ns: from when its head was there to when its response was ready to be sent.
+            copied: tensors that were not received into, or sent from, the runtime's own buffers.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        with self._guard:
+            self._count("success", total_ns)
+            self._count("queue", timing.queue_ns)
+            self._count("compute_input", timing.input_ns)
+            self._count("compute_infer", timing.compute_ns)
+            self._count("compute_output", timing.output_ns)
+            self._buckets[bisect_left(BUCKETS_S, total_ns / 1e9)] += 1
+            self._inferences += samples
+            self._copied += copied
+            self._last_ms = now_ms
+            if timing.joined <= 1:
+                self._execution(samples, timing)
+
+    def execution(self, samples: int, timing: Timing) -> None:
+        """A run of several requests joined into one."""
+        with self._guard:
+            self._execution(samples, timing)
+
+    def failure(self, error: AgentError | None, total_ns: int) -> None:
+        """A request that was not answered, and why."""
+        kind = "internal" if error is None else error.kind
+        with self._guard:
+            self._count("fail", total_ns)
+            self.failures[kind] = self.failures.get(kind, 0) + 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As the statistics extension has it, without name and version."""
+        with self._guard:
+            parts = {part: {"count": self._counts[part], "ns": self._ns[part]} for part in _PARTS}
+            nothing = {"count": 0, "ns": 0}
+            return {
+                "last_inference": self._last_ms,
+                "inference_count": self._inferences,
+                "execution_count": self._executions,
+                # There is no response cache: its counters are Triton's for "none is used".
+                "inference_stats": {**parts, "cache_hit": nothing, "cache_miss": nothing},
+                "batch_stats": [
+                    {
+                        "batch_size": size,
+                        "compute_input": {"count": row[0], "ns": row[1]},
+                        "compute_infer": {"count": row[0], "ns": row[2]},
+                        "compute_output": {"count": row[0], "ns": row[3]},
+                    }
+                    for size, row in sorted(self._batches.items())
+                ],
+                "copied_tensors": self._copied,
+            }
+
+    def histogram(self) -> tuple[list[int], int, float]:
+        """Cumulative counts of BUCKETS_S and of all, the count, and the sum in seconds."""
+        with self._guard:
+            total, counts = 0, []
+            for count in self._buckets:
+                total += count
+                counts.append(total)
+            return counts, self._counts["success"], self._ns["success"] / 1e9
+
+    def _count(self, part: str, ns: int) -> None:
+        self._counts[part] += 1
+        self._ns[part] += ns
+
+    def _execution(self, samples: int, timing: Timing) -> None:
+        self._executions += 1
+        if samples not in self._batches and len(self._batches) >= _MAX_BATCH_SIZES:
+            return
+        row = self._batches.setdefault(samples, [0, 0, 0, 0])
+        row[0] += 1
+        row[1] += timing.input_ns
+        row[2] += timing.compute_ns
+        row[3] += timing.output_ns
