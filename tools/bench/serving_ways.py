@@ -1,0 +1,188 @@
+"""What tools/bench/serving.py asks, and whom: models with their inputs, and each server's way to put a request."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from optimize import SHARED
+from serving_client import Address, Connection, prepare
+from serving_servers import Server, fastapi, kedge, kedge_empty, mlserver
+
+from kedge_agent.formats.oip import HEADER_LENGTH, decode_response, encode_request
+
+__all__ = ["EMPTY", "TCP", "UNIX", "Case", "Way", "cases", "prepared", "trial"]
+
+EMPTY = "kedge, no model"
+UNIX, TCP = "kedge, Unix socket", "kedge, TCP"
+
+_JSON = [("Content-Type", "application/json")]
+_BYTES = [("Content-Type", "application/octet-stream")]
+_NOBODY = "no interpreter was named that has it"
+
+Tensor = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the one input that everybody sends."""
+
+    key: str
+    about: str
+    path: Path
+    input: str
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to ask a server: how a case becomes a request, and an answer a tensor."""
+
+    name: str
+    server: str
+    address: Address
+    request: Callable[[Case], bytes]
+    answer: Callable[[bytes, memoryview], Any]
+
+
+def cases(folder: Path) -> list[Case]:
+    draw = np.random.default_rng(0)
+
+    def image(*shape: int) -> Tensor:
+        return draw.uniform(-1, 1, shape).astype(np.float32)
+
+    models = SHARED / "models"
+    return [
+        Case(
+            "mobilenetv2",
+            "MobileNetV2 of ImageNet, FP32: 1 × 3 × 224 × 224 in, 1001 values out",
+            models / "mobilenetv2_imagenet.onnx",
+            "input",
+            image(1, 3, 224, 224),
+        ),
+        Case(
+            "mnist",
+            "a small CNN: 1 × 1 × 28 × 28 in, 10 values out",
+            models / "mnist_cnn.onnx",
+            "Input3",
+            image(1, 1, 28, 28),
+        ),
+        Case(
+            "identity",
+            "no work at all: 1 × 3 × 224 × 224 in, the same out",
+            _identity(folder / "identity.onnx"),
+            "x",
+            image(1, 3, 224, 224),
+        ),
+    ]
+
+
+def _identity(path: Path) -> Path:
+    """x [batch, 3, 224, 224] → y, the same."""
+    shape = ["batch", 3, 224, 224]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "identity",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def prepared(
+    folder: Path, found: list[Case], peers: Mapping[str, str | None], threads: int
+) -> tuple[list[Server], list[Way], dict[str, dict[str, str]]]:
+    """The servers, the ways to ask them, and why a way is not measured: by way and model."""
+    models = {case.key: case.path for case in found}
+
+    def fresh(name: str) -> Path:
+        (folder / name).mkdir()
+        return folder / name
+
+    agent, tcp = kedge(fresh("kedge"), models, threads, len(os.sched_getaffinity(0)))
+    servers = [kedge_empty(fresh("empty")), agent]
+    ways = [
+        Way(UNIX, agent.name, agent.address, _binary_request, _binary_answer),
+        Way(TCP, agent.name, tcp, _binary_request, _binary_answer),
+    ]
+    missing: dict[str, dict[str, str]] = {}
+    python = peers["mlserver"]
+    for name, workers in (("MLServer", 1), ("MLServer, no worker processes", 0)):
+        if python is None:
+            missing[name] = dict.fromkeys(models, _NOBODY)
+            continue
+        server = replace(mlserver(fresh(f"mlserver-{workers}"), python, models, threads, workers), name=name)
+        servers.append(server)
+        ways.append(Way(name, name, server.address, _oip_json_request, _oip_json_answer))
+    python = peers["fastapi"]
+    if python is None:
+        missing["FastAPI"] = dict.fromkeys(models, _NOBODY)
+    else:
+        server = fastapi(fresh("fastapi"), python, models, threads)
+        servers.append(server)
+        ways += [
+            Way("FastAPI, JSON", server.name, server.address, _lists_request, _lists_answer),
+            Way("FastAPI, bytes", server.name, server.address, _bytes_request, _bytes_answer),
+        ]
+    return servers, ways, missing
+
+
+def _binary_request(case: Case) -> bytes:
+    header, buffers = encode_request({case.input: case.x})
+    headers = [(HEADER_LENGTH, str(len(header))), *_BYTES]
+    return prepare("POST", f"/v2/models/{case.key}/infer", [header, *map(bytes, buffers)], headers)
+
+
+def _binary_answer(head: bytes, body: memoryview) -> Any:
+    name = HEADER_LENGTH.lower().encode() + b":"
+    length = next(int(line[len(name) :]) for line in head.split(b"\r\n") if line.lower().startswith(name))
+    return next(iter(decode_response(body, length).values()))
+
+
+def _oip_json_request(case: Case) -> bytes:
+    tensor = {"name": case.input, "datatype": "FP32", "shape": list(case.x.shape), "data": case.x.ravel().tolist()}
+    return prepare("POST", f"/v2/models/{case.key}/infer", [json.dumps({"inputs": [tensor]}).encode()], _JSON)
+
+
+def _oip_json_answer(_: bytes, body: memoryview) -> Any:
+    return json.loads(bytes(body))["outputs"][0]["data"]
+
+
+def _lists_request(case: Case) -> bytes:
+    return prepare("POST", f"/predict/{case.key}", [json.dumps({"data": case.x.tolist()}).encode()], _JSON)
+
+
+def _lists_answer(_: bytes, body: memoryview) -> Any:
+    return json.loads(bytes(body))["output"]
+
+
+def _bytes_request(case: Case) -> bytes:
+    return prepare("POST", f"/predict_bytes/{case.key}", [case.x.tobytes()], _BYTES)
+
+
+def _bytes_answer(_: bytes, body: memoryview) -> Any:
+    return np.frombuffer(bytes(body), np.float32)
+
+
+def trial(way: Way, case: Case, expected: NDArray[Any]) -> str | None:
+    """Why this way is not measured for this model; None when its answer is right."""
+    try:
+        with Connection(way.address) as connection:
+            status, head, body = connection.ask(way.request(case))
+            if status != 200:
+                return f"status {status}: {bytes(body[:120]).decode(errors='replace')}"
+            got = np.asarray(way.answer(head, body), np.float32).ravel()
+    except OSError as error:
+        return f"not reachable: {error.strerror or error}"
+    if got.size != expected.size or not np.allclose(got, expected.ravel(), rtol=1e-3, atol=1e-5):
+        return "its answer is not onnxruntime's"
+    return None
