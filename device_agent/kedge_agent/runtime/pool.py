@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ..errors import AgentError
 from .base import Binding, LoadedModel, Shapes, Slot, Split
+from .batching import Batcher
 from .turns import Turns
 
 __all__ = ["ModelPool", "PoolRetiredError", "PoolRules", "Timing"]
@@ -25,7 +26,8 @@ class Timing:
     """Where one request's time went, in nanoseconds of the monotonic clock.
 
     compute_ns is all of the run, as its caller sees it. h2d_ns, kernel_ns and d2h_ns are the parts of it that a GPU's
-    events tell; None where there are none. joined: requests that the run served.
+    events tell; None where there are none. joined: requests that the run served; led: samples of a run of several, told
+    to one of them.
     """
 
     queue_ns: int = 0
@@ -36,6 +38,7 @@ class Timing:
     kernel_ns: int | None = None
     d2h_ns: int | None = None
     joined: int = 1
+    led: int = 0
 
     def split(self, split: Split) -> None:
         """Take over what a run tells of itself."""
@@ -92,6 +95,11 @@ class ModelPool:
         self._turns = Turns(model.in_flight, drop_stale=self.rules.drop_stale)
         self._most = model.in_flight + self.rules.queue
         self._kept = model.in_flight + 1
+        self._batcher = (
+            Batcher(model, self.rules.max_batch, self.rules.max_delay_us, self._turn)
+            if self.rules.max_batch > 1
+            else None
+        )
         self._guard = threading.Lock()
         self._idle: list[Slot] = []
         self._running: dict[int, float] = {}
@@ -124,20 +132,34 @@ class ModelPool:
             AgentError: the turn did not come in time (kind busy), or the runtime failed.
         """
         start = time.perf_counter_ns()
-        self._turns.take(time.monotonic() + self.rules.deadline_ms / 1e3 if deadline is None else deadline)
-        thread = threading.get_ident()
-        try:
-            self._running[thread] = time.monotonic()
+        until = time.monotonic() + self.rules.deadline_ms / 1e3 if deadline is None else deadline
+        if self._batcher is not None:
+            joined = self._batcher.run(binding, until)
+            if joined is not None:
+                timing.queue_ns += joined.begin_ns - start
+                timing.compute_ns += joined.end_ns - joined.begin_ns
+                timing.joined, timing.led = joined.members, joined.led
+                timing.split(joined.split)
+                return
+        with self._turn(until):
             begin = time.perf_counter_ns()
             binding.submit()
             split = binding.wait()
             end = time.perf_counter_ns()
-        finally:
-            self._running.pop(thread, None)
-            self._turns.give()
         timing.queue_ns += begin - start
         timing.compute_ns += end - begin
         timing.split(split)
+
+    @contextlib.contextmanager
+    def _turn(self, until: float) -> Iterator[None]:
+        self._turns.take(until)
+        thread = threading.get_ident()
+        self._running[thread] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._running.pop(thread, None)
+            self._turns.give()
 
     def retire(self) -> None:
         """Take no more requests; close the model when the last one has left."""
@@ -199,4 +221,6 @@ class ModelPool:
     def _close(self) -> None:
         while self._idle:
             self._idle.pop().close()
+        if self._batcher is not None:
+            self._batcher.close()
         self.model.close()

@@ -58,13 +58,9 @@ class ModelStatistics:
             self._inferences += samples
             self._copied += copied
             self._last_ms = now_ms
-            if timing.joined <= 1:
-                self._execution(samples, timing)
-
-    def execution(self, samples: int, timing: Timing) -> None:
-        """A run of several requests joined into one."""
-        with self._guard:
-            self._execution(samples, timing)
+            # A run that served several requests is counted once, by the one that led it.
+            if timing.joined == 1 or timing.led:
+                self._execution(timing.led or samples, timing)
 
     def failure(self, error: AgentError | None, total_ns: int) -> None:
         """A request that was not answered, and why."""
