@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
+from kedge_agent.formats.artefact import CALIBRATION_DATA, CalibratedRange, Serving
 from kedge_agent.formats.manifest import ManifestError, manifest_bytes, parse_manifest
 from kedge_agent.wire import FRAME_BYTES
 
@@ -33,7 +35,7 @@ def body() -> dict[str, Any]:
                 "file": "model.onnx",
                 "precision": "int8",
                 "inputs": [tensor],
-                "outputs": [tensor],
+                "outputs": [dict(tensor)],
             }
         ],
         "golden": {
@@ -89,7 +91,38 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("files.0.frames", [SHA, SHA, SHA]),
         ("artefacts", []),
         ("artefacts.0.file", "absent.onnx"),
-        ("artefacts.0.inputs.0.datatype", "BYTES"),
+        ("artefacts.0.inputs.0.datatype", "STRING"),
+        ("artefacts.0.inputs.0.calibrated", "0 to 1"),
+        ("artefacts.0.inputs.0.calibrated", {"max": "1", "source": "quantizer"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": "0", "source": "quantizer"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": "0", "max": "1"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": "0", "max": "1", "source": "hearsay"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": "0", "max": "1", "source": "quantizer", "mean": "0"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": "1", "max": "0.5", "source": "quantizer"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": "NaN", "max": "1", "source": "quantizer"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": "0", "max": "Infinity", "source": "quantizer"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": "0", "max": "1e309", "source": "quantizer"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": 0, "max": 1, "source": "quantizer"}),
+        ("artefacts.0.inputs.0.calibrated", {"min": 0.5, "max": 1.5, "source": "quantizer"}),
+        ("artefacts.0.outputs.0.calibrated", {"min": "0", "max": "1", "source": "quantizer"}),
+        ("artefacts.0.serving", {}),
+        ("artefacts.0.serving", {"threads": 0}),
+        ("artefacts.0.serving", {"threads": 1025}),
+        ("artefacts.0.serving", {"threads": "4"}),
+        ("artefacts.0.serving", {"threads": 4, "nice": 1}),
+        ("artefacts.0.serving", {"providers": []}),
+        ("artefacts.0.serving", {"providers": ["CPUExecutionProvider"]}),
+        ("artefacts.0.serving", {"providers": [{"name": "CPU ExecutionProvider"}]}),
+        ("artefacts.0.serving", {"providers": [{"name": "CPUExecutionProvider"}] * 2}),
+        ("artefacts.0.serving", {"providers": [{"name": f"P{index}"} for index in range(9)]}),
+        ("artefacts.0.serving", {"providers": [{"name": "P", "options": {}}]}),
+        ("artefacts.0.serving", {"providers": [{"name": "P", "options": {"k": 1}}]}),
+        ("artefacts.0.serving", {"providers": [{"name": "P", "options": {"a b": "1"}}]}),
+        ("artefacts.0.serving", {"providers": [{"name": "P", "options": {"k": "v" * 257}}]}),
+        ("artefacts.0.serving", {"providers": [{"name": "P", "options": {"k": ""}}]}),
+        ("artefacts.0.serving", {"providers": [{"name": "P", "options": {"k": "a\nb"}}]}),
+        ("artefacts.0.serving", {"providers": [{"name": "P", "options": {"library": "/tmp/evil.so"}}]}),
+        ("artefacts.0.serving", {"providers": [{"name": "P", "options": {f"k{index}": "" for index in range(33)}}]}),
         ("artefacts.0.inputs.0.shape", [-2]),
         ("artefacts.0.inputs.0.shape", [1] * 17),
         ("artefacts.0.encoding", "zip"),
@@ -123,6 +156,75 @@ def test_an_artefact_is_raw_unless_it_says_that_it_is_packed() -> None:
     changed = body()
     changed["artefacts"][0]["encoding"] = "packed"
     assert parse_manifest(manifest_bytes(changed)).artefacts[0].encoding == "packed"
+
+
+def test_an_input_may_say_which_range_it_was_calibrated_for() -> None:
+    assert parse_manifest(manifest_bytes(body())).artefacts[0].calibrated == {}
+    changed = body()
+    stated = {"min": "-0.10000000149011612", "max": "1e-05", "source": "calibration data"}
+    changed["artefacts"][0]["inputs"][0] = changed["artefacts"][0]["inputs"][0] | {"calibrated": stated}
+    artefact = parse_manifest(manifest_bytes(changed)).artefacts[0]
+    assert artefact.calibrated == {"x": CalibratedRange(-0.10000000149011612, 1e-5, CALIBRATION_DATA)}
+    assert np.float32(artefact.calibrated["x"].min) == np.float32(-0.1)
+    assert artefact.inputs == parse_manifest(manifest_bytes(body())).artefacts[0].inputs
+
+
+def test_one_value_is_a_range_too() -> None:
+    changed = body()
+    change("artefacts.0.inputs.0.calibrated", {"min": "0", "max": "0", "source": "quantizer"})(changed)
+    assert parse_manifest(json.dumps(changed).encode()).artefacts[0].calibrated["x"] == CalibratedRange(
+        0, 0, "quantizer"
+    )
+
+
+def test_an_input_of_text_is_served_and_has_no_range() -> None:
+    changed = body()
+    changed["artefacts"][0]["inputs"] = [{"name": "words", "datatype": "BYTES", "shape": [-1]}]
+    assert parse_manifest(manifest_bytes(changed)).artefacts[0].inputs[0].datatype == "BYTES"
+    change("artefacts.0.inputs.0.calibrated", {"min": "0", "max": "1", "source": "quantizer"})(changed)
+    with pytest.raises(ManifestError, match="BYTES"):
+        parse_manifest(json.dumps(changed).encode())
+
+
+def test_a_range_may_not_be_written_as_floats() -> None:
+    changed = body()
+    change("artefacts.0.inputs.0.calibrated", {"min": 0.0, "max": 1.5, "source": "quantizer"})(changed)
+    with pytest.raises(ManifestError, match="not an integer"):
+        parse_manifest(json.dumps(changed).encode())
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"threads": 4}, Serving(threads=4)),
+        ({"providers": [{"name": "CPUExecutionProvider"}]}, Serving(providers=(("CPUExecutionProvider", ()),))),
+        (
+            {
+                "threads": 1,
+                "providers": [
+                    {"name": "CUDAExecutionProvider", "options": {"device_id": "0", "arena": "k"}},
+                    {"name": "P"},
+                ],
+            },
+            Serving(1, (("CUDAExecutionProvider", (("arena", "k"), ("device_id", "0"))), ("P", ()))),
+        ),
+    ],
+)
+def test_an_artefact_may_say_how_it_is_served(stated: dict[str, Any], expected: Serving) -> None:
+    assert parse_manifest(manifest_bytes(body())).artefacts[0].serving is None
+    changed = body()
+    changed["artefacts"][0]["serving"] = stated
+    assert parse_manifest(manifest_bytes(changed)).artefacts[0].serving == expected
+    assert expected.to_json() == stated
+
+
+def test_an_engine_takes_no_threads_or_providers() -> None:
+    changed = body()
+    changed["artefacts"][0] |= {"runtime": "tensorrt", "build": {"runtime": "tensorrt"}}
+    parse_manifest(manifest_bytes(changed))
+    changed["artefacts"][0]["serving"] = {"threads": 4}
+    with pytest.raises(ManifestError, match="tensorrt takes no serving"):
+        parse_manifest(json.dumps(changed).encode())
 
 
 @pytest.mark.parametrize("key", list(body()))
