@@ -1,4 +1,4 @@
-"""What kedge notes in an ONNX file's metadata: how inputs are prepared, and what was done to the model.
+"""What kedge notes in an ONNX file's metadata: how inputs are prepared, their range, what was done to the model.
 
 The file carries them from `kedge optimize` to `kedge build`, which copies them into the manifest.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["read_notes", "write_notes"]
 
 _PREFIX = "kedge."
-_KEYS = ("preprocess", "optimize")
+_KEYS = ("preprocess", "optimize", "calibrated")
 _MAX_BYTES = 1 << 16
 
 

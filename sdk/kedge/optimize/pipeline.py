@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..config import cache_dir
+from ..model.calibrated import observed_ranges
 from ..model.data import load_samples
 from ..model.notes import write_notes
 from ..model.onnx_io import require_float
@@ -99,11 +100,15 @@ def optimise(recipe: Recipe, out: Path, progress: Progress, probe: LatencyProbe 
 
 
 def _notes(recipe: Recipe, loaded: _Loaded, stages: list[Stage]) -> dict[str, Any]:
-    """What goes with the file: how inputs are prepared, and the passes."""
+    """What goes with the file: how inputs are prepared, the range of those of calibration, and the passes."""
     passes = [{"kind": stage.record["kind"], "parameters": stage.record["parameters"]} for stage in stages]
     notes: dict[str, Any] = {"optimize": {"source_sha256": loaded.source.sha256, "passes": passes}}
     if recipe.preprocess is not None:
         notes["preprocess"] = recipe.preprocess.to_manifest()
+    if loaded.calibration is not None:
+        notes["calibrated"] = observed_ranges(loaded.calibration)
+    elif "calibrated" in loaded.source.spec.notes:
+        notes["calibrated"] = loaded.source.spec.notes["calibrated"]
     return notes
 
 
