@@ -40,6 +40,7 @@ ARCHITECTURES = ("x86_64", "aarch64")
 RUNTIMES = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "fp4")
 
+_MAX_THREADS = 1024
 _INTEGERS = ("int8", "uint8")
 _BIASES = ("int32", "float")
 _PLACEMENTS = ("tensor", "tensorrt")
@@ -144,6 +145,7 @@ class Target:
     runtimes: in order of preference; the first one decides the INT8 scheme.
     channel_multiple: widths of pruned layers are rounded to it, because the runtime's kernels compute whole blocks.
     software: JetPack's, the newest first; empty where there is no JetPack.
+    threads: with which onnxruntime computes one request there; None: as many as the agent is set to, all cores mostly.
     onnx_opset_max, onnx_ir_max: the newest that the target's onnxruntime reads; None: no limit is known.
     """
 
@@ -162,6 +164,7 @@ class Target:
     compatible: tuple[str, ...] = ()
     software: tuple[Software, ...] = ()
     power_modes: tuple[PowerMode, ...] = ()
+    threads: int | None = None
     onnx_opset_max: int | None = None
     onnx_ir_max: int | None = None
 
@@ -187,6 +190,8 @@ class Target:
             raise BadInputError(f"{self.name} runs TensorRT and states no GPU", hint="add [gpu]")
         if self.channel_multiple < 1:
             raise BadInputError(f"channel_multiple is {self.channel_multiple}", hint="1 or more")
+        if self.threads is not None and not 1 <= self.threads <= _MAX_THREADS:
+            raise BadInputError(f"threads is {self.threads}", hint=f"1 to {_MAX_THREADS}, or leave it out")
 
     @property
     def compute_capability(self) -> str | None:

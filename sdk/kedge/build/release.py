@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kedge_agent.formats.artefact import Serving
 from kedge_agent.formats.frames import hash_file
 from kedge_agent.formats.manifest import PACKED, SCHEMA, is_model_name
 from kedge_agent.formats.tensors import DYNAMIC, datatype_of
 
 from .. import __version__
 from ..errors import BadInputError, IncompatibleError
+from ..model.calibrated import stated_inputs
 from ..model.footprint import activation_bytes, weight_bytes
 from ..model.graph import Graph
 from ..model.onnx_io import ModelSpec, read_model
@@ -30,6 +32,7 @@ from .golden import made_up_inputs, select_samples
 from .memory import estimate
 from .plan import Plan, plan, require_room
 from .preflight.tables import refused_everywhere
+from .serving import serving_for
 from .shapes import Profiles, shape_profiles
 
 __all__ = ["BuildOptions", "Built", "build_release", "engine_artefact", "model_name_for", "plan_model"]
@@ -48,6 +51,7 @@ class BuildOptions:
     require_engine: refuse where the engine can only be built on a device.
     sparse_weights: use 2:4 sparse kernels where the weights are. workspace_bytes: of an engine's scratch memory; None:
         the library's default on a host, what fits on a device. on_device: leave the compilation to a device.
+    serving: what onnxruntime is asked for on the device; None: what the target's profile says.
     """
 
     name: str
@@ -63,6 +67,7 @@ class BuildOptions:
     sparse_weights: bool = False
     workspace_bytes: int | None = None
     on_device: bool = False
+    serving: Serving | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ def build_release(
             f"no engine for {target.name} can be built here: {choice.reason}",
             hint="leave --require-engine out, or build it on a device: --on DEVICE",
         )
+    serving = serving_for(choice.runtime, target, options.serving)
     recorded = _at_usual_shapes(spec, choice.profiles)
     inputs = made_up_inputs(recorded) if golden is None else select_samples(golden, recorded)
     progress("recording golden outputs", 0.0)
@@ -175,7 +181,7 @@ def build_release(
         "version": options.version,
         "target": target.name,
         "platform": {"os": target.os, "arch": target.arch},
-        "artefacts": [artefact],
+        "artefacts": [artefact if serving is None else {**artefact, "serving": serving.to_json()}],
         "golden": {
             "inputs": _record(inputs, "golden-in", sources),
             "outputs": _record(outputs, "golden-out", sources),
@@ -192,7 +198,8 @@ def build_release(
             "ir_version": spec.ir_version,
             "golden_inputs": "made up" if golden is None else "given",
             "accuracy": dict(options.accuracy or {}),
-            **spec.notes,
+            # The ranges are the artefact's, which is what the device reads.
+            **{key: note for key, note in spec.notes.items() if key != "calibrated"},
         },
     }
     if reference is not None:
@@ -221,7 +228,7 @@ def _artefact(
     artefact: dict[str, Any] = {
         "runtime": choice.runtime,
         "precision": choice.precision,
-        "inputs": [tensor.to_json() for tensor in spec.inputs],
+        "inputs": stated_inputs(model, spec),
         "outputs": [tensor.to_json() for tensor in spec.outputs],
     }
     if choice.where == "nowhere":

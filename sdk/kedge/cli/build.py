@@ -47,6 +47,14 @@ __all__ = ["build"]
 )
 @click.option("--sparse", is_flag=True, help="Use 2:4 sparse kernels where the weights are.")
 @click.option("--workspace-mib", type=click.IntRange(1, 1 << 20), help="Scratch memory that the engine may take.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of onnxruntime.  [default: the device's own]")
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,…]",
+    help="An execution provider of onnxruntime, in order of preference; may be repeated.  [default: the CPU's]",
+)
 @click.option("--require-engine", is_flag=True, help="Exit 7 where the engine can only be built on a device.")
 @click.option("--on", "device", metavar="DEVICE", help="Build the engine on this device now, and pull it back.")
 @inventory_option
@@ -70,6 +78,7 @@ def build(
     Beside the release, FOLDER.build.json and .build.html say what was built.
     """
     from ..build.release import BuildOptions, build_release, model_name_for, plan_model
+    from ..build.serving import parse_serving
     from ..build.shapes import parse_shapes
     from ..model.inputs import load_tensors
     from ..model.onnx_io import read_model
@@ -90,6 +99,7 @@ def build(
         sparse_weights=options["sparse"],
         workspace_bytes=options["workspace_mib"] and options["workspace_mib"] << 20,
         on_device=device is not None,
+        serving=parse_serving(options["threads"], options["providers"]),
     )
     if only_plan:
         _, choice = plan_model(model, profile, asked)
