@@ -96,7 +96,7 @@ class Batcher:
             self._slots.pop().close()
 
     def _rows(self, binding: Binding) -> int | None:
-        """Samples of a binding; None where its tensors do not agree about them, or an output's size is not known yet."""
+        """Samples of a binding; None where its tensors do not agree about them, or an output is not sized yet."""
         if len(binding.outputs) < len(self._model.outputs):
             return None
         tensors = [*binding.inputs.values(), *binding.outputs.values()]
