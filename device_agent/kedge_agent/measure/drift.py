@@ -23,8 +23,9 @@ __all__ = ["DRIFT_SHARE", "DriftCounter"]
 DRIFT_SHARE = 0.01
 """Share of values outside from which a model's accuracy is called unproven."""
 
-# An input is counted in 4 µs in a loop, and in 7 to 9 behind a model of a millisecond, which has driven all of this out
-# of the caches; four times as many values take 2 µs more (onnxruntime on one x86-64 core).
+# An input is counted in 4 µs in a loop. Behind a model it takes longer, for that has driven this code out of the
+# caches: 8 µs behind one of 0.8 ms, 80 to 90 behind one of 8 to 14 ms (medians, onnxruntime on one x86-64 core).
+# Four times as many values take 2 µs more.
 _SAMPLE = 256
 # The share is of the last one to two windows of values: what a device has seen in years would hide what it sees today.
 _WINDOW = 1 << 20

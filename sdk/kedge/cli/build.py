@@ -47,7 +47,11 @@ __all__ = ["build"]
 )
 @click.option("--sparse", is_flag=True, help="Use 2:4 sparse kernels where the weights are.")
 @click.option("--workspace-mib", type=click.IntRange(1, 1 << 20), help="Scratch memory that the engine may take.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of onnxruntime.  [default: the device's own]")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Threads of onnxruntime.  [default: the target's, or the device's own]",
+)
 @click.option(
     "--provider",
     "providers",
