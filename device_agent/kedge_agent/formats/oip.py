@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..wire import WireError, parse_json
-from .tensors import DATATYPES, datatype_of, tensor_bytes
+from .strings import decode_strings, encode_strings, strings_from_json
+from .tensors import BYTES, DATATYPES, datatype_of, tensor_bytes
 
 __all__ = ["HEADER_LENGTH", "decode_response", "encode_request", "parse_server_timing"]
 
@@ -29,25 +30,30 @@ def encode_request(inputs: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[memo
 
     Raises:
         KeyError: a tensor's dtype has no name in the protocol.
+        WireError: an element of a tensor of objects is neither text nor bytes.
     """
     entries = []
     buffers = []
     for name, array in inputs.items():
         data = np.ascontiguousarray(array).reshape(np.shape(array))
+        datatype = datatype_of(data.dtype)
+        buffer = memoryview(encode_strings(data)) if datatype == BYTES else data.reshape(-1).view(np.uint8).data
         entries.append(
             {
                 "name": name,
-                "datatype": datatype_of(data.dtype),
+                "datatype": datatype,
                 "shape": list(data.shape),
-                "parameters": {"binary_data_size": data.nbytes},
+                "parameters": {"binary_data_size": buffer.nbytes},
             }
         )
-        buffers.append(data.reshape(-1).view(np.uint8).data)
+        buffers.append(buffer)
     return json.dumps({"inputs": entries, "parameters": {"binary_data_output": True}}).encode(), buffers
 
 
 def decode_response(body: memoryview, header_bytes: int | None) -> dict[str, NDArray[Any]]:
-    """Output tensors of a response, as views of its body where they are binary.
+    """Output tensors of a response, as views of its body where they are binary and numeric.
+
+    BYTES tensors are object arrays: of bytes where they are binary, of str where they are JSON.
 
     Raises:
         WireError: the response is not what the protocol says.
@@ -60,19 +66,32 @@ def decode_response(body: memoryview, header_bytes: int | None) -> dict[str, NDA
     offset = size
     try:
         for entry in header["outputs"]:
-            dtype = DATATYPES[entry["datatype"]]
+            name, datatype = entry["name"], entry["datatype"]
             shape = tuple(int(dim) for dim in entry["shape"])
             length = entry.get("parameters", {}).get("binary_data_size")
             if length is None:
-                out[entry["name"]] = np.array(entry["data"], dtype=dtype).reshape(shape)
+                out[name] = _from_json(datatype, entry["data"], shape)
                 continue
-            if length != tensor_bytes(entry["datatype"], shape) or offset + length > len(body):
-                raise WireError(f"output {entry['name']!r} does not have the bytes its shape needs")
-            out[entry["name"]] = np.frombuffer(body[offset : offset + length], dtype=dtype).reshape(shape)
+            fits = type(length) is int and 0 <= length <= len(body) - offset
+            if not fits or (datatype != BYTES and length != tensor_bytes(datatype, shape)):
+                raise WireError(f"output {name!r} does not have the bytes its shape needs")
+            out[name] = _from_bytes(datatype, body[offset : offset + length], shape)
             offset += length
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WireError(f"malformed inference response: {error}") from error
     return out
+
+
+def _from_bytes(datatype: str, data: memoryview, shape: tuple[int, ...]) -> NDArray[Any]:
+    if datatype == BYTES:
+        return decode_strings(data, shape)
+    return np.frombuffer(data, dtype=DATATYPES[datatype]).reshape(shape)
+
+
+def _from_json(datatype: str, data: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    if datatype == BYTES:
+        return strings_from_json(data, shape)
+    return np.array(data, dtype=DATATYPES[datatype]).reshape(shape)
 
 
 def parse_server_timing(text: str) -> dict[str, float]:
