@@ -12,9 +12,12 @@ OPSET = 17
 IR_VERSION = 8
 
 
-def _save(path: Path, nodes: list, inputs: list, outputs: list, initializers: list) -> Path:
+def _save(
+    path: Path, nodes: list, inputs: list, outputs: list, initializers: list, *, opsets: dict[str, int] | None = None
+) -> Path:
     graph = helper.make_graph(nodes, "test", inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    imports = [helper.make_opsetid(domain, version) for domain, version in (opsets or {"": OPSET}).items()]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
@@ -62,6 +65,61 @@ def nonzero(path: Path) -> Path:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
         [helper.make_tensor_value_info("indices", TensorProto.INT64, [1, "k"])],
         [],
+    )
+
+
+def to_float(path: Path, *, datatype: int) -> Path:
+    """x [n] of any type → y [n] as float."""
+    return _save(
+        path,
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)],
+        [helper.make_tensor_value_info("x", datatype, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+        [],
+    )
+
+
+def misdeclared(path: Path) -> Path:
+    """x [n] → firsts [n]: but it gives the first two alone, whatever it says of itself."""
+    return _save(
+        path,
+        [helper.make_node("Slice", ["x", "start", "end"], ["firsts"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("firsts", TensorProto.FLOAT, ["n"])],
+        [numpy_helper.from_array(np.array([value]), name) for name, value in (("start", 0), ("end", 2))],
+    )
+
+
+def words(path: Path) -> Path:
+    """text [batch] of strings, weight [batch] → twice [batch] of strings, score [batch].
+
+    twice: each text, repeated. score: weight for "yes", its negative for "no", else 0.
+    """
+    return _save(
+        path,
+        [
+            helper.make_node("StringConcat", ["text", "text"], ["twice"]),
+            helper.make_node(
+                "LabelEncoder",
+                ["text"],
+                ["sign"],
+                domain="ai.onnx.ml",
+                keys_strings=["yes", "no"],
+                values_floats=[1.0, -1.0],
+                default_float=0.0,
+            ),
+            helper.make_node("Mul", ["sign", "weight"], ["score"]),
+        ],
+        [
+            helper.make_tensor_value_info("text", TensorProto.STRING, ["batch"]),
+            helper.make_tensor_value_info("weight", TensorProto.FLOAT, ["batch"]),
+        ],
+        [
+            helper.make_tensor_value_info("twice", TensorProto.STRING, ["batch"]),
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
+        ],
+        [],
+        opsets={"": 20, "ai.onnx.ml": 3},
     )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from onnx import TensorProto
 
 from kedge_agent.errors import AgentError
-from kedge_agent.runtime.base import LoadOptions
-from kedge_agent.runtime.buffers import ALIGNMENT, Arena, aligned_bytes
+from kedge_agent.runtime.base import LayerTime, LoadOptions, Provider
+from kedge_agent.runtime.buffers import ALIGNMENT, Arena, aligned_bytes, round_up
+from kedge_agent.runtime.onnx_profile import read_profile
+from kedge_agent.runtime.onnx_providers import chosen
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.runtime.pool import ModelPool, PoolRetiredError, PoolRules, Timing
 from kedge_agent.runtime.turns import Turns
@@ -108,16 +111,226 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in caught.value.message
 
 
-def test_a_model_of_strings_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
-    import onnx
-    from onnx import helper
+def run(binding: Any, **inputs: Any) -> dict[str, Any]:
+    for name, values in inputs.items():
+        binding.inputs[name][...] = values
+    binding.submit()
+    assert binding.wait().compute_ns > 0
+    return dict(binding.outputs)
 
-    value = [helper.make_tensor_value_info(name, TensorProto.STRING, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", value[:1], value[1:])
-    path = tmp_path / "m.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    with pytest.raises(AgentError, match="does not serve"):
-        OnnxRuntime().load(path, LoadOptions())
+
+def test_a_model_that_gives_another_shape_than_it_declares_is_served_and_remembered(tmp_path: Path) -> None:
+    model = OnnxRuntime().load(models.misdeclared(tmp_path / "m.onnx"), LoadOptions())
+    slot = model.slot()
+    binding = slot.bind({"x": (4,)})
+    assert binding.copied == ()
+    for values in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        np.testing.assert_array_equal(run(binding, x=values)["firsts"], values[:2])
+    assert binding.copied == ("firsts",)
+    assert model.slot().bind({"x": (3,)}).copied == ("firsts",)
+
+
+def test_a_binding_names_what_does_not_lie_in_the_slots_memory(tmp_path: Path) -> None:
+    fixed = OnnxRuntime().load(models.classifier(tmp_path / "m.onnx"), LoadOptions()).slot()
+    assert fixed.bind({"image": (1, 1, 8, 8)}).copied == ()
+    free = OnnxRuntime().load(models.nonzero(tmp_path / "n.onnx"), LoadOptions()).slot()
+    assert free.bind({"x": (5,)}).copied == ("indices",)
+    text = OnnxRuntime().load(models.words(tmp_path / "w.onnx"), LoadOptions()).slot()
+    assert text.bind({"text": (1,), "weight": (1,)}).copied == ("text", "twice", "score")
+
+
+def test_text_goes_in_as_bytes_or_str_and_comes_out_as_str_beside_numbers_in_our_memory(tmp_path: Path) -> None:
+    model = OnnxRuntime().load(models.words(tmp_path / "m.onnx"), LoadOptions())
+    assert [(spec.name, spec.datatype) for spec in (*model.inputs, *model.outputs)] == [
+        ("text", "BYTES"),
+        ("weight", "FP32"),
+        ("twice", "BYTES"),
+        ("score", "FP32"),
+    ]
+    binding = model.slot().bind({"text": (3,), "weight": (3,)})
+    score = binding.outputs["score"]
+    given = np.array(["größer".encode(), "no", "yes\0"], dtype=object)
+    outputs = run(binding, text=given, weight=[2, 3, 4])
+    assert outputs["twice"].tolist() == ["größergrößer", "nono", "yes\0yes\0"]
+    assert outputs["score"] is score
+    np.testing.assert_array_equal(score, [0, -3, 0])
+
+
+def test_strings_of_a_request_are_gone_with_it(tmp_path: Path) -> None:
+    slot = OnnxRuntime().load(models.words(tmp_path / "m.onnx"), LoadOptions()).slot()
+    shapes = {"text": (1,), "weight": (1,)}
+    slot.bind(shapes).inputs["text"][0] = b"secret"
+    assert slot.bind(shapes).inputs["text"][0] is None
+
+
+@pytest.mark.parametrize(
+    ("element", "said"), [(b"\xff", "not UTF-8"), ("\ud800", "UTF-8 cannot say"), (7, "text or bytes")]
+)
+def test_what_is_no_text_is_refused_by_the_name_of_its_tensor(tmp_path: Path, element: Any, said: str) -> None:
+    binding = (
+        OnnxRuntime().load(models.words(tmp_path / "m.onnx"), LoadOptions()).slot().bind({"text": (1,), "weight": (1,)})
+    )
+    binding.inputs["text"][0] = element
+    with pytest.raises(AgentError, match=f"input 'text': .*{said}") as caught:
+        binding.submit()
+    assert caught.value.kind == "bad_input"
+
+
+def test_a_tensor_of_a_type_the_protocol_has_no_name_for_is_refused_at_load(tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match="does not serve") as caught:
+        OnnxRuntime().load(models.to_float(tmp_path / "m.onnx", datatype=TensorProto.BFLOAT16), LoadOptions())
+    assert caught.value.kind == "incompatible"
+
+
+def test_workers_run_the_one_session_at_once_each_in_its_own_slot(tmp_path: Path) -> None:
+    model = OnnxRuntime().load(models.classifier(tmp_path / "m.onnx"), LoadOptions(workers=3))
+    assert model.in_flight == 3
+    images = models.images(24)
+    expected = run(model.slot().bind({"image": images.shape}), image=images)["logits"].copy()
+    wrong: list[int] = []
+
+    def work(first: int) -> None:
+        slot = model.slot()
+        binding = slot.bind({"image": (8, 1, 8, 8)})
+        for _ in range(50):
+            got = run(binding, image=images[first : first + 8])["logits"]
+            if not np.allclose(got, expected[first : first + 8], rtol=1e-5, atol=1e-6):
+                wrong.append(first)
+        slot.close()
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 8, 16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_the_ledger_counts_the_buffers_of_all_slots_and_says_what_is_not_told(tmp_path: Path) -> None:
+    model = OnnxRuntime().load(models.classifier(tmp_path / "m.onnx"), LoadOptions())
+    slots = [model.slot(), model.slot()]
+    for slot in slots:
+        slot.bind({"image": (2, 1, 8, 8)})
+    slots[0].bind({"image": (1, 1, 8, 8)})
+    one = round_up(2 * 64 * 4) + round_up(2 * 4 * 4)
+    sizes = {item.what: item.bytes for item in model.ledger()}
+    assert sizes == {"weights": None, "activations": None, "buffers": 2 * one}
+    slots[0].close()
+    assert {item.what: item.bytes for item in model.ledger()}["buffers"] == one
+    model.close()
+    model.close()
+    assert all(item.what and item.method for item in model.ledger())
+
+
+def test_layers_are_told_by_node_and_run_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    layers = OnnxRuntime().layers(
+        models.classifier(tmp_path / "m.onnx"), LoadOptions(), {"image": models.images(2)}, runs=5
+    )
+    assert "MatMul" in {layer.kind for layer in layers}
+    assert len({layer.name for layer in layers}) == len(layers)
+    assert all(len(layer.times_ms) == 5 and min(layer.times_ms) >= 0 for layer in layers)
+    assert list(scratch.iterdir()) == []
+
+
+def test_layers_of_a_model_of_strings(tmp_path: Path) -> None:
+    inputs = {"text": np.array(["yes"], dtype=object), "weight": np.ones(1, dtype=np.float32)}
+    layers = OnnxRuntime().layers(models.words(tmp_path / "m.onnx"), LoadOptions(), inputs, runs=2)
+    assert {"StringConcat", "LabelEncoder", "Mul"} <= {layer.kind for layer in layers}
+
+
+@pytest.mark.parametrize("runs", [0, 10_001])
+def test_a_count_of_profiled_runs_out_of_range_is_refused(tmp_path: Path, runs: int) -> None:
+    with pytest.raises(AgentError, match="runs is"):
+        OnnxRuntime().layers(tmp_path / "none.onnx", LoadOptions(), {}, runs)
+
+
+def profile(path: Path, *events: str) -> Path:
+    path.write_text("[\n" + ",\n".join(events) + "\n]\n", encoding="ascii")
+    return path
+
+
+RUN = '{"cat":"Session","name":"model_run","dur":9,"ts":1}'
+NODE = '{{"cat":"Node","name":"{}_kernel_time","dur":{},"ts":1,"args":{{"op_name":"{}"}}}}'
+
+
+def test_a_profile_sums_what_ran_twice_in_a_run_and_has_0_for_what_did_not(tmp_path: Path) -> None:
+    path = profile(
+        tmp_path / "p.json",
+        *(NODE.format("a", 1000, "Add"), RUN),
+        *(NODE.format("a", 2000, "Add"), NODE.format("a", 500, "Add"), NODE.format("b", 250, "If"), RUN),
+        *(NODE.format("a", 3000, "Add"), RUN),
+    )
+    assert read_profile(path, 2) == (LayerTime("a", "Add", (2.5, 3.0)), LayerTime("b", "If", (0.25, 0.0)))
+
+
+def test_a_profile_from_which_events_were_dropped_is_an_error(tmp_path: Path) -> None:
+    path = profile(tmp_path / "p.json", NODE.format("a", 1, "Add"), RUN)
+    with pytest.raises(AgentError, match="1 of 2 runs") as caught:
+        read_profile(path, 2)
+    assert caught.value.kind == "too_large"
+
+
+@pytest.mark.parametrize("text", ['{"cat":"Node","name":"a', '{"name":"model_run","dur":1', "{]", '{"a":1,"a":2}'])
+def test_a_profile_that_is_none_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(text, encoding="ascii")
+    with pytest.raises(AgentError) as caught:
+        read_profile(path, 1)
+    assert caught.value.kind == "internal"
+
+
+def test_providers_that_are_here_come_in_the_order_asked_for_and_the_cpu_last() -> None:
+    asked = (
+        Provider("CPUExecutionProvider"),
+        Provider("TensorrtExecutionProvider", {"trt_fp16_enable": "1"}),
+        Provider("OpenVINOExecutionProvider"),
+        Provider("CUDAExecutionProvider", {"device_id": "0"}),
+    )
+    here = ["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
+    assert chosen(asked, here) == [
+        ("TensorrtExecutionProvider", {"trt_fp16_enable": "1"}),
+        ("CUDAExecutionProvider", {"device_id": "0"}),
+        ("CPUExecutionProvider", {}),
+    ]
+    assert chosen((), here) == [("CPUExecutionProvider", {})]
+
+
+def test_facts_tell_the_providers_asked_for_and_those_in_use(tmp_path: Path) -> None:
+    options = LoadOptions(threads=2, providers=(Provider("CUDAExecutionProvider"),))
+    facts = OnnxRuntime().load(models.classifier(tmp_path / "m.onnx"), options).facts()
+    assert facts["providers_asked_for"] == ["CUDAExecutionProvider"]
+    assert facts["providers"][-1] == "CPUExecutionProvider"
+    assert (facts["threads"], facts["bound"]) == (2, True)
+    text = OnnxRuntime().load(models.words(tmp_path / "w.onnx"), LoadOptions()).facts()
+    assert text["bound"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("NoSuchExecutionProvider", {}),
+        ("QNNExecutionProvider", {"backend_path": "/tmp/libevil.so"}),
+        ("TensorrtExecutionProvider", {"trt_extra_plugin_lib_paths": "evil.so"}),
+        ("TensorrtExecutionProvider", {"trt_engine_cache_path": "."}),
+        ("CUDAExecutionProvider", {"gpu_external_alloc": "140737488355328"}),
+        ("CUDAExecutionProvider", {"user_compute_stream": "1"}),
+        ("CUDAExecutionProvider", {"device_id": "../0"}),
+        ("CUDAExecutionProvider", {"device_id": "1" * 257}),
+        ("CUDAExecutionProvider", {"device_id": ""}),
+        ("CPUExecutionProvider", {"x": "1"}),
+    ],
+)
+def test_providers_and_options_that_could_load_code_or_follow_addresses_are_refused(
+    tmp_path: Path, name: str, options: dict[str, str]
+) -> None:
+    path = models.classifier(tmp_path / "m.onnx")
+    with pytest.raises(AgentError) as caught:
+        OnnxRuntime().load(path, LoadOptions(providers=(Provider(name, options),)))
+    assert caught.value.kind == "bad_input"
+    assert caught.value.hint
 
 
 def make_pool(tmp_path: Path, **rules: Any) -> ModelPool:
