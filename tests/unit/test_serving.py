@@ -22,7 +22,7 @@ from kedge_agent.serving.repository import Repository
 from kedge_agent.serving.routes import inference_handler
 from kedge_agent.serving.shared_memory import Regions
 from kedge_agent.store.layout import Layout
-from kedge_agent.store.models import ModelState, read_state, write_state
+from kedge_agent.store.models import ModelState, interrupted_load, read_state, write_state
 from tests.conftest import make_release
 from tests.support import models
 from tests.support.served import Client, serving
@@ -272,11 +272,11 @@ def test_an_activation_waits_for_the_start_and_is_not_overwritten_by_it(
 
     asked: list[str] = []
 
-    def slow(digest: str, model: str):
+    def slow(digest: str, model: str, *, rehearse: bool):
         asked.append(digest)
         loading.set()
         assert go_on.wait(10)
-        return load(digest, model)
+        return load(digest, model, rehearse=rehearse)
 
     monkeypatch.setattr(again, "_load", slow)
     starter = threading.Thread(target=again.start)
@@ -299,16 +299,6 @@ def layout_current(layout: Layout) -> str:
     return state.current
 
 
-def test_only_administrators_may_use_the_control_door() -> None:
-    import os
-
-    from kedge_agent import daemon
-
-    assert daemon._is_admin(1, os.geteuid(), 0)
-    assert daemon._is_admin(1, 0, 0)
-    assert not daemon._is_admin(1, 4_242_424, 4_242_424)
-
-
 def test_when_nothing_can_be_served_the_agent_still_answers_and_says_why(served) -> None:
     _, repository, layout = served
     rotten = layout.release(repository.get("digits").manifest.digest) / "model.onnx"
@@ -321,6 +311,59 @@ def test_when_nothing_can_be_served_the_agent_still_answers_and_says_why(served)
     with pytest.raises(AgentError, match="cannot be served"):
         again.get("digits")
     assert again.ready.is_set()
+
+
+def rehearsing(layout: Layout) -> Repository:
+    onnx = OnnxRuntime()
+    return Repository(layout, {onnx.name: onnx}, threads=1, rehearse=True)
+
+
+def test_what_goes_live_was_loaded_and_run_in_a_child_process_first(served, tmp_path: Path) -> None:
+    _, _, layout = served
+    second = make_release(tmp_path, version=2, seed=5)
+    deliver(layout, second)
+    repository = rehearsing(layout)
+    repository.start()
+    trial = repository.activate(second.digest)["load"]["rehearsal"]
+    assert trial["load_ms"] > 0
+    assert trial["run_ms"] > 0
+    assert trial["peak_rss_bytes"] > 1 << 20
+    repository.close()
+
+
+def test_a_model_that_its_runtime_cannot_load_is_refused_in_the_child_and_never_loaded_here(
+    served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, live, layout = served
+    broken = make_release(tmp_path, version=2, seed=5)
+    (tmp_path / "digits-2.release" / "model.onnx").write_bytes(b"no model")
+    lying = rewritten(broken, tmp_path / "digits-2.release")
+    deliver(layout, lying)
+    repository = rehearsing(layout)
+    repository.start()
+    loaded: list[Path] = []
+    monkeypatch.setattr(OnnxRuntime, "load", lambda self, path, options: loaded.append(path))
+    with pytest.raises(AgentError, match="refuses the model") as caught:
+        repository.activate(lying.digest)
+    assert caught.value.kind == "incompatible"
+    assert loaded == []
+    assert repository.get("digits").manifest.digest == live.get("digits").manifest.digest
+    repository.close()
+
+
+def test_a_start_after_one_that_ended_while_it_loaded_tries_the_model_in_a_child_first(served) -> None:
+    _, _, layout = served
+    first = rehearsing(layout)
+    first.start()
+    assert first.get("digits").load["rehearsal"] is None, "a usual start is not slowed down"
+    assert not interrupted_load(layout, "digits")
+    first.close()
+    (layout.model("digits") / "loading").touch()
+    again = rehearsing(layout)
+    again.start()
+    assert again.get("digits").load["rehearsal"]["load_ms"] > 0
+    assert not interrupted_load(layout, "digits")
+    again.close()
 
 
 def test_only_one_activation_runs_at_a_time(served) -> None:

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from ..errors import AgentError
 from ..formats.manifest import GoldenTensor, Manifest
-from ..formats.tensors import DATATYPES, DYNAMIC, TensorSpec
+from ..formats.strings import decode_strings
+from ..formats.tensors import BYTES, DATATYPES, DYNAMIC, TensorSpec
 from ..store.layout import Layout
+from ..wire import WireError
 
 __all__ = ["golden_batch", "read_golden"]
 
@@ -19,18 +21,20 @@ _MAX_BATCH = 4096
 
 
 def read_golden(layout: Layout, manifest: Manifest, tensors: tuple[GoldenTensor, ...]) -> dict[str, NDArray[Any]]:
-    """Recorded tensors by name. The manifest's parser has checked sizes against shapes.
+    """Recorded tensors by name, strings as `bytes`. The manifest's parser has checked the sizes of numeric ones.
 
     Raises:
-        AgentError: a file cannot be read, or is shorter than recorded (kind integrity).
+        AgentError: a file cannot be read, or does not hold what its shape needs (kind integrity).
     """
     out: dict[str, NDArray[Any]] = {}
     for tensor in tensors:
         path = layout.release(manifest.digest) / tensor.file
         try:
-            data = np.fromfile(path, dtype=DATATYPES[tensor.datatype])
-            out[tensor.name] = data.reshape(tensor.shape)
-        except (OSError, ValueError) as error:
+            if tensor.datatype == BYTES:
+                out[tensor.name] = decode_strings(path.read_bytes(), tensor.shape)
+            else:
+                out[tensor.name] = np.fromfile(path, dtype=DATATYPES[tensor.datatype]).reshape(tensor.shape)
+        except (OSError, ValueError, WireError) as error:
             raise AgentError(
                 f"release {manifest.digest[:12]}: {tensor.file} cannot be read: {error}",
                 kind="integrity",

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..formats.manifest import PACKED, Artefact, Manifest
 from ..formats.passport import contradiction, fit
 from ..formats.plan_header import PlanHeaderError, read_header_of
 from ..formats.tensors import DYNAMIC, datatype_of
+from ..measure.apart import try_load
 from ..measure.drift import DriftCounter
 from ..measure.memory import read_memory
 from ..measure.parity import compare_output, failures
@@ -34,6 +35,8 @@ from .statistics import ModelStatistics
 __all__ = ["LiveModel", "check_parity", "load_options", "load_release", "loadable"]
 
 _LOG = logging.getLogger("kedge.loading")
+
+_REHEARSAL_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,21 @@ class LiveModel:
 
 
 def load_release(
-    layout: Layout, runtimes: Mapping[str, Runtime], digest: str, threads: int, rules: PoolRules | None = None
+    layout: Layout,
+    runtimes: Mapping[str, Runtime],
+    digest: str,
+    threads: int,
+    rules: PoolRules | None = None,
+    *,
+    rehearse: bool = False,
 ) -> LiveModel:
     """Verify a release and load the first artefact that this device has a runtime for.
 
     Args:
         threads: intra-operator threads where the release does not say.
         rules: how it is served; None: as by default.
+        rehearse: load it in a child process first, and run its golden inputs there: native code that crashes on a model
+            then takes nothing with it.
 
     Raises:
         AgentError: kind not_found, integrity, incompatible, or space.
@@ -98,19 +109,23 @@ def load_release(
     verify_release(layout, manifest)
     artefact, runtime = _choose(layout, manifest, runtimes)
     options = load_options(layout, artefact, threads, rules or PoolRules())
-    before = read_memory()
-    start = time.perf_counter_ns()
+    trial = None
     with loadable(layout, manifest, artefact) as path:
+        if rehearse:
+            golden = read_golden(layout, manifest, manifest.golden.inputs)
+            trial = asdict(try_load(path, artefact.runtime, options, golden, timeout_s=_REHEARSAL_S))
+        before = read_memory()
+        start = time.perf_counter_ns()
         model = runtime.load(path, options)
-    took = time.perf_counter_ns() - start
-    after = read_memory()
+        took = time.perf_counter_ns() - start
+        after = read_memory()
     _LOG.info("loaded %s release %s in %.1f ms", manifest.model, digest[:12], took / 1e6)
     served = replace(artefact, inputs=model.inputs, outputs=model.outputs)
     return LiveModel(
         manifest=manifest,
         artefact=served,
         pool=ModelPool(model, rules),
-        load={"load_ms": took / 1e6, "before": before.to_json(), "after": after.to_json()},
+        load={"load_ms": took / 1e6, "before": before.to_json(), "after": after.to_json(), "rehearsal": trial},
         drift=DriftCounter(served) if served.calibrated else None,
     )
 

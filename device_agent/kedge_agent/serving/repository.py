@@ -13,7 +13,7 @@ from ..runtime.base import Binding, Runtime, Shapes
 from ..runtime.pool import PoolRetiredError, PoolRules, Timing
 from ..store.files import translate_os_error
 from ..store.layout import Layout
-from ..store.models import ModelState, list_models, read_state, write_state
+from ..store.models import ModelState, interrupted_load, list_models, loading, read_state, write_state
 from ..store.releases import read_release
 from .loading import LiveModel, check_parity, load_release
 
@@ -32,6 +32,7 @@ class Repository:
         runtimes: what this device can run, by name.
         threads: intra-operator threads of each model whose release does not say.
         rules_of: how a model is served, by its name; may be replaced, and counts from the next load on.
+        rehearse: load what is to go live in a child process first (`loading.load_release`).
     """
 
     def __init__(
@@ -40,11 +41,14 @@ class Repository:
         runtimes: Mapping[str, Runtime],
         threads: int,
         rules_of: Callable[[str], PoolRules] = lambda model: PoolRules(),
+        *,
+        rehearse: bool = False,
     ) -> None:
         self._layout = layout
         self._runtimes = runtimes
         self.threads = threads
         self.rules_of = rules_of
+        self._rehearse = rehearse
         self._live: dict[str, LiveModel] = {}
         self._problems: dict[str, AgentError] = {}
         self._unloaded: set[str] = set()
@@ -72,14 +76,17 @@ class Repository:
         state = read_state(self._layout, model)
         if state is None:
             return
-        try:
-            self._live[model] = self._load(state.current, model)
-        except AgentError as error:
-            if state.previous is None:
-                raise
-            _LOG.error("model %s: %s; falling back to %s", model, error, state.previous[:12])
-            self._live[model] = self._load(state.previous, model)
-            self._problems[model] = AgentError(f"{error}; serving the previous release instead", kind=error.kind)
+        # Loading it may have been what ended the agent: then it is tried where it can do no harm.
+        rehearse = self._rehearse and interrupted_load(self._layout, model)
+        with loading(self._layout, model):
+            try:
+                self._live[model] = self._load(state.current, model, rehearse=rehearse)
+            except AgentError as error:
+                if state.previous is None:
+                    raise
+                _LOG.error("model %s: %s; falling back to %s", model, error, state.previous[:12])
+                self._live[model] = self._load(state.previous, model, rehearse=rehearse)
+                self._problems[model] = AgentError(f"{error}; serving the previous release instead", kind=error.kind)
 
     def get(self, model: str) -> LiveModel:
         """The live model of this name.
@@ -142,7 +149,7 @@ class Repository:
         with self._exclusive():
             manifest = read_release(self._layout, digest)
             state = _state_or_none(self._layout, manifest.model)
-            candidate = self._load(digest, manifest.model)
+            candidate = self._load(digest, manifest.model, rehearse=self._rehearse)
             try:
                 parity = check_parity(self._layout, candidate)
                 if state is None or state.current != digest:
@@ -260,8 +267,8 @@ class Repository:
         finally:
             self._switch.release()
 
-    def _load(self, digest: str, model: str) -> LiveModel:
-        return load_release(self._layout, self._runtimes, digest, self.threads, self.rules_of(model))
+    def _load(self, digest: str, model: str, *, rehearse: bool = False) -> LiveModel:
+        return load_release(self._layout, self._runtimes, digest, self.threads, self.rules_of(model), rehearse=rehearse)
 
     def _way_back(self, model: str, state: ModelState | None, digest: str) -> str | None:
         # What serves is known to work; what the state names may have been found damaged.

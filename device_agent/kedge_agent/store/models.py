@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..wire import WireError, parse_json
 from .files import fsync_directory, make_directory, read_bounded, write_atomic
 from .layout import Layout
 
-__all__ = ["ModelState", "list_models", "read_state", "write_state"]
+__all__ = ["ModelState", "interrupted_load", "list_models", "loading", "read_state", "write_state"]
 
 _MAX_STATE_BYTES = 64 * 1024
 
@@ -72,6 +73,23 @@ def _point_current(folder: Path, destination: Path) -> None:
         link.symlink_to(destination)
         link.replace(folder / "current")
         fsync_directory(folder)
+
+
+def interrupted_load(layout: Layout, model: str) -> bool:
+    """Whether the agent ended while it loaded this model at its last start: by the model's doing, or by any other."""
+    return (layout.model(model) / "loading").exists()
+
+
+@contextlib.contextmanager
+def loading(layout: Layout, model: str) -> Iterator[None]:
+    """While the context is open, a mark lies beside the model's state that `interrupted_load` finds after a crash."""
+    mark = layout.model(model) / "loading"
+    write_atomic(mark, b"")
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+        fsync_directory(mark.parent)
 
 
 def list_models(layout: Layout) -> list[str]:
