@@ -209,8 +209,27 @@ def test_strings_travel_as_json_or_binary(client: triton.InferenceServerClient, 
     assert client.get_model_config(strings)["input"][0]["data_type"] == "TYPE_STRING"
 
 
+def test_a_raw_body_is_the_one_string_without_its_length(agent: oip.Served, strings: str) -> None:
+    text = "zwei €".encode()
+    answer = oip.call(agent.port, "POST", f"/v2/models/{strings}/infer", text, {oip.HEADER_LENGTH: "0"})
+    assert answer.status == 200
+    assert [output["shape"] for output in answer.json["outputs"]] == [[1], [2]]
+    # In an answer every string has its length before it.
+    assert answer.binary == (len(text).to_bytes(4, "little") + text) * 3
+
+
 def as_text(item: bytes | str) -> str:
     return item.decode() if isinstance(item, bytes) else item
+
+
+def test_nan_and_infinity_travel_in_binary_alone(client: triton.InferenceServerClient) -> None:
+    values = {**every_value(), "in_fp32": np.array([np.nan, np.inf, -np.inf], np.float32)}
+    tensors = [given(*item) for item in values.items()]
+    result = client.infer("types", tensors, outputs=[triton.InferRequestedOutput("out_fp32")])
+    np.testing.assert_array_equal(result.as_numpy("out_fp32"), values["in_fp32"])
+    with pytest.raises(InferenceServerException, match="NaN") as refused:
+        client.infer("types", tensors, outputs=[triton.InferRequestedOutput("out_fp32", binary_data=False)])
+    assert refused.value.status() == "400"
 
 
 def test_a_tensor_without_elements_is_a_tensor(client: triton.InferenceServerClient) -> None:

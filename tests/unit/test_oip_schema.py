@@ -119,6 +119,7 @@ def test_errors_are_as_their_schema_has_them(agent: oip.Served, method: str, pat
         ("model-config", {"name": "digits", "platform": "x", "backend": "x", "max_batch_size": "8"}),
         ("repository-index", [{"name": "digits", "state": "ready", "reason": ""}]),
         ("shared-memory-status", [{"name": "mine", "key": "/x", "offset": 0, "byte_size": 0}]),
+        ("shared-memory-register", {"key": "/x", "byte_size": 64}),
         ("statistics", {"model_stats": [{"name": "digits"}]}),
         ("error", {"error": ""}),
         ("live", {}),
