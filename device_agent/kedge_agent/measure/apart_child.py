@@ -1,0 +1,162 @@
+"""What the child processes of `apart` run: each task takes its folder and request, and gives plain JSON."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import AgentError
+from ..formats.latency import summarize
+from ..formats.strings import decode_strings
+from ..formats.tensors import BYTES, DATATYPES
+from ..runtime.base import Binding, LoadedModel, LoadOptions, Provider
+from ..runtime.table import import_library, runtime_named
+from ..wire import parse_json
+from .memory import phase, read_memory
+
+__all__ = ["layers", "phases", "trial"]
+
+Task = Callable[[Path, Mapping[str, Any]], dict[str, Any]]
+
+
+def _answering(task: Task) -> Task:
+    """What the agent's own errors say is an answer too."""
+
+    @functools.wraps(task)
+    def answer(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return task(folder, request)
+        except AgentError as error:
+            return {"error": {"message": error.message, "kind": error.kind, "hint": error.hint}}
+
+    return answer
+
+
+@_answering
+def trial(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """See `apart.try_load`."""
+    runtime, options = runtime_named(request["runtime"]), _options(request)
+    inputs = _inputs(folder)
+    start = time.perf_counter_ns()
+    import_library(runtime.name)
+    imported = time.perf_counter_ns()
+    model = runtime.load(Path(request["path"]), options)
+    loaded = time.perf_counter_ns()
+    if inputs is not None:
+        with _bound(model, inputs) as binding:
+            _run(binding, inputs)
+    ran = time.perf_counter_ns()
+    model.close()
+    return {
+        "import_ms": (imported - start) / 1e6,
+        "load_ms": (loaded - imported) / 1e6,
+        "run_ms": None if inputs is None else (ran - loaded) / 1e6,
+        "peak_rss_bytes": read_memory().peak_rss_bytes,
+    }
+
+
+@_answering
+def phases(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """See `apart.measure_phases`."""
+    runtime, path, inputs = runtime_named(request["runtime"]), Path(request["path"]), _inputs(folder) or {}
+    (folder / "cache").mkdir()
+    options = replace(_options(request), cache=folder / "cache")
+    _forget_pages(path)
+    with phase() as importing:
+        import_library(runtime.name)
+    with phase() as first_load:
+        model = runtime.load(path, options)
+    with phase() as first_run, _bound(model, inputs) as binding:
+        _run(binding, inputs)
+    model.close()
+    with phase() as warm_load:
+        model = runtime.load(path, options)
+    times_ms = []
+    with _bound(model, inputs) as binding:
+        _run(binding, inputs)
+        with phase() as inference:
+            for _ in range(request["runs"]):
+                start = time.perf_counter_ns()
+                _run(binding, inputs)
+                times_ms.append((time.perf_counter_ns() - start) / 1e6)
+    model.close()
+    found = {
+        "import": importing,
+        "first_load": first_load,
+        "first_run": first_run,
+        "warm_load": warm_load,
+        "inference": inference,
+    }
+    return {
+        **{name: part.to_json() for name, part in found.items()},
+        "runs": request["runs"],
+        "latency": summarize(times_ms).to_json(),
+    }
+
+
+@_answering
+def layers(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """See `apart.profile_layers`."""
+    runtime, inputs = runtime_named(request["runtime"]), _inputs(folder) or {}
+    found = runtime.layers(Path(request["path"]), _options(request), inputs, request["runs"])
+    return {"layers": [asdict(layer) for layer in found]}
+
+
+def _options(request: Mapping[str, Any]) -> LoadOptions:
+    told = dict(request["options"])
+    providers = tuple(Provider(each["name"], each["options"]) for each in told.pop("providers"))
+    cache = told.pop("cache")
+    return LoadOptions(**told, providers=providers, cache=None if cache is None else Path(cache))
+
+
+def _inputs(folder: Path) -> dict[str, NDArray[Any]] | None:
+    file = folder / "inputs.json"
+    if not file.is_file():
+        return None
+    header = parse_json(file.read_bytes(), floats=True)
+    data = memoryview((folder / "inputs.bin").read_bytes())
+    out: dict[str, NDArray[Any]] = {}
+    offset = 0
+    for entry in header["inputs"]:
+        size, shape = entry["parameters"]["binary_data_size"], tuple(entry["shape"])
+        part = data[offset : offset + size]
+        if entry["datatype"] == BYTES:
+            out[entry["name"]] = decode_strings(part, shape)
+        else:
+            out[entry["name"]] = np.frombuffer(part, DATATYPES[entry["datatype"]]).reshape(shape)
+        offset += size
+    return out
+
+
+@contextmanager
+def _bound(model: LoadedModel, inputs: Mapping[str, NDArray[Any]]) -> Iterator[Binding]:
+    slot = model.slot()
+    try:
+        yield slot.bind({name: array.shape for name, array in inputs.items()})
+    finally:
+        slot.close()
+
+
+def _run(binding: Binding, inputs: Mapping[str, NDArray[Any]]) -> None:
+    for name, array in inputs.items():
+        binding.inputs[name][...] = array
+    binding.submit()
+    binding.wait()
+
+
+def _forget_pages(path: Path) -> None:
+    """Ask the kernel to drop what it holds of a file, so that it is read from the disk; it may not follow."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)

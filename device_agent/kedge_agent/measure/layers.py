@@ -1,0 +1,35 @@
+"""What each layer of a model takes, as rows of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..formats.latency import summarize
+from ..runtime.base import LayerTime
+
+__all__ = ["layer_rows"]
+
+_MOST_LAYERS = 10_000
+_MOST_CHARACTERS = 200
+
+
+def layer_rows(layers: Sequence[LayerTime]) -> list[dict[str, Any]]:
+    """A row a layer, in the order in which they ran; docs/bench-report.md, `layers`.
+
+    share is of the sum of all layers, as in the file of trtexec's --exportProfile.
+    """
+    totals = [sum(layer.times_ms) for layer in layers]
+    whole = sum(totals)
+    return [
+        {
+            "name": layer.name[:_MOST_CHARACTERS],
+            "kind": layer.kind[:_MOST_CHARACTERS],
+            "total_ms": total,
+            "mean_ms": total / len(layer.times_ms),
+            "median_ms": summarize(layer.times_ms).median_ms,
+            "share": total / whole if whole > 0 else 0.0,
+        }
+        for layer, total in zip(layers[:_MOST_LAYERS], totals, strict=False)
+        if layer.times_ms
+    ]

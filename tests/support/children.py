@@ -1,0 +1,28 @@
+"""What tests have child processes do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def told(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """What a child sees of itself."""
+    adjusted = int(Path("/proc/self/oom_score_adj").read_text())
+    return {"request": request, "oom_score_adj": adjusted, "nice": os.nice(0)}
+
+
+def forever(folder: Path, request: dict[str, Any]) -> None:
+    """Outlast any test."""
+    (folder / "begun").touch()
+    time.sleep(600)
+
+
+def noisy(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Print what looks like an answer."""
+    sys.stdout.write(json.dumps({"fine": False}) + "\n")
+    return {"fine": True}

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kedge_agent.formats.trust import Conditions
+from kedge_agent.measure.sensors.clocks import Clock, read_clocks
+from kedge_agent.measure.sensors.processor import read_processor_time
+from kedge_agent.measure.sensors.throttle import read_throttles
+from kedge_agent.measure.watch import read_conditions, watch
+
+TREES = Path(__file__).parents[1] / "support" / "trees"
+X86, JETSON = TREES / "x86_laptop", TREES / "jetson_orin_nano"
+
+
+@pytest.fixture
+def jetson(tmp_path: Path) -> Path:
+    """A tree that a test may change."""
+    return Path(shutil.copytree(JETSON, tmp_path / "jetson"))
+
+
+def test_of_processors_that_are_clocked_apart_the_fastest_counts() -> None:
+    clocks, missing = read_clocks(X86)
+    assert clocks == [Clock("processor", 2_899_951_000, locked=False)]
+    assert missing == ["clock of a GPU: none in devfreq here"]
+
+
+def test_the_clocks_of_a_jetson_are_told_and_that_they_are_locked() -> None:
+    clocks, missing = read_clocks(JETSON)
+    assert clocks == [Clock("processor", 1_510_400_000, locked=True), Clock("GPU", 624_750_000, locked=True)]
+    assert missing == []
+
+
+def test_a_clock_whose_limits_are_not_told_may_be_locked_or_not(jetson: Path) -> None:
+    (jetson / "sys/class/devfreq/17000000.gpu/min_freq").unlink()
+    (jetson / "sys/devices/system/cpu/cpufreq/policy4/scaling_max_freq").write_text("1190400\n")
+    clocks, _ = read_clocks(jetson)
+    assert [clock.locked for clock in clocks] == [False, None]
+
+
+def test_throttle_counters_of_cores_are_summed_and_the_package_s_is_counted_once() -> None:
+    counters, missing = read_throttles(X86)
+    assert counters == {"thermal throttling of cores": 16, "thermal throttling of the package": 17}
+    assert missing == []
+
+
+def test_over_current_events_of_a_jetson_are_counted_and_other_sensors_are_not() -> None:
+    counters, _ = read_throttles(JETSON)
+    assert counters == {"over-current oc1": 0, "over-current oc2": 0, "over-current oc3": 41}
+
+
+def test_processor_time_is_in_seconds_whatever_a_process_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sysconf", lambda name: 100)
+    time = read_processor_time(X86)
+    assert time is not None
+    assert time.busy_s == pytest.approx((102030 + 512 + 40960 + 0 + 1024) / 100)
+    assert time.stolen_s == 0
+    assert time.own_s == pytest.approx((700 + 150 + 30 + 20) / 100)
+
+
+def test_what_a_device_does_not_tell_is_listed_and_never_zero(tmp_path: Path) -> None:
+    conditions = read_conditions(tmp_path)
+    assert (conditions.clocks_hz, conditions.throttled, conditions.processor) == ({}, {}, None)
+    assert [line.partition(":")[0] for line in conditions.unavailable] == [
+        "clock of the processor",
+        "clock of a GPU",
+        "throttling",
+        "other processes",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "-5\n", "1e9\n", "٣\n", "9" * 30, "12 34\n"])
+def test_a_file_that_holds_no_number_is_as_good_as_none(jetson: Path, text: str) -> None:
+    (jetson / "sys/class/devfreq/17000000.gpu/cur_freq").write_text(text)
+    clocks, missing = read_clocks(jetson)
+    assert [clock.name for clock in clocks] == ["processor"]
+    assert missing == ["clock of a GPU: none in devfreq here"]
+
+
+@pytest.mark.parametrize("text", ["", "cpu 1 2\n", "cpu a b c d e f g h\n"])
+def test_a_statistic_that_makes_no_sense_is_unavailable(jetson: Path, text: str) -> None:
+    (jetson / "proc/stat").write_text(text)
+    assert read_processor_time(jetson) is None
+
+
+def test_readings_travel_as_json_and_come_back() -> None:
+    conditions = read_conditions(JETSON)
+    assert Conditions.from_json(conditions.to_json()) == conditions
+    for damaged in (None, [], {}, conditions.to_json() | {"clocks_hz": {"GPU": "fast"}}):
+        with pytest.raises(ValueError, match="not a reading"):
+            Conditions.from_json(damaged)
+
+
+def test_a_watch_has_a_reading_from_before_and_one_from_after(jetson: Path) -> None:
+    with watch(jetson) as readings:
+        assert len(readings) == 1
+        (jetson / "sys/class/hwmon/hwmon3/oc3_event_cnt").write_text("44\n")
+    assert readings[0].throttled["over-current oc3"] == 41
+    assert readings[-1].throttled["over-current oc3"] == 44
+
+
+def test_the_machine_that_runs_this_tells_what_it_used() -> None:
+    first = read_processor_time(Path("/"))
+    sum(range(3_000_000))
+    second = read_processor_time(Path("/"))
+    assert first is not None
+    assert second is not None
+    assert second.at_s > first.at_s
+    assert second.own_s >= first.own_s > 0
+    assert second.busy_s >= second.own_s
