@@ -23,7 +23,8 @@ from .uses import MODULE, Surface, Use
 __all__ = ["ADAPTER", "TABLE", "all_bindings", "table"]
 
 ROOT = Path(__file__).resolve().parents[2]
-ADAPTER = (ROOT / "device_agent" / "kedge_agent" / "engine",)
+_AGENT = ROOT / "device_agent" / "kedge_agent"
+ADAPTER = (_AGENT / "engine", *sorted((_AGENT / "runtime").glob("tensorrt*.py")))
 TABLE = ROOT / "docs" / "tensorrt-api.md"
 
 _HEAD = """# TensorRT's Python API, as the adapter uses it
@@ -34,9 +35,9 @@ bindings of each version are loaded over an empty library, in which nothing can 
 RTX over its real libraries. JetPack 6.1–6.2 carries TensorRT 10.3, 7.0 and 7.1 carry 10.13.3, 7.2 carries 10.16.2 (of
 10.16, PyPI has the bindings of 10.16.1 alone); from 7.2.2 on, JetPack can take 11.4.
 
-`python -m tools.conformance.check` writes this file from the sources in `device_agent/kedge_agent/engine`; a test holds
-it against them. `trt` is the module itself. Needed: "always"; or for one runtime; or only where something is there,
-which the adapter asks before.
+`python -m tools.conformance.check` writes this file from the sources of `kedge_agent.engine` (parse, compile) and of
+`kedge_agent.runtime.tensorrt*` (load, run); a test holds it against them. `trt` is the module itself. Needed: "always";
+or for one runtime; or only where something is there, which the adapter asks before.
 """
 
 

@@ -71,9 +71,9 @@ RESULTS = {
 }
 
 
-def read_folder(*folders: Path) -> Surface:
-    """What the modules in these folders use."""
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+def read_folder(*places: Path) -> Surface:
+    """What these modules, and those in these folders, use."""
+    files = [path for place in places for path in (sorted(place.glob("*.py")) if place.is_dir() else [place])]
     return read_sources({f"{path.parent.name}/{path.name}": path.read_text(encoding="utf-8") for path in files})
 
 
