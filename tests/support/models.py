@@ -90,15 +90,16 @@ def misdeclared(path: Path) -> Path:
     )
 
 
-def words(path: Path) -> Path:
+def words(path: Path, *, times: int = 2) -> Path:
     """text [batch] of strings, weight [batch] → twice [batch] of strings, score [batch].
 
-    twice: each text, repeated. score: weight for "yes", its negative for "no", else 0.
+    twice: each text, so many times (2 or 3). score: weight for "yes", its negative for "no", else 0.
     """
     return _save(
         path,
         [
-            helper.make_node("StringConcat", ["text", "text"], ["twice"]),
+            helper.make_node("StringConcat", ["text", "text"], ["doubled"]),
+            helper.make_node("StringConcat", ["doubled", "text" if times == 3 else "nothing"], ["twice"]),
             helper.make_node(
                 "LabelEncoder",
                 ["text"],
@@ -118,7 +119,7 @@ def words(path: Path) -> Path:
             helper.make_tensor_value_info("twice", TensorProto.STRING, ["batch"]),
             helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
         ],
-        [],
+        [helper.make_tensor("nothing", TensorProto.STRING, [], [b""])],
         opsets={"": 20, "ai.onnx.ml": 3},
     )
 

@@ -1,16 +1,31 @@
-"""BYTES tensors: their encoding, their JSON, and how requests and responses carry them."""
+"""BYTES tensors: their encoding, their JSON, and how requests, responses, releases and files carry them."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from kedge.build.golden import made_up_inputs
+from kedge.build.release import BuildOptions, build_release
+from kedge.errors import BadInputError
+from kedge.model.inputs import load_tensors
+from kedge.model.onnx_io import read_model
+from kedge.release.bundle import Release
+from kedge.targets import host_target
+from kedge_agent.errors import AgentError
+from kedge_agent.formats.manifest import ManifestError, parse_manifest
 from kedge_agent.formats.oip import decode_response, encode_request
 from kedge_agent.formats.strings import as_text, decode_strings, encode_strings, strings_from_json
+from kedge_agent.formats.tensors import TensorSpec
+from kedge_agent.serving.golden import golden_batch, read_golden
+from kedge_agent.store.layout import Layout
 from kedge_agent.wire import WireError, parse_json
+from tests.support import models
 
 
 def objects(*elements: Any) -> np.ndarray:
@@ -140,3 +155,75 @@ def test_a_response_of_strings_in_a_shape_that_cannot_be_is_refused(shape: list[
     body, header = response((entry("text", shape, 5), b"\1\0\0\0a"))
     with pytest.raises(WireError):
         decode_response(body, header)
+
+
+TEXT = (TensorSpec("text", "BYTES", (-1,)),)
+
+
+@pytest.mark.parametrize("given", [np.array(["a", "é"]), np.array([b"a", "é".encode()])])
+def test_text_of_a_file_comes_as_str_whatever_its_width(tmp_path: Path, given: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", given)
+    got = load_tensors(tmp_path / "x.npy", TEXT)["text"]
+    assert (got.dtype, got.tolist()) == (np.dtype(object), ["a", "é"])
+
+
+def test_bytes_of_a_file_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([b"\xff"]))
+    with pytest.raises(BadInputError, match="'text': string 0 is not UTF-8"):
+        load_tensors(tmp_path / "x.npy", TEXT)
+
+
+def test_text_that_was_pickled_is_refused_and_the_hint_says_how_to_save_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", objects("a"))
+    with pytest.raises(BadInputError) as caught:
+        load_tensors(tmp_path / "x.npy", TEXT)
+    assert "astype" in caught.value.hint
+
+
+def test_inputs_that_are_made_up_are_text_where_the_model_takes_text(tmp_path: Path) -> None:
+    made = made_up_inputs(read_model(models.words(tmp_path / "m.onnx")))
+    assert made["text"].tolist() == ["kedge"]
+    assert made["weight"].dtype == np.float32
+
+
+def words_release(folder: Path) -> Release:
+    golden = {"text": objects("yes", "é", ""), "weight": np.arange(3, dtype=np.float32)}
+    model = models.words(folder / "words.onnx")
+    return build_release(model, host_target(), folder / "words.release", BuildOptions("words"), golden).release
+
+
+def stored(folder: Path) -> tuple[Layout, Release]:
+    release, layout = words_release(folder), Layout(folder / "state")
+    shutil.copytree(release.folder, layout.release(release.digest))
+    return layout, release
+
+
+def test_a_release_records_text_in_the_encoding_of_the_protocol(tmp_path: Path) -> None:
+    layout, release = stored(tmp_path)
+    manifest = release.manifest
+    assert [tensor.datatype for tensor in manifest.golden.inputs] == ["BYTES", "FP32"]
+    assert (release.folder / manifest.golden.inputs[0].file).read_bytes() == encode_strings(objects("yes", "é", ""))
+    outputs = read_golden(layout, manifest, manifest.golden.outputs)
+    assert outputs["twice"].tolist() == [b"yesyes", "éé".encode(), b""]
+    batch, count = golden_batch(layout, manifest, manifest.artefacts[0].inputs, 5)
+    assert (batch["text"].tolist(), count) == ([b"yes", "é".encode(), b"", b"yes", "é".encode()], 5)
+
+
+def test_recorded_text_that_does_not_fill_its_shape_is_found_when_it_is_read(tmp_path: Path) -> None:
+    layout, release = stored(tmp_path)
+    path = layout.release(release.digest) / release.manifest.golden.inputs[0].file
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AgentError, match="cannot be read") as caught:
+        read_golden(layout, release.manifest, release.manifest.golden.inputs)
+    assert caught.value.kind == "integrity"
+
+
+def test_the_manifest_holds_numbers_to_their_size_and_leaves_text_to_its_reader(tmp_path: Path) -> None:
+    body = json.loads((words_release(tmp_path).folder / "manifest.json").read_text(encoding="utf-8"))
+    text, weight = body["golden"]["inputs"]
+    text["shape"] = [300]
+    assert parse_manifest(json.dumps(body).encode()).golden.inputs[0].shape == (300,)
+    weight["shape"] = [300]
+    with pytest.raises(ManifestError, match="its shape needs 1200"):
+        parse_manifest(json.dumps(body).encode())

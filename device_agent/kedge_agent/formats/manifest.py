@@ -29,7 +29,7 @@ from .artefact import (
 )
 from .frames import frame_count
 from .reader import ManifestError, Reader
-from .tensors import DATATYPES, tensor_bytes
+from .tensors import BYTES, DATATYPES, tensor_bytes
 
 __all__ = [
     "MANIFEST_NAME",
@@ -78,7 +78,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class GoldenTensor:
-    """A recorded tensor: raw little-endian bytes in `file`, C order."""
+    """A recorded tensor: in `file`, raw little-endian bytes in C order; strings as `formats.strings` encodes them."""
 
     name: str
     datatype: str
@@ -146,11 +146,12 @@ def _file(reader: Reader) -> FileEntry:
 def _golden_tensor(reader: Reader, sizes: Mapping[str, int]) -> GoldenTensor:
     tensor = GoldenTensor(
         name=reader.text("name"),
-        datatype=reader.text("datatype", DATATYPES.__contains__),
+        datatype=reader.text("datatype", (*DATATYPES, BYTES).__contains__),
         shape=read_shape(reader, 0),
         file=reader.text("file", sizes.__contains__),
     )
-    expected = tensor_bytes(tensor.datatype, tensor.shape)
+    # How many bytes strings take, the shape does not tell: whoever decodes them checks it.
+    expected = sizes[tensor.file] if tensor.datatype == BYTES else tensor_bytes(tensor.datatype, tensor.shape)
     if sizes[tensor.file] != expected:
         raise ManifestError(
             f"{reader.path}: {tensor.file} holds {sizes[tensor.file]} bytes, its shape needs {expected}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kedge_agent.formats.tensors import DYNAMIC
+from kedge_agent.formats.tensors import BYTES, DYNAMIC
 
 from ..errors import BadInputError
 from ..model.onnx_io import ModelSpec
@@ -16,6 +16,8 @@ from ..model.onnx_io import ModelSpec
 __all__ = ["GOLDEN_SAMPLES", "made_up_inputs", "select_samples"]
 
 GOLDEN_SAMPLES = 8
+
+_TEXT = "kedge"
 
 
 def select_samples(tensors: Mapping[str, NDArray[Any]], model: ModelSpec) -> dict[str, NDArray[Any]]:
@@ -38,7 +40,7 @@ def select_samples(tensors: Mapping[str, NDArray[Any]], model: ModelSpec) -> dic
 
 
 def made_up_inputs(model: ModelSpec) -> dict[str, NDArray[Any]]:
-    """Reproducible inputs where the user has none: normal noise, or zeros for integers.
+    """Reproducible inputs where the user has none: normal noise, zeros for integers, a word of text for strings.
 
     Free dimensions other than the batch become 1. They show that the device computes what the
     host computes; they say nothing about accuracy.
@@ -47,6 +49,9 @@ def made_up_inputs(model: ModelSpec) -> dict[str, NDArray[Any]]:
     out: dict[str, NDArray[Any]] = {}
     for spec in model.inputs:
         shape = tuple(1 if dim == DYNAMIC else dim for dim in spec.shape)
+        if spec.datatype == BYTES:
+            out[spec.name] = np.full(shape, _TEXT, dtype=object)
+            continue
         # Integers may be indices into a table: 0 is the one value that is always inside.
         values = random.standard_normal(shape) if spec.dtype.kind == "f" else np.zeros(shape)
         out[spec.name] = values.astype(spec.dtype)

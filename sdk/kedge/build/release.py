@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from kedge_agent.formats.artefact import Serving
 from kedge_agent.formats.frames import hash_file
 from kedge_agent.formats.manifest import PACKED, SCHEMA, is_model_name
-from kedge_agent.formats.tensors import DYNAMIC, datatype_of
+from kedge_agent.formats.strings import encode_strings
+from kedge_agent.formats.tensors import BYTES, DYNAMIC, datatype_of
 
 from .. import __version__
 from ..errors import BadInputError, IncompatibleError
@@ -299,8 +300,9 @@ def _record(tensors: Mapping[str, NDArray[Any]], prefix: str, sources: dict[str,
     entries = []
     for index, (name, array) in enumerate(tensors.items()):
         file = f"{prefix}-{index}.bin"
-        sources[file] = np.ascontiguousarray(array).tobytes()
-        entries.append({"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape), "file": file})
+        datatype = datatype_of(array.dtype)
+        sources[file] = encode_strings(array) if datatype == BYTES else np.ascontiguousarray(array).tobytes()
+        entries.append({"name": name, "datatype": datatype, "shape": list(array.shape), "file": file})
     return entries
 
 

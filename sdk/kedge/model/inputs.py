@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kedge_agent.formats.tensors import TensorSpec, datatype_of
+from kedge_agent.formats.strings import as_text
+from kedge_agent.formats.tensors import BYTES, TensorSpec, datatype_of
+from kedge_agent.wire import WireError
 
 from ..errors import BadInputError, first_line
 
@@ -53,22 +55,24 @@ def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
                 raise BadInputError(f"{path} unpacks to more than {MAX_DATA_BYTES} bytes", hint="give fewer samples")
             return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        pickled = "allow_pickle" in str(error)
         raise BadInputError(
-            f"{path} cannot be read as numpy data: {first_line(error)}", hint="save it with numpy.save"
+            f"{path} cannot be read as numpy data: {first_line(error)}",
+            hint="save text as array.astype('U'), not as objects" if pickled else "save it with numpy.save",
         ) from error
 
 
 def fitted(
     origin: str, spec: TensorSpec, array: NDArray[Any], *, hint: str = "convert it with numpy's astype and reshape"
 ) -> NDArray[Any]:
-    """The array as the model takes it, C order.
+    """The array as the model takes it, C order; strings, of whatever dtype, as an object array of `str`.
 
     Args:
         origin: where it comes from, for messages.
         hint: what to do when type or shape do not fit.
 
     Raises:
-        BadInputError: its type or shape do not fit, or a float array holds NaN or infinity.
+        BadInputError: its type or shape do not fit, a float array holds NaN or infinity, or strings are not UTF-8.
     """
     try:
         datatype = datatype_of(array.dtype)
@@ -85,6 +89,11 @@ def fitted(
         raise BadInputError(
             f"{origin}: {spec.name!r} holds NaN or infinity", hint="find those samples with numpy.isfinite"
         )
+    if datatype == BYTES:
+        try:
+            return as_text(array)
+        except WireError as error:
+            raise BadInputError(f"{origin}: {spec.name!r}: {error}", hint="models take UTF-8 text") from error
     return np.ascontiguousarray(array, dtype=spec.dtype)
 
 

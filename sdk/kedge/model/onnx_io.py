@@ -281,7 +281,8 @@ def _spec(value: Any) -> TensorSpec:
         datatype = datatype_of(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
     except (KeyError, TypeError) as error:
         raise IncompatibleError(
-            f"tensor {value.name!r} has a type that is not served", hint="numeric and boolean tensors are served"
+            f"tensor {value.name!r} has a type that is not served",
+            hint="tensors of numbers, booleans and strings are served",
         ) from error
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else DYNAMIC for dim in kind.shape.dim)
     try:
