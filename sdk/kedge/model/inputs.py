@@ -80,6 +80,10 @@ def fitted(
         raise BadInputError(
             f"{origin}: {spec.name!r} has the dtype {array.dtype}, which no model takes", hint=hint
         ) from error
+    if datatype == BYTES != spec.datatype:
+        raise BadInputError(
+            f"{origin}: {spec.name!r} has the dtype {array.dtype}, which no model takes for {spec.datatype}", hint=hint
+        )
     # A fixed batch may be given many samples: they are then run one batch at a time.
     shape = (spec.shape[0], *array.shape[1:]) if spec.shape and array.ndim == len(spec.shape) else array.shape
     mismatch = spec.mismatch(datatype, shape)
