@@ -42,14 +42,26 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="state folder  [/var/lib/kedge or ~/.local/state/kedge]",
     )
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument(
+        "--config", type=Path, default=None, help="file of settings  [/etc/kedge/agent.json or STATE/agent.json]"
+    )
+    threads = argparse.ArgumentParser(add_help=False)
+    threads.add_argument(
+        "--threads", type=int, default=0, help="threads of each model  [as the settings have it, else all cores]"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve in the foreground")
-    serve.add_argument("--threads", type=int, default=0, help="threads of each model (default: all cores)")
+    serve = commands.add_parser("serve", help="serve in the foreground", parents=[settings, threads])
     serve.add_argument("--parent-pipe", action="store_true", help="stop when standard input ends")
     serve.add_argument("--ephemeral", action="store_true", help="remove the state folder at the end")
-    start = commands.add_parser("start", help="serve in the background")
-    start.add_argument("--threads", type=int, default=0, help="threads of each model (default: all cores)")
-    commands.add_parser("stop", help="stop the background agent")
+    commands.add_parser("start", help="serve in the background", parents=[settings, threads])
+    commands.add_parser("stop", help="stop the background agent", parents=[settings])
+    unit = commands.add_parser("unit", help="print a hardened unit for systemd", parents=[settings])
+    unit.add_argument("--user", default="kedge", help="unprivileged user, and group, it runs as  [kedge]")
+    unit.add_argument("--port", action="store_true", help="let the settings open a port of localhost")
+    hardware = unit.add_mutually_exclusive_group()
+    hardware.add_argument("--gpu", action="store_true", help="for a machine with an NVIDIA GPU")
+    hardware.add_argument("--jetson", action="store_true", help="for a Jetson")
     commands.add_parser("status", help="print what is being served, as JSON")
     commands.add_parser("receive", help="receive a release on standard input (the host runs this)")
     dial = commands.add_parser("dial-stdio", help="join standard input and output to a door (the host runs this)")
@@ -60,6 +72,16 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code of docs/exit-codes.md."""
     arguments = _parser().parse_args(argv)
+    code = _outcome(arguments)
+    if arguments.command == "serve":
+        # A thread may still be inside a runtime; the interpreter's own way out would pull the library from under it.
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _outcome(arguments: argparse.Namespace) -> int:
     state = (arguments.state or _default_state()).absolute()
     try:
         _run(arguments, state)
@@ -87,14 +109,17 @@ def _report(command: str, error: AgentError) -> None:
 
 
 def _run(arguments: argparse.Namespace, state: Path) -> None:
+    config = arguments.config.absolute() if getattr(arguments, "config", None) is not None else None
     if arguments.command == "serve":
         from .daemon import Options, serve
 
-        serve(Options(state, arguments.threads, arguments.parent_pipe, arguments.ephemeral))
+        serve(Options(state, arguments.threads, arguments.parent_pipe, arguments.ephemeral, config))
     elif arguments.command == "start":
-        _start(state, arguments.threads)
+        _start(state, config, arguments.threads)
     elif arguments.command == "stop":
-        _stop(state)
+        _stop(state, config)
+    elif arguments.command == "unit":
+        _unit(arguments, config)
     elif arguments.command == "status":
         _status(state)
     elif arguments.command == "receive":
@@ -140,10 +165,15 @@ def _status(state: Path) -> None:
         print(json.dumps(json.loads(connection.getresponse().read()), indent=2))
 
 
-def _start(state: Path, threads: int) -> None:
-    # The interpreter and its options that run us now also run the daemon (python -I run.py, -m …).
+def _own_command(state: Path, config: Path | None) -> list[str]:
+    """How this very agent serves: the interpreter and its options that run us now (python -I run.py, -m …)."""
     own = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
-    command = [sys.executable, *own[1:], "--state", str(state), "serve", "--threads", str(threads)]
+    settings = ["--config", str(config)] if config is not None else []
+    return [sys.executable, *own[1:], "--state", str(state), "serve", *settings]
+
+
+def _start(state: Path, config: Path | None, threads: int) -> None:
+    command = [*_own_command(state, config), "--threads", str(threads)]
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     # A new file: a daemon that runs already keeps writing into its own.
     (state / "start.log").unlink(missing_ok=True)
@@ -168,7 +198,27 @@ def _start(state: Path, threads: int) -> None:
     )
 
 
-def _stop(state: Path) -> None:
+def _unit(arguments: argparse.Namespace, config: Path | None) -> None:
+    from .settings import SYSTEM_STATE, read_settings, settings_path
+    from .unit import UnitOptions, systemd_version, unit_text
+
+    # A unit is for the system, whoever prints it.
+    state = arguments.state.absolute() if arguments.state is not None else SYSTEM_STATE
+    settings = read_settings(settings_path(state, config))
+    options = UnitOptions(
+        _own_command(state, config),
+        state,
+        arguments.user,
+        tcp=arguments.port or settings.tcp_port is not None,
+        hardware="jetson" if arguments.jetson else "gpu" if arguments.gpu else "cpu",
+        drain_s=settings.drain_s,
+        systemd=systemd_version(),
+    )
+    print(unit_text(options), end="")
+
+
+def _stop(state: Path, config: Path | None) -> None:
+    from .settings import Settings, read_settings, settings_path
     from .store.layout import Layout
 
     layout = Layout(state)
@@ -177,10 +227,14 @@ def _stop(state: Path) -> None:
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_S
+    settings = Settings()
+    with contextlib.suppress(AgentError):
+        settings = read_settings(settings_path(state, config))
+    patience_s = settings.drain_s + _STOP_S
+    deadline = time.monotonic() + patience_s
     while _holder(layout.lock) is not None:
         if time.monotonic() > deadline:
-            raise AgentError(f"the agent (process {pid}) did not stop within {_STOP_S:g} s", kind="busy")
+            raise AgentError(f"the agent (process {pid}) did not stop within {patience_s:g} s", kind="busy")
         time.sleep(0.05)
 
 

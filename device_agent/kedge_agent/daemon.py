@@ -1,34 +1,37 @@
-"""The daemon: takes the state folder's lock, opens the two doors, loads the models, serves."""
+"""The daemon: takes the state folder's lock, opens the doors, loads the models, serves, and obeys signals."""
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
-import grp
 import logging
 import logging.handlers
 import os
-import pwd
 import shutil
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import __version__
+from .doors import Doors
 from .errors import AgentError
 from .runtime.base import Runtime
 from .runtime.onnxruntime import OnnxRuntime
 from .serving.building import Builds
-from .serving.http import UnixHTTPServer
 from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
+from .serving.shared_memory import Regions
+from .settings import Settings, read_settings, settings_path
 from .store.files import make_directory, translate_os_error
 from .store.layout import SYSTEM_SOCKETS, Layout, socket_directory
-from .wire import DOOR_GROUPS, PROTOCOLS_SPOKEN, Greeting, render_greeting
+from .systemd import Notifier
+from .watchdog import Watchdog, ask_health
+from .wire import PROTOCOLS_SPOKEN, Greeting, render_greeting
 
 __all__ = ["Options", "serve"]
 
@@ -42,42 +45,100 @@ class Options:
     """How the daemon runs.
 
     state: the state folder.
-    threads: intra-operator threads of each model; 0 takes every core this process may use.
+    threads: intra-operator threads of each model; 0: as the settings have it.
     parent_pipe: stop when standard input ends, which it does when the parent dies.
     ephemeral: remove the state folder on the way out.
+    config: the file of settings; None: where `settings_path` finds it.
     """
 
     state: Path
     threads: int = 0
     parent_pipe: bool = False
     ephemeral: bool = False
+    config: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= 1024:
             raise AgentError(f"threads are 0 to 1024, not {self.threads}")
 
 
-def serve(options: Options) -> None:
-    """Serve until SIGTERM, SIGINT, or (with `parent_pipe`) the end of standard input.
+class _Signals:
+    """SIGTERM, SIGINT and SIGHUP, in a pipe.
 
-    A greeting line goes to standard output once both doors are open.
+    Whichever thread the kernel gives a signal to writes it there. A main thread that waited on a lock would sleep on.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+
+    def next(self) -> int:
+        """Wait for the next one."""
+        return os.read(self._reader, 1)[0]
+
+    def put(self, number: int) -> None:
+        """As if it had come from outside."""
+        os.write(self._writer, bytes([number]))
+
+
+class _Configuration:
+    """The settings in force, and why the file on disk is not, where it is not.
 
     Raises:
-        AgentError: another agent holds the state folder (busy), or it cannot be used.
+        AgentError: as `read_settings`.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self.path = settings_path(options.state, options.config)
+        self.settings = self.read()
+        self.problem: str | None = None
+
+    def read(self) -> Settings:
+        """The settings on disk.
+
+        Raises:
+            AgentError: as `read_settings`.
+        """
+        return read_settings(self.path, must_exist=self._options.config is not None)
+
+    def threads(self) -> int:
+        """Intra-operator threads of each model."""
+        return self._options.threads or self.settings.threads or len(os.sched_getaffinity(0))
+
+    def to_json(self) -> Mapping[str, Any]:
+        """As the agent's information has it: the file, and what keeps its present content from being in force."""
+        return {"file": str(self.path) if self.path.exists() else None, "problem": self.problem}
+
+
+def serve(options: Options) -> None:
+    """Serve until SIGTERM, SIGINT, or (with `parent_pipe`) the end of standard input; SIGHUP has settings read again.
+
+    A greeting line goes to standard output once the doors are open. On the way out, requests inside are answered.
+
+    Raises:
+        AgentError: another agent holds the state folder (busy), it or the settings cannot be used, or requests were
+            cut because they did not end in time (busy).
+    """
+    signals = _Signals()
+    # systemd's watchdog ends a wedged agent with SIGABRT: then every thread says where it stood.
+    faulthandler.enable()
+    # onnxruntime (seen: 1.32) else keeps an identifier of the device and a database of events, and reports to its maker.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     if options.parent_pipe:
-        threading.Thread(target=_wait_for_parent, args=(stop,), daemon=True).start()
+        threading.Thread(target=_wait_for_parent, args=(signals,), daemon=True).start()
     layout = Layout(options.state)
     try:
-        _run(layout, options, stop)
+        _run(layout, options, signals)
     except OSError as error:
         raise translate_os_error(error, f"using {error.filename or options.state}") from error
 
 
-def _run(layout: Layout, options: Options, stop: threading.Event) -> None:
+def _run(layout: Layout, options: Options, signals: _Signals) -> None:
+    configuration = _Configuration(options)
     with contextlib.ExitStack() as stack:
         if options.ephemeral and not options.state.is_dir():
             # Whoever started us has cleaned up and gone: nothing may be made again.
@@ -88,47 +149,97 @@ def _run(layout: Layout, options: Options, stop: threading.Event) -> None:
             # Only whoever holds the folder may remove it: a second agent on it is refused above.
             stack.callback(shutil.rmtree, options.state, ignore_errors=True)
         _log_to(layout.log)
-        _serve(layout, options, stop)
+        _serve(layout, configuration, signals)
 
 
-def _serve(layout: Layout, options: Options, stop: threading.Event) -> None:
-    threads = options.threads or len(os.sched_getaffinity(0))
+def _serve(layout: Layout, configuration: _Configuration, signals: _Signals) -> None:
     onnx = OnnxRuntime()
     runtimes: dict[str, Runtime] = {onnx.name: onnx}
-    repository = Repository(layout, runtimes, threads)
+    regions = Regions(configuration.settings.shared_memory_prefix)
+    repository = Repository(layout, runtimes, configuration.threads(), configuration.settings.rules_of)
     builds = Builds(layout)
-    folder = socket_directory(layout.root)
-    # Who may use a door is decided by the socket's own mode and group.
-    make_directory(folder, mode=0o755 if folder == SYSTEM_SOCKETS else 0o700)
-    handlers = {
-        "infer": (inference_handler(repository), None),
-        "control": (control_handler(repository, layout, runtimes, builds), _is_admin),
-    }
-    servers: list[UnixHTTPServer] = []
-    try:
-        for door, handler in handlers.items():
-            server = UnixHTTPServer(folder / f"{door}.sock", *handler)
-            _give_to_group(folder / f"{door}.sock", DOOR_GROUPS[door])
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
-            servers.append(server)
+    notifier = Notifier(os.environ)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_socket_folder(layout))
+        stack.callback(regions.close)
+        stack.callback(repository.close)
+        stack.callback(builds.close)
+        control = control_handler(repository, regions, layout, runtimes, builds)
+        doors = Doors(folder, inference_handler(repository, regions), control, configuration.settings)
+        stack.callback(doors.close)
         _LOG.info("kedge-agent %s serving on %s", __version__, folder)
         with contextlib.suppress(OSError):
             sys.stdout.buffer.write(render_greeting(Greeting(PROTOCOLS_SPOKEN, __version__)))
             sys.stdout.buffer.flush()
-        _notify_systemd("READY=1")
+        notifier.ready("loading models")
         # Loading goes on behind an open door: the device answers at once, whatever a model weighs.
-        threading.Thread(target=repository.start, daemon=True).start()
-        stop.wait()
+        threading.Thread(target=_load, args=(repository, notifier), daemon=True).start()
+        with _watched(notifier, doors, repository, configuration):
+            while signals.next() == signal.SIGHUP:
+                notifier.reloading()
+                _reload(configuration, doors, repository, regions)
+                notifier.ready("serving" if configuration.problem is None else f"old settings: {configuration.problem}")
+        drain_s = configuration.settings.drain_s
         _LOG.info("stopping")
-        _notify_systemd("STOPPING=1")
+        notifier.stopping("answering the requests inside")
+        if not doors.drain(drain_s):
+            _LOG.error("requests are cut: they did not end within %g s", drain_s)
+            raise AgentError(
+                f"stopped, and cut requests that did not end within {drain_s:g} s",
+                kind="busy",
+                hint="give them longer: drain_s in the agent's settings",
+            )
+
+
+def _load(repository: Repository, notifier: Notifier) -> None:
+    repository.start()
+    notifier.status("serving")
+
+
+@contextlib.contextmanager
+def _watched(notifier: Notifier, doors: Doors, repository: Repository, configuration: _Configuration) -> Iterator[None]:
+    """Feed systemd's watchdog meanwhile, where it has one for us."""
+    if notifier.watchdog_s is None:
+        yield
+        return
+    watchdog = Watchdog(
+        notifier,
+        notifier.watchdog_s,
+        lambda timeout_s: ask_health(doors.path("infer"), timeout_s),
+        lambda: doors.servers,
+        repository.stuck_s,
+        lambda: configuration.settings.stuck_s,
+    )
+    watchdog.start()
+    try:
+        yield
     finally:
-        for server in servers:
-            server.shutdown()
-            server.server_close()
-        builds.close()
-        repository.close()
-        for door in handlers:
-            (folder / f"{door}.sock").unlink(missing_ok=True)
+        watchdog.close()
+
+
+def _reload(configuration: _Configuration, doors: Doors, repository: Repository, regions: Regions) -> None:
+    """Put the settings on disk in force, or keep those that are, and say why."""
+    try:
+        settings = configuration.read()
+        doors.apply(settings)
+    except AgentError as error:
+        configuration.problem = error.message
+        _LOG.error("the old settings stay: %s", error)
+        return
+    configuration.settings, configuration.problem = settings, None
+    repository.threads, repository.rules_of = configuration.threads(), settings.rules_of
+    regions.prefix = settings.shared_memory_prefix
+    _LOG.info("settings are those of %s", configuration.path if configuration.path.exists() else "the defaults")
+
+
+@contextlib.contextmanager
+def _socket_folder(layout: Layout) -> Iterator[Path]:
+    folder = socket_directory(layout.root)
+    # Who may use a door is decided by the socket's own mode and group.
+    make_directory(folder, mode=0o755 if folder == SYSTEM_SOCKETS else 0o700)
+    try:
+        yield folder
+    finally:
         with contextlib.suppress(OSError):
             folder.rmdir()
             if folder != SYSTEM_SOCKETS:
@@ -155,11 +266,11 @@ def _hold(layout: Layout) -> Iterator[None]:
         os.close(handle)
 
 
-def _wait_for_parent(stop: threading.Event) -> None:
+def _wait_for_parent(signals: _Signals) -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
-    stop.set()
+    signals.put(signal.SIGTERM)
 
 
 def _log_to(path: Path) -> None:
@@ -168,32 +279,3 @@ def _log_to(path: Path) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-
-
-def _give_to_group(path: Path, group: str) -> None:
-    # The groups exist where an administrator made them; elsewhere the owner alone may come in.
-    with contextlib.suppress(KeyError, PermissionError):
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
-
-
-def _is_admin(pid: int, uid: int, gid: int) -> bool:
-    if uid in (0, os.geteuid()):
-        return True
-    try:
-        admin = grp.getgrnam(DOOR_GROUPS["control"]).gr_gid
-        groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:
-        groups, admin = [], -1
-    if admin in groups:
-        return True
-    _LOG.warning("refused process %d of user %d on the control door", pid, uid)
-    return False
-
-
-def _notify_systemd(message: str) -> None:
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-        out.connect("\0" + address[1:] if address.startswith("@") else address)
-        out.sendall(message.encode())
