@@ -273,7 +273,7 @@ def test_a_request_that_waits_longer_than_its_timeout_is_refused(
             body["parameters"] = {"timeout": microseconds}
         return oip.call(agent.port, "POST", "/v2/models/slow/infer", body)
 
-    long = threading.Thread(target=run, args=(4000, None))
+    long = threading.Thread(target=run, args=(1500, None))
     long.start()
     refused = None
     while refused is None and long.is_alive():
