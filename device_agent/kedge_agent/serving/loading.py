@@ -134,7 +134,8 @@ def load_options(layout: Layout, artefact: Artefact, threads: int, rules: PoolRu
     """How an artefact is loaded here: what the release says of it comes before what the device would do."""
     serving = artefact.serving or Serving()
     return LoadOptions(
-        threads=serving.threads or threads,
+        # A release was thought of for some device: more threads than this one's cores get in each other's way.
+        threads=min(serving.threads, len(os.sched_getaffinity(0))) if serving.threads else threads,
         workers=rules.workers,
         providers=tuple(Provider(name, dict(options)) for name, options in serving.providers),
         cache=layout.root / "runtime-cache",
