@@ -1,114 +1,31 @@
-"""The buffers of one request to onnxruntime, and what binds a session to them.
-
-Outputs whose sizes follow from the inputs' (fixed, or named by the same symbol) are bound to our memory too. Where a
-model's output sizes depend on its data, onnxruntime allocates them in each run. What a model declares may be wrong;
-onnxruntime then refuses our memory, and allocates those outputs from there on.
-
-Strings cannot be bound: a model that takes or gives them goes through `InferenceSession.run`.
-
-What it costs (x86-64, onnxruntime 1.32, a model of one Relu, median): `run` with a numpy array 5.0 µs, a bound run
-2.5 µs, one with an output that onnxruntime allocates 6.8 µs. At 602 KB in and out each is 16 to 20 µs.
-"""
+"""The buffers of one request to onnxruntime, and the bindings made on them."""
 
 from __future__ import annotations
 
-import threading
-import time
-import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import AgentError
-from ..formats.strings import as_text
-from ..formats.tensors import BYTES, DYNAMIC, TensorSpec, element_count, tensor_bytes
-from ..wire import WireError
-from .base import Binding, Buffers, Shapes, Split
+from ..formats.tensors import BYTES, element_count, tensor_bytes
+from .base import Binding, Shapes
 from .buffers import Arena
+from .onnx_binding import BoundBinding, Served, StringBinding
 
-__all__ = ["BoundBinding", "OnnxSlot", "Served", "StringBinding", "first_line"]
+__all__ = ["OnnxSlot"]
 
 _MAX_BINDINGS = 8
 _MAX_TENSOR_BYTES = 1 << 30
-# How onnxruntime 1.20 to 1.32 refuses memory that was made for another shape.
-_OTHER_SHAPE = ("provided for output", "invalid dimensions for output", "shape verification failed")
-
-
-@dataclass
-class Served:
-    """What all slots of a model share.
-
-    misdeclared: outputs whose shape turned out to be another than the one that follows from what the model says.
-    """
-
-    session: Any
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    misdeclared: set[str] = field(default_factory=set)
-    _slots: weakref.WeakSet[OnnxSlot] = field(default_factory=weakref.WeakSet)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, slot: OnnxSlot) -> None:
-        """Count a slot's buffers in, while it lives."""
-        with self._guard:
-            self._slots.add(slot)
-
-    def discard(self, slot: OnnxSlot) -> None:
-        """Count a slot's buffers no longer."""
-        with self._guard:
-            self._slots.discard(slot)
-
-    def buffer_bytes(self) -> tuple[int, int]:
-        """Bytes of all slots' buffers, and how many slots there are."""
-        with self._guard:
-            slots = list(self._slots)
-        return sum(slot.buffer_bytes for slot in slots), len(slots)
-
-    @property
-    def has_strings(self) -> bool:
-        """Whether anything it takes or gives is text."""
-        return any(spec.datatype == BYTES for spec in (*self.inputs, *self.outputs))
-
-    def output_shapes(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-        """Those that follow from the inputs'.
-
-        Raises:
-            AgentError: two inputs have different sizes where the model has one name for both.
-        """
-        known: dict[str, int] = {}
-        for spec in self.inputs:
-            for symbol, dim in zip(spec.symbols, shapes[spec.name], strict=True):
-                if symbol and known.setdefault(symbol, dim) != dim:
-                    raise AgentError(f"inputs disagree about the size of dimension {symbol!r}")
-        out: dict[str, tuple[int, ...]] = {}
-        for spec in self.outputs:
-            dims = [
-                dim if dim != DYNAMIC else known.get(symbol)
-                for dim, symbol in zip(spec.shape, spec.symbols, strict=True)
-            ]
-            # No dimensions: a scalar, or a shape that nobody knows. onnxruntime shows both alike.
-            if dims and None not in dims and spec.name not in self.misdeclared:
-                out[spec.name] = tuple(dim for dim in dims if dim is not None)
-        return out
 
 
 class OnnxSlot:
-    """Buffers of one request in flight, and the bindings made on them."""
+    """Buffers of one request in flight, and the bindings made on them. buffer_bytes: how large the buffers are."""
 
     def __init__(self, served: Served) -> None:
+        self.buffer_bytes = 0
         self._served = served
         self._arena = Arena()
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], tuple[int, Binding]] = OrderedDict()
-        served.add(self)
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of its buffers."""
-        return self._arena.size
 
     def bind(self, shapes: Shapes) -> Binding:
         """A binding for these input shapes: cached, unless a buffer had to move since.
@@ -122,8 +39,8 @@ class OnnxSlot:
             self._bindings.move_to_end(key)
             return cached
         outputs = self._served.output_shapes(shapes)
-        wanted = {spec.name: (spec, shapes[spec.name]) for spec in self._served.inputs}
         # An output may bear an input's name: its memory must still be another.
+        wanted = {f"in:{spec.name}": (spec, shapes[spec.name]) for spec in self._served.inputs}
         wanted |= {
             f"out:{spec.name}": (spec, outputs[spec.name]) for spec in self._served.outputs if spec.name in outputs
         }
@@ -138,10 +55,13 @@ class OnnxSlot:
             raise AgentError(
                 "there is no memory for tensors of these shapes", kind="space", hint="free memory on the device"
             ) from error
+        self.buffer_bytes = self._arena.size
         arrays = {place: self._arena.tensor(place, spec.dtype, shape) for place, (spec, shape) in numbers.items()}
         ours = {
             # Empty, not filled: a shape that its sender has no strings for must cost nothing.
-            spec.name: arrays[spec.name] if spec.name in arrays else np.empty(shapes[spec.name], dtype=object)
+            spec.name: arrays[f"in:{spec.name}"]
+            if spec.datatype != BYTES
+            else np.empty(shapes[spec.name], dtype=object)
             for spec in self._served.inputs
         }
         results = {
@@ -160,138 +80,7 @@ class OnnxSlot:
         return binding
 
     def close(self) -> None:
-        """Give the buffers back."""
+        """Give the buffers back; idempotent."""
         self._bindings.clear()
         self._arena.close()
-        self._served.discard(self)
-
-
-class BoundBinding:
-    """An onnxruntime IOBinding over a slot's memory."""
-
-    def __init__(self, served: Served, inputs: Buffers, results: Mapping[str, NDArray[Any]]) -> None:
-        self.inputs = inputs
-        self.outputs: Buffers = dict(results)
-        self._served = served
-        self._ours = dict(results)
-        # onnxruntime gives outputs in the order in which their names were first bound.
-        self._order = (*results, *(spec.name for spec in served.outputs if spec.name not in results))
-        self._allocated = self._order[len(results) :]
-        self._io = served.session.io_binding()
-        for name, array in inputs.items():
-            self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in results.items():
-            self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        self._split = Split(0)
-
-    @property
-    def copied(self) -> tuple[str, ...]:
-        """Tensors that do not lie in the slot's memory: onnxruntime allocates them in each run."""
-        return self._allocated
-
-    def submit(self) -> None:
-        """Execute once; the outputs then hold the results.
-
-        Raises:
-            AgentError: onnxruntime failed on these inputs.
-        """
-        begin = time.perf_counter_ns()
-        try:
-            self._execute()
-        except Exception as error:  # onnxruntime raises many unrelated classes
-            if not self._ours or not any(words in str(error) for words in _OTHER_SHAPE):
-                raise _failed(error) from error
-            self._take_back()
-        self._split = Split(time.perf_counter_ns() - begin)
-
-    def wait(self) -> Split:
-        """The time the run took; it is over already."""
-        return self._split
-
-    def _execute(self) -> None:
-        # What onnxruntime allocated for the last run has that run's size: it must allocate again.
-        for name in self._allocated:
-            self._io.bind_output(name, "cpu")
-        self._served.session.run_with_iobinding(self._io)
-        if self._allocated:
-            values = self._io.get_outputs()
-            at = {name: index for index, name in enumerate(self._order)}
-            self.outputs = {**self._ours, **{name: values[at[name]].numpy() for name in self._allocated}}
-
-    def _take_back(self) -> None:
-        """Run with all outputs allocated by onnxruntime, and remember which are not what the model declares."""
-        expected, self._ours, self._allocated = self._ours, {}, self._order
-        try:
-            self._execute()
-        except Exception as error:  # onnxruntime raises many unrelated classes
-            raise _failed(error) from error
-        self._served.misdeclared.update(
-            name for name, array in expected.items() if self.outputs[name].shape != array.shape
-        )
-
-
-class StringBinding:
-    """A run of a session that takes or gives text, once bound and for one request."""
-
-    def __init__(self, served: Served, inputs: Buffers, results: Mapping[str, NDArray[Any]]) -> None:
-        self.inputs = inputs
-        self.outputs: Buffers = dict(results)
-        self._served = served
-        self._ours = dict(results)
-        self._split = Split(0)
-
-    @property
-    def copied(self) -> tuple[str, ...]:
-        """Tensors that are copied on their way, or do not lie in the slot's memory: texts, and everything it gives."""
-        texts = [spec.name for spec in self._served.inputs if spec.datatype == BYTES]
-        return (*texts, *(spec.name for spec in self._served.outputs))
-
-    def submit(self) -> None:
-        """Execute once; the outputs then hold the results, text as `str`.
-
-        Raises:
-            AgentError: a string is not UTF-8 (kind bad_input), or onnxruntime failed on these inputs.
-        """
-        begin = time.perf_counter_ns()
-        feed = {name: _text(name, array) if array.dtype == object else array for name, array in self.inputs.items()}
-        names = [spec.name for spec in self._served.outputs]
-        try:
-            values = self._served.session.run(names, feed)
-        except Exception as error:  # onnxruntime raises many unrelated classes
-            raise _failed(error) from error
-        self.outputs = {
-            spec.name: self._settled(spec, np.asarray(value))
-            for spec, value in zip(self._served.outputs, values, strict=True)
-        }
-        self._split = Split(time.perf_counter_ns() - begin)
-
-    def wait(self) -> Split:
-        """The time the run took; it is over already."""
-        return self._split
-
-    def _settled(self, spec: TensorSpec, value: NDArray[Any]) -> NDArray[Any]:
-        ours = self._ours.get(spec.name)
-        if ours is None or ours.shape != value.shape:
-            return value.astype(object) if spec.datatype == BYTES else value
-        ours[...] = value
-        return ours
-
-
-def _text(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    try:
-        return as_text(array)
-    except WireError as error:
-        raise AgentError(
-            f"input {name!r}: {error}", kind="bad_input", hint="onnxruntime takes UTF-8 text alone"
-        ) from error
-
-
-def _failed(error: Exception) -> AgentError:
-    kind = "bad_input" if "INVALID_ARGUMENT" in str(error) else "internal"
-    return AgentError(f"inference failed: {first_line(error)}", kind=kind, hint="see the agent's log")
-
-
-def first_line(error: Exception) -> str:
-    """What a foreign exception says first; its class when it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+        self.buffer_bytes = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+import weakref
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 from ..errors import AgentError
 from ..formats.tensors import BYTES, DYNAMIC, TensorSpec
 from .base import Buffers, LayerTime, LoadOptions, MemoryItem
+from .onnx_binding import Served, first_line
 from .onnx_profile import MAX_PROFILED_RUNS, read_profile
 from .onnx_providers import chosen
-from .onnx_slot import OnnxSlot, Served, first_line
+from .onnx_slot import OnnxSlot
 
 __all__ = ["OnnxModel", "OnnxRuntime"]
 
@@ -143,6 +146,8 @@ class OnnxModel:
         self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
         self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
         self._served: Served | None = Served(session, self.inputs, self.outputs)
+        self._guard = threading.Lock()
+        self._slots: weakref.WeakSet[OnnxSlot] = weakref.WeakSet()
         self._facts = {
             "providers_asked_for": [provider.name for provider in options.providers],
             "providers": list(session.get_providers()),
@@ -154,15 +159,19 @@ class OnnxModel:
         """Fresh buffers for one more request in flight."""
         if self._served is None:
             raise AgentError("the model has been unloaded", kind="busy", hint="try again")
-        return OnnxSlot(self._served)
+        slot = OnnxSlot(self._served)
+        with self._guard:
+            self._slots.add(slot)
+        return slot
 
     def ledger(self) -> tuple[MemoryItem, ...]:
         """What onnxruntime tells of its memory, which is nothing, and the slots' buffers."""
-        size, slots = self._served.buffer_bytes() if self._served is not None else (0, 0)
+        with self._guard:
+            sizes = [slot.buffer_bytes for slot in self._slots]
         return (
             MemoryItem("weights", None, "onnxruntime does not tell"),
             MemoryItem("activations", None, "onnxruntime does not tell; freed after each run"),
-            MemoryItem("buffers", size, f"the tensors of {slots} slots, counted"),
+            MemoryItem("buffers", sum(sizes), f"the blocks of {len(list(filter(None, sizes)))} slots, counted"),
         )
 
     def facts(self) -> dict[str, Any]:
