@@ -126,7 +126,7 @@ def serve(options: Options) -> None:
     signals = _Signals()
     # systemd's watchdog ends a wedged agent with SIGABRT: then every thread says where it stood.
     faulthandler.enable()
-    # onnxruntime (seen: 1.32) else keeps an identifier of the device and a database of events, and reports to its maker.
+    # onnxruntime (seen: 1.32) else keeps an identifier of the device, and a database of what it tells its maker.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     if options.parent_pipe:
         threading.Thread(target=_wait_for_parent, args=(signals,), daemon=True).start()

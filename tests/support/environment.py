@@ -63,6 +63,14 @@ def tensorrt_bindings(cache: Path) -> list[Bindings]:
         lacks("trt-bindings", f"no bindings of TensorRT on this machine: {error}")
 
 
+def systemd_analyze() -> str:
+    """The tool that reads units; it needs no systemd that runs."""
+    found = shutil.which("systemd-analyze")
+    if found is None:
+        lacks("systemd", "no systemd-analyze on this machine (Debian: systemd)")
+    return found
+
+
 def modelopt() -> None:
     """Skip where NVIDIA's ModelOpt is not installed."""
     if importlib.util.find_spec("modelopt") is None:
