@@ -1,7 +1,7 @@
 """Runs a command under what a unit asks systemd to ask of the kernel: `python confined.py RULES -- COMMAND …`.
 
-RULES is JSON: `allowed`, the names of system calls; `families`, numbers of address families; `no_jit`. It is for machines
-whose systemd does not run: the filters are made by libseccomp, as systemd makes them. Source of what
+RULES is JSON: `allowed`, the names of system calls; `families`, numbers of address families; `no_jit`. It is for
+machines on which systemd does not run: libseccomp makes the filters, as it does for systemd. Source of what
 MemoryDenyWriteExecute= forbids: systemd.exec(5).
 """
 
@@ -72,4 +72,4 @@ def confine(allowed: list[str], families: list[int], *, no_jit: bool) -> None:
 if __name__ == "__main__":
     rules = json.loads(sys.argv[1])
     confine(rules["allowed"], rules["families"], no_jit=rules["no_jit"])
-    os.execv(sys.argv[3], sys.argv[3:])
+    os.execv(sys.argv[3], sys.argv[3:])  # noqa: S606  (the command is the test's own)
