@@ -60,6 +60,10 @@ class Connection:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; idempotent."""
         self._socket.close()
 
     def ask(self, request: bytes) -> tuple[int, bytes, memoryview]:

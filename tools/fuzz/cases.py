@@ -1,0 +1,329 @@
+"""What tools/fuzz sends: hypothesis strategies, one a family, of requests that are wrong in one way or in several.
+
+A case whose framing is sound is answered on a connection that goes on; after any other we hang up, and the server must.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+from tools.fuzz.bodies import ANYTHING, OPTIONS, REGION_NAMES, REGISTRATIONS, infer
+from tools.fuzz.device import Device
+
+from kedge_agent.formats.oip import HEADER_LENGTH
+
+__all__ = ["FAMILIES", "Case", "Family"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Bytes for a door, in the pieces in which they are sent. answers: how many must come; None: that is open."""
+
+    door: str
+    pieces: tuple[bytes, ...]
+    answers: int | None
+
+
+Family = Callable[[Device], SearchStrategy[Case]]
+
+_doors = st.sampled_from(("infer", "infer", "infer", "control"))
+_BOMB_BYTES = (1 << 20, 1 << 24, (1 << 24) + 1, 1 << 26)
+_BOMBS = {size: gzip.compress(bytes(size)) for size in _BOMB_BYTES}
+_METHODS = (
+    "GET",
+    "POST",
+    "HEAD",
+    "PUT",
+    "DELETE",
+    "OPTIONS",
+    "PATCH",
+    "TRACE",
+    "CONNECT",
+    "get",
+    "P\x00ST",
+    "",
+    "X" * 40,
+)
+_VERSIONS = ("HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/0.9", "HTTP/1.1 ", "http/1.1", "HTTP/1.10", "", "HTTP/11")
+_ODD_TARGETS = (
+    "",
+    "*",
+    "http://h/v2",
+    "/v2/\x00",
+    "//v2",
+    "/v2/../v2",
+    "/%",
+    "/v2?" + "q" * 300,
+    "/" + "a" * 20000,
+    "/\xff",
+)
+_LENGTHS = (
+    "0",
+    "1",
+    "-1",
+    "+5",
+    "5 ",
+    "0x5",
+    "1e3",
+    "٣",
+    "99999999999999999999",
+    "4294967296",
+    "1073741825",
+    "",
+    "5, 5",
+)
+_NAMES = (
+    *("Host", "Content-Length", "content-length", "Content-Type", "Transfer-Encoding", "Connection", "Expect"),
+    *("Content-Encoding", "Accept", "Cookie", HEADER_LENGTH, "X-" + "y" * 300, "Bad Name", "", "Nu\x00l", "Tab\t", ":"),
+)
+_VALUES = (
+    *("close", "keep-alive", "chunked", "identity", "gzip", "deflate", "br", "gzip, gzip", "100-continue", "200-ok"),
+    *("*/*", "", "a\x00b", "é", "a" * 9000, "a\r\n folded", "upgrade, close"),
+)
+
+
+def request(method: str, target: str, body: bytes = b"", headers: tuple[tuple[str, str], ...] = ()) -> bytes:
+    """A request whose framing is sound."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: d", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body
+
+
+def pieces(draw: DrawFn, data: bytes) -> tuple[bytes, ...]:
+    """The same bytes, mostly whole, sometimes cut anywhere."""
+    if len(data) < 2 or draw(st.integers(0, 3)):
+        return (data,)
+    at = draw(st.integers(1, len(data) - 1))
+    return (data[:at], data[at:])
+
+
+def raw(device: Device) -> SearchStrategy[Case]:
+    """Bytes of any kind, and good requests with bytes changed, lost, doubled or put in."""
+    good = [_good(device, index) for index in range(len(device.models))]
+
+    @st.composite
+    def build(draw: DrawFn) -> Case:
+        if not draw(st.integers(0, 4)):
+            return Case(draw(_doors), pieces(draw, draw(st.binary(max_size=300))), None)
+        data = bytearray(draw(st.sampled_from(good)))
+        for _ in range(draw(st.integers(1, 4))):
+            at = draw(st.integers(0, max(0, len(data) - 1)))
+            match draw(st.integers(0, 4)):
+                case 0:
+                    data[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
+                case 1:
+                    del data[at : at + draw(st.integers(1, 20))]
+                case 2:
+                    data[at:at] = data[at : at + draw(st.integers(1, 60))]
+                case 3:
+                    data[at:at] = draw(st.sampled_from((b"\r\n", b"\r", b"\n", b"\x00", b" ", b"\t", b"\xff", b":")))
+                case _:
+                    del data[at:]
+        return Case(draw(_doors), pieces(draw, bytes(data)), None)
+
+    return build()
+
+
+def heads(device: Device) -> SearchStrategy[Case]:
+    """Odd methods, targets, versions, names and values; lengths that are doubled, contradict each other, or lie."""
+    targets = st.one_of(st.sampled_from(_targets(device)), st.sampled_from(_ODD_TARGETS))
+    header = st.tuples(st.sampled_from(_NAMES), st.one_of(st.sampled_from(_VALUES), st.sampled_from(_LENGTHS)))
+
+    @st.composite
+    def build(draw: DrawFn) -> Case:
+        line = " ".join((draw(st.sampled_from(_METHODS)), draw(targets), draw(st.sampled_from(_VERSIONS))))
+        if draw(st.booleans()):
+            line = f"{draw(st.sampled_from(('GET', 'POST')))} {draw(st.sampled_from(_targets(device)))} HTTP/1.1"
+        headers = draw(st.lists(header, max_size=5))
+        if not draw(st.integers(0, 30)):
+            headers *= draw(st.integers(2, 60))
+        end = draw(st.sampled_from(("\r\n", "\r\n", "\r\n", "\n", "\r")))
+        text = end.join((line, *(f"{name}: {value}" for name, value in headers))) + end + end
+        body = draw(st.binary(max_size=40)) if draw(st.booleans()) else b""
+        return Case(draw(_doors), pieces(draw, text.encode("utf-8") + body), None)
+
+    return build()
+
+
+def targets(device: Device) -> SearchStrategy[Case]:
+    """Every path with any method that is known, odd segments, queries and small bodies of JSON."""
+    segment = st.one_of(
+        st.sampled_from(["v2", "models", "kedge", "v1", "releases", "region", "..", "%2e", "%00", "versions", "stats"]),
+        st.sampled_from([model.name for model in device.models] + [model.digest for model in device.models]),
+        st.text("abzAZ09-_.~%+!*'(),;:@&=", max_size=20),
+        st.integers(-1, 1 << 70).map(str),
+    )
+    query = st.one_of(
+        st.just(""),
+        st.text("abz019=&%?/+-_", max_size=30).map("?".__add__),
+        st.integers(-2, 5000).map("?batch={}".format),
+    )
+
+    @st.composite
+    def build(draw: DrawFn) -> Case:
+        path = draw(st.sampled_from(_targets(device)))
+        if draw(st.booleans()):
+            parts = path.split("/")
+            at = draw(st.integers(1, len(parts) - 1))
+            match draw(st.integers(0, 2)):
+                case 0:
+                    parts[at] = draw(segment)
+                case 1:
+                    parts.insert(at, draw(segment))
+                case _:
+                    parts = parts[:at]
+            path = "/".join(parts) or "/"
+        method = draw(st.sampled_from(("GET", "POST")))
+        body = draw(ANYTHING) if method == "POST" and draw(st.booleans()) else b""
+        return Case(draw(_doors), pieces(draw, request(method, path + draw(query), body)), 1)
+
+    return build()
+
+
+def inference(device: Device) -> SearchStrategy[Case]:
+    """Requests whose JSON, shapes, sizes, strings and header length lie."""
+
+    @st.composite
+    def build(draw: DrawFn) -> Case:
+        model = draw(st.sampled_from(device.models))
+        return Case(draw(_doors), pieces(draw, _infer(draw, model.name, *draw(infer(model)))), 1)
+
+    return build()
+
+
+def memory(device: Device) -> SearchStrategy[Case]:
+    """Shared memory: registrations of what is not there, too short, or not ours; and its use in requests."""
+
+    @st.composite
+    def build(draw: DrawFn) -> Case:
+        region = draw(REGION_NAMES)
+        base = "/v2/systemsharedmemory"
+        match draw(st.integers(0, 4)):
+            case 0 | 1:
+                data = request("POST", f"{base}/region/{region}/register", draw(REGISTRATIONS))
+            case 2:
+                data = request(draw(st.sampled_from(("GET", "POST"))), f"{base}/region/{region}/status")
+            case 3:
+                one = draw(st.sampled_from((f"{base}/region/{region}", base, base)))
+                data = request("POST", f"{one}/unregister", draw(st.sampled_from((b"", b"{}", b"[]"))))
+            case _:
+                model = draw(st.sampled_from(device.models))
+                data = _infer(draw, model.name, *draw(infer(model, regions=True)))
+        return Case("infer", pieces(draw, data), 1)
+
+    return build()
+
+
+def control(device: Device) -> SearchStrategy[Case]:
+    """The model repository, and the control door's own calls."""
+    digests = st.one_of(
+        st.sampled_from([model.digest for model in device.models]), st.text("0123456789abcdefABg", max_size=66)
+    )
+    names = st.one_of(st.sampled_from([model.name for model in device.models]), st.text("abz09-_.", max_size=70))
+
+    @st.composite
+    def build(draw: DrawFn) -> Case:
+        name, body = draw(names), draw(OPTIONS)
+        target = draw(
+            st.sampled_from(
+                (
+                    "/v2/repository/index",
+                    f"/v2/repository/models/{name}/load",
+                    f"/v2/repository/models/{name}/unload",
+                    f"/kedge/v1/models/{name}/rollback",
+                    f"/kedge/v1/models/{name}/memory",
+                    f"/kedge/v1/models/{name}/golden?batch={draw(st.integers(-1, 5000))}",
+                    "/kedge/v1/build",
+                    f"/kedge/v1/build/{draw(digests)}?after={draw(st.integers(-1, 9))}&wait=0",
+                    f"/kedge/v1/engines/{draw(digests)}?part=engine&offset={draw(st.integers(-1, 1 << 65))}",
+                    f"/kedge/v1/releases/{draw(digests)}/activate",
+                )
+            )
+        )
+        method = draw(st.sampled_from(("POST", "POST", "GET")))
+        return Case(draw(st.sampled_from(("control", "infer"))), pieces(draw, request(method, target, body)), 1)
+
+    return build()
+
+
+def encodings(device: Device) -> SearchStrategy[Case]:
+    """Bodies that are compressed, well or badly, that inflate without end, or that wait to be asked for."""
+
+    @st.composite
+    def build(draw: DrawFn) -> Case:
+        model = draw(st.sampled_from(device.models))
+        body, length = draw(infer(model))
+        headers = [] if length is None else [(HEADER_LENGTH, length)]
+        how = draw(st.sampled_from(("gzip", "deflate", "identity", "br", "GZIP")))
+        if not draw(st.integers(0, 20)):
+            how, body = "gzip", _BOMBS[draw(st.sampled_from(_BOMB_BYTES))]
+        elif how.lower() == "gzip":
+            body = gzip.compress(body, 1)
+        elif how == "deflate":
+            body = zlib.compress(body, 1)
+        match draw(st.integers(0, 5)):
+            case 0:
+                body = body[: draw(st.integers(0, len(body)))]
+            case 1:
+                body += draw(st.binary(max_size=30))
+        headers.append(("Content-Encoding", how))
+        if draw(st.booleans()):
+            headers.append(("Expect", draw(st.sampled_from(("100-continue", "100-Continue", "more")))))
+        data = request("POST", f"/v2/models/{model.name}/infer", body, tuple(headers))
+        return Case(draw(_doors), pieces(draw, data), 1)
+
+    return build()
+
+
+def pipelines(device: Device) -> SearchStrategy[Case]:
+    """Several requests at once, good and bad."""
+    parts = st.one_of(targets(device), inference(device), memory(device))
+
+    @st.composite
+    def build(draw: DrawFn) -> Case:
+        several = draw(st.lists(parts, min_size=2, max_size=6))
+        data = b"".join(b"".join(case.pieces) for case in several)
+        if draw(st.booleans()):
+            return Case(draw(_doors), pieces(draw, data), len(several))
+        return Case(draw(_doors), pieces(draw, data + draw(st.binary(max_size=60))), None)
+
+    return build()
+
+
+FAMILIES: dict[str, Family] = {
+    "raw": raw,
+    "heads": heads,
+    "targets": targets,
+    "inference": inference,
+    "memory": memory,
+    "control": control,
+    "encodings": encodings,
+    "pipelines": pipelines,
+}
+"""By name; each is given the device for its models' names and tensors."""
+
+
+def _infer(draw: DrawFn, name: str, body: bytes, length: str | None) -> bytes:
+    headers = () if length is None else ((HEADER_LENGTH, length),)
+    version = draw(st.sampled_from(("", "", "", "", "/versions/1", "/versions/2", f"/versions/{1 << 64}")))
+    return request("POST", f"/v2/models/{name}{version}/infer", body, headers)
+
+
+def _good(device: Device, index: int) -> bytes:
+    model = device.models[index]
+    header, data = model.request()
+    return request("POST", f"/v2/models/{model.name}/infer", header + data, ((HEADER_LENGTH, str(len(header))),))
+
+
+def _targets(device: Device) -> list[str]:
+    out = ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/metrics", "/v2/repository/index"]
+    out += ["/v2/systemsharedmemory/status", "/v2/cudasharedmemory/status", "/kedge/v1/info", "/kedge/v1/status"]
+    for model in device.models:
+        base = f"/v2/models/{model.name}"
+        out += [base, f"{base}/ready", f"{base}/config", f"{base}/stats", f"{base}/versions/1", f"{base}/infer"]
+    return out
