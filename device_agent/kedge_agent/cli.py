@@ -111,6 +111,8 @@ def _report(command: str, error: AgentError) -> None:
 def _run(arguments: argparse.Namespace, state: Path) -> None:
     config = arguments.config.absolute() if getattr(arguments, "config", None) is not None else None
     if arguments.command == "serve":
+        # numpy would make a thread for each core, for products of matrices that the agent does not compute.
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
         from .daemon import Options, serve
 
         serve(Options(state, arguments.threads, arguments.parent_pipe, arguments.ephemeral, config))

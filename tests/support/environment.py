@@ -63,11 +63,15 @@ def tensorrt_bindings(cache: Path) -> list[Bindings]:
         lacks("trt-bindings", f"no bindings of TensorRT on this machine: {error}")
 
 
+@cache
 def systemd_analyze() -> str:
     """The tool that reads units; it needs no systemd that runs."""
     found = shutil.which("systemd-analyze")
     if found is None:
         lacks("systemd", "no systemd-analyze on this machine (Debian: systemd)")
+    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout.split()
+    if len(said) < 2 or not said[1].isdigit() or int(said[1]) < 250:
+        lacks("systemd", "systemd-analyze judges files since version 250; this machine has an older one")
     return found
 
 
