@@ -244,3 +244,10 @@ def test_tritonclient_reads_status_and_message_of_an_error(agent: oip.Served) ->
             assert "decoding the response" not in found.value.message()
         # The connection is the same one all along.
         assert client.is_server_live()
+
+
+def test_a_web_page_in_a_browser_on_the_device_cannot_use_the_port(agent: oip.Served) -> None:
+    body = json.dumps(pair()).encode()
+    refused = oip.call(agent.port, "POST", INFER, body, {"Origin": "http://example.com"})
+    assert (refused.status, refused.json["kind"]) == (403, "forbidden")
+    assert oip.call(agent.port, "POST", INFER, body).status == 200

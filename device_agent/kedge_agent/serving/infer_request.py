@@ -33,7 +33,10 @@ class RegionPart:
 
 @dataclass(frozen=True)
 class InputTensor:
-    """One input: its bytes follow the JSON (body_bytes), lie in shared memory (part), or are `data` of the JSON."""
+    """One input: its bytes follow the JSON (body_bytes), lie in shared memory (part), or are `data` of the JSON.
+
+    bare: the bytes are one string, without its length.
+    """
 
     name: str
     datatype: str
@@ -41,6 +44,7 @@ class InputTensor:
     body_bytes: int | None = None
     part: RegionPart | None = None
     data: Any = None
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def raw_request(size_bytes: int, inputs: Sequence[TensorSpec], outputs: Sequence
             raise AgentError(f"input {spec.name!r} holds several strings; raw binary requests carry one")
     else:
         shape = _shape_of(spec, size_bytes)
-    item = InputTensor(spec.name, spec.datatype, shape, body_bytes=size_bytes)
+    item = InputTensor(spec.name, spec.datatype, shape, body_bytes=size_bytes, bare=spec.datatype == BYTES)
     wanted = tuple(OutputTensor(output.name, binary=True) for output in outputs)
     return InferRequest((item,), wanted, {spec.name: shape}, size_bytes)
 
@@ -167,6 +171,8 @@ def _input(name: str, item: Mapping[str, Any], spec: TensorSpec) -> InputTensor:
     parameters = _object(item, "parameters", f"input {name!r}: parameters")
     part = _part(parameters, f"input {name!r}")
     size = parameters.get("binary_data_size")
+    if (item.get("data") is not None) + (part is not None) + (size is not None) > 1:
+        raise AgentError(f"input {name!r} has data in two places")
     if part is None and size is None:
         if item.get("data") is None:
             raise AgentError(f"input {name!r} has neither data nor binary_data_size")

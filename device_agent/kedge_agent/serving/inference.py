@@ -128,6 +128,9 @@ def _fill(
     elif item.datatype == BYTES:
         data = memoryview(bytearray(item.part.byte_size if item.part is not None else item.body_bytes or 0))
         _receive(item, data, request, regions)
+        if item.bare:
+            target[...] = bytes(data)
+            return
         try:
             target[...] = decode_strings(data, item.shape)
         except WireError as error:

@@ -28,7 +28,7 @@ _PARTS = (
 
 
 def render_metrics(repository: Repository) -> str:
-    """All metrics as text. Counters begin anew when a release is loaded; `version` and `release` tell which."""
+    """All metrics as text. Counters begin anew when a release is loaded; the label `version` tells which."""
     entries = [(live, live.statistics.to_json()) for live in repository.live()]
     lines: list[str] = []
 

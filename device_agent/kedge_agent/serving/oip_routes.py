@@ -183,6 +183,10 @@ def _shared_memory_routes(regions: Regions) -> list[Route]:
         regions.unregister(None if region is None else unquote(region))
         return json_response({})
 
+    def no_cuda_regions(_: Request) -> Response:
+        # Triton's own examples clear both kinds of shared memory before they begin.
+        return json_response([])
+
     def no_cuda(_: Request) -> Response:
         raise AgentError(
             "CUDA shared memory is not offered", kind="bad_input", hint="use system shared memory, or binary tensors"
@@ -193,6 +197,8 @@ def _shared_memory_routes(regions: Regions) -> list[Route]:
         route("GET", rf"{base}(?:/region/{_REGION})?/status", status),
         route("POST", rf"{base}/region/{_REGION}/register", register),
         route("POST", rf"{base}(?:/region/{_REGION})?/unregister", unregister),
+        route("GET", r"/v2/cudasharedmemory/status", no_cuda_regions),
+        route("POST", r"/v2/cudasharedmemory/unregister", no_cuda_regions),
         route("GET", r"/v2/cudasharedmemory/.*", no_cuda),
         route("POST", r"/v2/cudasharedmemory/.*", no_cuda),
     ]

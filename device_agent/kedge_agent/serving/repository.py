@@ -204,10 +204,14 @@ class Repository:
     def unload(self, model: str) -> None:
         """Serve a model no more, until it is loaded or activated, or the agent starts anew; the store is left as it is.
 
+        One that has been unloaded already stays so: whoever lost the first answer may ask again.
+
         Raises:
             AgentError: it is not served (not_found, or what keeps it from being served).
         """
         with self._exclusive():
+            if model in self._unloaded:
+                return
             live = self.get(model)
             self._unloaded.add(model)
             del self._live[model]

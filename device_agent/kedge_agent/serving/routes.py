@@ -39,7 +39,15 @@ _DIGEST = r"(?P<digest>[0-9a-f]{64})"
 
 def inference_handler(repository: Repository, regions: Regions) -> Handler:
     """Handler of the inference door and of the localhost port."""
-    return routed(oip_routes(repository, regions))
+    handle = routed(oip_routes(repository, regions))
+
+    def guarded(request: Request) -> Response:
+        # A web page that is open in a browser on the device reaches the port too; browsers say where it came from.
+        if request.door == "tcp" and "origin" in request.headers:
+            raise AgentError("requests of web pages are not taken", kind="forbidden", hint="ask from a program")
+        return handle(request)
+
+    return guarded
 
 
 def control_handler(

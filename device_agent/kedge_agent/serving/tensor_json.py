@@ -29,6 +29,11 @@ def array_of(item: InputTensor) -> NDArray[Any]:
     dtype = DATATYPES[item.datatype]
     try:
         given = np.asarray(item.data)
+        if item.datatype == "UINT64" and given.dtype.kind == "f":
+            # numpy makes floats of integers of which only some need all 64 bits.
+            exact = np.asarray(item.data, dtype=object)
+            if all(type(value) is int and value >= 0 for value in exact.flat):
+                given = exact.astype(np.uint64)
         count = element_count(item.shape)
         if given.size != count:
             raise AgentError(f"input {item.name!r} has {given.size} values, its shape needs {count}")
