@@ -20,8 +20,7 @@ from typing import Any
 from . import __version__
 from .doors import Doors
 from .errors import AgentError
-from .runtime.base import Runtime
-from .runtime.onnxruntime import OnnxRuntime
+from .runtime.table import RUNTIMES, runtime_named
 from .serving.building import Builds
 from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
@@ -153,8 +152,7 @@ def _run(layout: Layout, options: Options, signals: _Signals) -> None:
 
 
 def _serve(layout: Layout, configuration: _Configuration, signals: _Signals) -> None:
-    onnx = OnnxRuntime()
-    runtimes: dict[str, Runtime] = {onnx.name: onnx}
+    runtimes = {name: runtime_named(name) for name in RUNTIMES}
     regions = Regions(configuration.settings.shared_memory_prefix)
     repository = Repository(layout, runtimes, configuration.threads(), configuration.settings.rules_of)
     builds = Builds(layout)

@@ -71,13 +71,13 @@ RemoveIPC=yes
 RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
+{devices}
 {network}
 SystemCallArchitectures=native
 SystemCallErrorNumber=EPERM
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged
 SystemCallFilter=chown fchownat
-{devices}
 
 [Install]
 WantedBy=multi-user.target
@@ -96,8 +96,7 @@ IPAddressAllow=localhost"""
 _NO_DEVICES = """\
 PrivateDevices=yes
 DevicePolicy=closed
-MemoryDenyWriteExecute=yes
-SystemCallFilter=~@resources"""
+MemoryDenyWriteExecute=yes"""
 
 _NODES: dict[Hardware, tuple[str, ...]] = {
     "gpu": ("char-nvidia*",),
@@ -153,7 +152,7 @@ def unit_text(options: UnitOptions) -> str:
     devices = _NO_DEVICES
     if options.hardware != "cpu":
         allowed = "\n".join(f"DeviceAllow={node} rw" for node in _NODES[options.hardware])
-        # The runtimes of a GPU write code and run it; which of @resources their drivers use has not been found out.
+        # The runtimes of a GPU write code and run it.
         devices = f"DevicePolicy=closed\n{allowed}\nMemoryDenyWriteExecute=no"
     return _UNIT.format(
         state=options.state,
