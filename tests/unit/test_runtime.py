@@ -87,6 +87,8 @@ def test_an_output_whose_size_depends_on_the_data_is_served(tmp_path: Path) -> N
         binding.submit()
         binding.wait()
         np.testing.assert_array_equal(binding.outputs["indices"], np.array(expected, dtype=np.int64))
+    assert slot.bind({"x": (5,)}) is binding
+    assert binding.outputs == {}
 
 
 def test_inputs_that_disagree_about_a_named_size_are_refused(tmp_path: Path) -> None:
@@ -127,6 +129,7 @@ def test_a_model_that_gives_another_shape_than_it_declares_is_served_and_remembe
     for values in ([1, 2, 3, 4], [5, 6, 7, 8]):
         np.testing.assert_array_equal(run(binding, x=values)["firsts"], values[:2])
     assert binding.copied == ("firsts",)
+    assert slot.bind({"x": (4,)}) is not binding
     assert model.slot().bind({"x": (3,)}).copied == ("firsts",)
 
 

@@ -96,6 +96,10 @@ class BoundBinding:
         """Tensors that do not lie in the slot's memory: onnxruntime allocates them in each run."""
         return self._allocated
 
+    def forget(self) -> None:
+        """Let go of what onnxruntime allocated for the last request: its size says nothing of the next."""
+        self.outputs = self._ours
+
     def submit(self) -> None:
         """Execute once; the outputs then hold the results.
 

@@ -25,18 +25,19 @@ class OnnxSlot:
         self.buffer_bytes = 0
         self._served = served
         self._arena = Arena()
-        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], tuple[int, Binding]] = OrderedDict()
+        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], tuple[tuple[int, int], BoundBinding]] = OrderedDict()
 
     def bind(self, shapes: Shapes) -> Binding:
-        """A binding for these input shapes: cached, unless a buffer had to move since.
+        """A binding for these input shapes: cached, unless a buffer had to move since, or an output was misdeclared.
 
         Raises:
             AgentError: a tensor would exceed 1 GiB (kind too_large), or there is no memory for it (kind space).
         """
         key = tuple(shapes[spec.name] for spec in self._served.inputs)
-        generation, cached = self._bindings.get(key, (-1, None))
-        if cached is not None and generation == self._arena.generation:
+        made_at, cached = self._bindings.get(key, (None, None))
+        if cached is not None and made_at == self._state():
             self._bindings.move_to_end(key)
+            cached.forget()
             return cached
         outputs = self._served.output_shapes(shapes)
         # An output may bear an input's name: its memory must still be another.
@@ -74,7 +75,7 @@ class OnnxSlot:
         if self._arena.generation != before:
             # Bindings to blocks that moved are of no use, and hold the old blocks in memory.
             self._bindings.clear()
-        self._bindings[key] = (self._arena.generation, binding)
+        self._bindings[key] = (self._state(), binding)
         while len(self._bindings) > _MAX_BINDINGS:
             self._bindings.popitem(last=False)
         return binding
@@ -84,3 +85,7 @@ class OnnxSlot:
         self._bindings.clear()
         self._arena.close()
         self.buffer_bytes = 0
+
+    def _state(self) -> tuple[int, int]:
+        """What makes a binding stale when it changes."""
+        return self._arena.generation, len(self._served.misdeclared)
