@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import HypothesisException
 from tools.fuzz.cases import FAMILIES, Case
 from tools.fuzz.device import REGION_PREFIX, Device
@@ -62,6 +63,8 @@ def fuzz(folder: Path, cases: int, first_seed: int = 0, progress: Callable[[int]
 
     A batch of a family has a seed of its own, so that a run can be repeated and none remembers all of it.
     """
+    # It would make a folder of its own in the working folder.
+    set_hypothesis_home_dir(folder / "hypothesis")
     outcome = Outcome()
     begin = time.monotonic()
     with _shared_memory() as shake, Device(folder) as device:
