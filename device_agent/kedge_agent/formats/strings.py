@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from ..wire import WireError
 from .tensors import element_count
 
-__all__ = ["as_text", "decode_strings", "encode_strings", "strings_from_json"]
+__all__ = ["STRING_LENGTH_BYTES", "as_text", "decode_strings", "encode_strings", "strings_from_json", "tensor_data"]
 
 _LENGTH = struct.Struct("<I")
+STRING_LENGTH_BYTES = _LENGTH.size
+"""Before each element; a tensor of n strings has n times as many bytes at least."""
 
 
 def encode_strings(array: NDArray[Any]) -> bytes:
@@ -34,6 +36,15 @@ def encode_strings(array: NDArray[Any]) -> bytes:
     """
     elements = [_encoded(element) for element in array.ravel().tolist()]
     return b"".join(chain.from_iterable((_LENGTH.pack(len(element)), element) for element in elements))
+
+
+def tensor_data(array: NDArray[Any]) -> bytes:
+    """A tensor's bytes as they travel and are stored, in C order.
+
+    Raises:
+        WireError: as `encode_strings`.
+    """
+    return encode_strings(array) if array.dtype.kind == "O" else array.tobytes()
 
 
 def decode_strings(data: bytes | bytearray | memoryview, shape: Sequence[int]) -> NDArray[Any]:

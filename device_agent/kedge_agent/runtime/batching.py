@@ -161,11 +161,14 @@ class Batcher:
         shapes: Shapes = {name: (batch.rows, *array.shape[1:]) for name, array in first.inputs.items()}
         try:
             joined = slot.bind(shapes)
-            if any(array.shape[:1] != (batch.rows,) for array in joined.outputs.values()):
+            if not _joinable(joined, first, batch.rows):
                 return begin, 0, Split(0)
             _copy(batch.members, joined, inwards=True)
             joined.submit()
             split = joined.wait()
+            # A model may declare a shape that its outputs turn out not to have.
+            if not _joinable(joined, first, batch.rows):
+                return begin, 0, Split(0)
         except AgentError:
             # One member may have spoilt it for all: each is told by a run of its own.
             return begin, 0, Split(0)
@@ -175,6 +178,14 @@ class Batcher:
 
 def _key(binding: Binding) -> Key:
     return tuple((name, array.shape[1:]) for name, array in binding.inputs.items())
+
+
+def _joinable(joined: Binding, member: Binding, rows: int) -> bool:
+    """Whether each output has a row for each sample, like those of a member."""
+    return all(
+        name in joined.outputs and joined.outputs[name].shape == (rows, *array.shape[1:])
+        for name, array in member.outputs.items()
+    )
 
 
 def _copy(members: list[Binding], joined: Binding, *, inwards: bool) -> None:

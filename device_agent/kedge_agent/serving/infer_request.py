@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AgentError
+from ..formats.strings import STRING_LENGTH_BYTES
 from ..formats.tensors import BYTES, DYNAMIC, MAX_RANK, TensorSpec, element_count, tensor_bytes
 from .http import json_text
 
@@ -180,6 +181,8 @@ def _input(name: str, item: Mapping[str, Any], spec: TensorSpec) -> InputTensor:
     given, what = (part.byte_size, "shared_memory_byte_size") if part is not None else (size, "binary_data_size")
     if type(given) is not int or given < 0:
         raise AgentError(f"input {name!r}: {what} is {str(given)[:40]}, not a number of bytes")
+    if datatype == BYTES and given < STRING_LENGTH_BYTES * element_count(shape):
+        raise AgentError(f"input {name!r}: {what} is {given}, too little for {element_count(shape)} strings")
     if datatype != BYTES and given != tensor_bytes(datatype, shape):
         raise AgentError(
             f"input {name!r}: {what} is {str(given)[:40]}, its shape needs {tensor_bytes(datatype, shape)}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kedge_agent.formats.strings import tensor_data
 from kedge_agent.formats.tensors import DYNAMIC, TensorSpec
 
 from ..errors import BadInputError, IncompatibleError
@@ -82,7 +83,7 @@ def _split(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[Any]], 
     """Samples a request, and in all; (1, 1) where the data go as one request."""
     counts = {array.shape[0] for name, array in inputs.items() if specs[name].shape}
     fixed = {spec.shape[0] for spec in specs.values() if spec.shape and spec.shape[0] != DYNAMIC}
-    total_bytes = sum(array.nbytes for array in inputs.values())
+    total_bytes = sum(len(tensor_data(array)) if array.dtype.kind == "O" else array.nbytes for array in inputs.values())
     fits = all(specs[name].mismatch(specs[name].datatype, array.shape) is None for name, array in inputs.items())
     if fits and batch is None and total_bytes <= _REQUEST_BYTES:
         return 1, 1

@@ -48,7 +48,7 @@ def infer(
         "requests": len(timings),
         "end_to_end_ms": sum(timings),
         "outputs": {
-            name: {"shape": list(array.shape), "dtype": str(array.dtype), **_argmax(array)}
+            name: {"shape": list(array.shape), "dtype": _dtype(array), **_argmax(array)}
             for name, array in outputs.items()
         },
         "written": str(destination) if destination is not None else None,
@@ -60,7 +60,7 @@ def infer(
 
         rows = []
         for name, array in outputs.items():
-            rows.append((f"output {name}", f"{array.dtype} {list(array.shape)}"))
+            rows.append((f"output {name}", f"{_dtype(array)} {list(array.shape)}"))
             if "argmax" in _argmax(array):
                 shown = ", ".join(map(str, _argmax(array)["argmax"][:_SHOWN_VALUES]))
                 rows.append(("  largest at", shown + (", …" if array.shape[0] > _SHOWN_VALUES else "")))
@@ -72,9 +72,13 @@ def infer(
     out.result(document, render)
 
 
+def _dtype(array: NDArray[Any]) -> str:
+    return "text" if array.dtype.kind == "O" else str(array.dtype)
+
+
 def _argmax(array: NDArray[Any]) -> dict[str, list[int]]:
     """Index of the largest value of each sample, for scores [n, classes]."""
-    if array.ndim != 2 or array.shape[1] < 2:
+    if array.dtype.kind == "O" or array.ndim != 2 or array.shape[1] < 2:
         return {}
     return {"argmax": array.argmax(axis=1).tolist()}
 
@@ -82,10 +86,19 @@ def _argmax(array: NDArray[Any]) -> dict[str, list[int]]:
 def _save(path: Path, outputs: dict[str, NDArray[Any]]) -> None:
     import numpy as np
 
+    from kedge_agent.formats.strings import as_text
+    from kedge_agent.wire import WireError
+
     from ..errors import BadInputError
 
     try:
+        # Arrays of objects would be pickled; text has a dtype of its own.
+        plain = {
+            name: as_text(array).astype("U") if array.dtype.kind == "O" else array for name, array in outputs.items()
+        }
         with path.open("wb") as handle:
-            np.savez(handle, **outputs)  # type: ignore[arg-type]
+            np.savez(handle, **plain)  # type: ignore[arg-type]
+    except WireError as error:
+        raise BadInputError(f"an output cannot be written as text: {error}", hint="leave --output out") from error
     except OSError as error:
         raise BadInputError(f"{path} cannot be written: {error.strerror}") from error

@@ -14,6 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from kedge_agent.formats.strings import tensor_data
+
 from ..errors import BadInputError, first_line
 
 __all__ = ["Graph", "attributes", "made_of"]
@@ -286,5 +288,5 @@ def made_of(arrays: Mapping[str, NDArray[Any]]) -> str:
     for name in sorted(arrays):
         value = np.ascontiguousarray(arrays[name])
         digest.update(f"{name}:{value.dtype.str}:{value.shape}".encode())
-        digest.update(value.tobytes())
+        digest.update(tensor_data(value))
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kedge_agent.formats.strings import tensor_data
 from kedge_agent.formats.tensors import DYNAMIC, TensorSpec
 
 from ..errors import BadInputError
@@ -58,7 +59,10 @@ class Samples:
     def digests(self) -> list[bytes]:
         """One sha256 a sample, over the bytes of its inputs: equal samples have equal digests."""
         ordered = [np.ascontiguousarray(self.inputs[name]) for name in sorted(self.inputs)]
-        return [hashlib.sha256(b"".join(array[i].tobytes() for array in ordered)).digest() for i in range(self.count)]
+        return [
+            hashlib.sha256(b"".join(tensor_data(array[i : i + 1]) for array in ordered)).digest()
+            for i in range(self.count)
+        ]
 
 
 def fixed_batch(inputs: tuple[TensorSpec, ...]) -> int | None:
