@@ -10,6 +10,7 @@ import pytest
 
 from kedge.bench.batches import infer_batches, model_specs
 from kedge.build.release import BuildOptions, build_release
+from kedge.cli.infer import _save
 from kedge.deploy.push import deploy
 from kedge.errors import BadInputError, GateRefusedError
 from kedge.model.inputs import load_tensors
@@ -74,3 +75,13 @@ def test_a_device_that_gives_other_text_than_was_recorded_is_refused_by_the_gate
     )
     with pytest.raises(GateRefusedError, match="twice"):
         deploy(local_agent, built.release)
+
+
+def test_text_outputs_are_written_as_text_that_needs_no_pickle_to_read(local_agent: LocalAgent, tmp_path: Path) -> None:
+    deploy(local_agent, words_release(tmp_path))
+    client = AgentClient(local_agent)
+    inputs = {"text": np.array(TEXTS, dtype=object), "weight": np.ones(4, "f4")}
+    _save(tmp_path / "out.npz", client.infer("words", inputs).outputs)
+    client.close()
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as written:
+        assert written["twice"].tolist() == [text * 2 for text in TEXTS]
