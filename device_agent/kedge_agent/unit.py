@@ -43,6 +43,7 @@ TimeoutStartSec=60
 TimeoutStopSec={stop_s}
 WatchdogSec=30
 Restart=on-failure
+RestartPreventExitStatus=2 3
 {restart}
 OOMPolicy=continue
 OOMScoreAdjust=-250
@@ -54,6 +55,7 @@ Group={user}
 UMask=0077
 {folders}
 NoNewPrivileges=yes
+PrivateMounts=yes
 CapabilityBoundingSet=
 AmbientCapabilities=
 ProtectSystem=strict
@@ -67,7 +69,6 @@ ProtectKernelModules=yes
 ProtectKernelTunables=yes
 LockPersonality=yes
 KeyringMode=private
-RemoveIPC=yes
 RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
@@ -146,9 +147,9 @@ class UnitOptions:
 
 def unit_text(options: UnitOptions) -> str:
     """The unit."""
-    restart = "RestartSec=2"
+    restart = "RestartSec=5"
     if options.systemd is not None and options.systemd >= _BACK_OFF_SYSTEMD:
-        restart += "\nRestartSteps=6\nRestartMaxDelaySec=60"
+        restart = "RestartSec=1\nRestartSteps=6\nRestartMaxDelaySec=60"
     devices = _NO_DEVICES
     if options.hardware != "cpu":
         allowed = "\n".join(f"DeviceAllow={node} rw" for node in _NODES[options.hardware])

@@ -354,6 +354,28 @@ def test_requests_that_do_not_end_in_time_are_cut_and_the_exit_code_says_so(
     assert not agent.sockets.exists()
 
 
+def test_an_agent_in_the_background_is_started_and_stopped_with_its_settings(tmp_path: Path) -> None:
+    port, path = free_port(), tmp_path / "settings.json"
+    agent = [sys.executable, "-m", "kedge_agent", "--state", str(tmp_path / "state")]
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        command_line = [*agent, command, "--config", str(path)]
+        return subprocess.run(command_line, capture_output=True, text=True, timeout=60, check=False)
+
+    path.write_text("{}}")
+    said = run("start")
+    assert said.returncode == 14
+    assert "the agent did not start" in said.stderr
+    assert "not valid JSON" in said.stderr
+    settings(tmp_path, tcp_port=port)
+    assert run("start").returncode == 0
+    try:
+        assert not refused(port)
+    finally:
+        assert run("stop").returncode == 0
+    assert refused(port)
+
+
 # --- users and groups ------------------------------------------------------------------------------------------------
 
 

@@ -61,6 +61,8 @@ def test_the_unit_outlasts_the_draining_and_is_started_again_ever_more_slowly() 
     assert int(values(unit(drain_s=90), "TimeoutStopSec")[0]) > 90
     assert values(unit(), "Restart") == ["on-failure"]
     assert values(unit(), "StartLimitIntervalSec") == ["0"]
+    # Wrong settings or options do not get better by trying again.
+    assert values(unit(), "RestartPreventExitStatus") == ["2 3"]
     # An older systemd would complain of keys it does not know.
     assert values(unit(systemd=249), "RestartSteps") == values(unit(), "RestartSteps") == []
     assert values(unit(systemd=254), "RestartSteps") == ["6"]

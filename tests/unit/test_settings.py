@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,18 @@ def test_the_file_is_the_named_one_the_system_s_or_the_state_folder_s(tmp_path: 
     assert settings_path(tmp_path, None) == tmp_path / "agent.json"
     assert settings_path(SYSTEM_STATE, None) == SYSTEM_SETTINGS
     assert settings_path(SYSTEM_STATE, tmp_path / "x.json") == tmp_path / "x.json"
+
+
+def test_the_document_s_example_is_accepted_and_every_setting_is_in_the_document() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "agent.md").read_text()
+    lines = text.splitlines()
+    first, last = lines.index("    {"), lines.index("    }")
+    example = parse_settings("\n".join(lines[first : last + 1]).encode())
+    assert example.tcp_port == 8000
+    assert example.rules_of("camera").drop_stale
+    names = [
+        *(f"`{each.name}`" for each in fields(Settings) if each.name not in ("limits", "models")),
+        *(f"`limits.{each.name}`" for each in fields(Limits)),
+        *(f"`.{each.name}`" for each in fields(PoolRules)),
+    ]
+    assert [name for name in names if f"| {name} |" not in text and f"| … {name} |" not in text] == []
