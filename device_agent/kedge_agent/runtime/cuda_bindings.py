@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class BindingsCuda:
 
     def __init__(self, driver: Any, context: Any, device: DeviceProperties, version: str) -> None:
         self.driver = driver
-        self._context = context
+        self._pushed = _Pushed(self, context)
         self.device = device
         self.binding = f"cuda.bindings {version}"
 
@@ -67,14 +67,9 @@ class BindingsCuda:
             ) from error
         return cls(driver, context, properties, version)
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
+    def current(self) -> AbstractContextManager[None]:
         """Push the primary context, pop it in the end."""
-        self.call("making the context current", self.driver.cuCtxPushCurrent, self._context)
-        try:
-            yield
-        finally:
-            self.call("leaving the context", self.driver.cuCtxPopCurrent)
+        return self._pushed
 
     def stream(self) -> Stream:
         """A non-blocking stream."""
@@ -160,6 +155,19 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     if not values:
         return None
     return values[0] if len(values) == 1 else values
+
+
+class _Pushed(AbstractContextManager[None]):
+    """Twice in every run, so no generator; it holds nothing, so one serves all threads."""
+
+    def __init__(self, cuda: BindingsCuda, context: Any) -> None:
+        self._cuda, self._context = cuda, context
+
+    def __enter__(self) -> None:
+        self._cuda.call("making the context current", self._cuda.driver.cuCtxPushCurrent, self._context)
+
+    def __exit__(self, *_: object) -> None:
+        self._cuda.call("leaving the context", self._cuda.driver.cuCtxPopCurrent)
 
 
 class _Raw(Resource):

@@ -8,8 +8,8 @@ attach flag. Copies, synchronisation and allocation let other threads of Python 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class PycudaCuda:
 
     def __init__(self, driver: Any, context: Any, device: Any, version: str) -> None:
         self._driver = driver
-        self._context = context
+        self._pushed = _Pushed(driver, context)
         self.binding = f"pycuda {version}"
         flags = driver.device_attribute
         self.device = properties_of(
@@ -54,14 +54,9 @@ class PycudaCuda:
                 f"pycuda finds no GPU: {error}", kind="incompatible", hint="check the NVIDIA driver: nvidia-smi"
             ) from error
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
+    def current(self) -> AbstractContextManager[None]:
         """Push the primary context, pop it in the end."""
-        self._context.push()
-        try:
-            yield
-        finally:
-            self._driver.Context.pop()
+        return self._pushed
 
     def stream(self) -> Stream:
         """A non-blocking stream (CU_STREAM_NON_BLOCKING, for which pycuda has no name)."""
@@ -107,6 +102,25 @@ class PycudaCuda:
             return make(*arguments, **named)
         except self._driver.Error as error:
             raise failure(error, doing, memory=isinstance(error, self._driver.MemoryError)) from error
+
+
+class _Pushed(AbstractContextManager[None]):
+    """Twice in every run, so no generator; it holds nothing, so one serves all threads."""
+
+    def __init__(self, driver: Any, context: Any) -> None:
+        self._push, self._pop, self._error = context.push, driver.Context.pop, driver.Error
+
+    def __enter__(self) -> None:
+        try:
+            self._push()
+        except self._error as error:
+            raise failure(error, "making the context current") from error
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._pop()
+        except self._error as error:
+            raise failure(error, "leaving the context") from error
 
 
 class _Raw(Resource):

@@ -150,6 +150,7 @@ class TensorRTBinding:
         staged: addresses on the device of those tensors that are copied there; the others are used where they lie.
 
     copied: none: the GPU reads from the slot's memory and writes to it, by copies of its own or in place.
+    seat: with the events of the run that is in flight, or None.
     """
 
     copied: tuple[str, ...] = ()
@@ -168,7 +169,7 @@ class TensorRTBinding:
         self.outputs: Buffers = outputs
         self._copies_in = _copies(inputs, staged)
         self._copies_out = _copies(outputs, staged)
-        self._seat: Seat | None = None
+        self.seat: Seat | None = None
 
     def submit(self) -> None:
         """Queue the copies and the inference.
@@ -176,7 +177,7 @@ class TensorRTBinding:
         Raises:
             AgentError: something could not be queued; what was is over, and nothing is to be waited for.
         """
-        if self._seat is not None:
+        if self.seat is not None:
             raise AgentError("a binding was submitted again before it was waited for", kind="internal")
         seat = self._model.seats.take(self.setup)
         try:
@@ -191,7 +192,7 @@ class TensorRTBinding:
         except BaseException:
             self._model.seats.give(seat)
             raise
-        self._seat = seat
+        self.seat = seat
 
     def wait(self) -> Split:
         """Wait for the results; times are those of the GPU's own clock.
@@ -199,7 +200,7 @@ class TensorRTBinding:
         Raises:
             AgentError: the run failed (kind internal).
         """
-        seat = self._seat
+        seat = self.seat
         if seat is None:
             raise AgentError("a binding was waited for that had not been submitted", kind="internal")
         try:
@@ -211,12 +212,12 @@ class TensorRTBinding:
                     d2h_ns=_ns(seat.out_end.elapsed_ms(seat.out_begin)) if self._copies_out else None,
                 )
         finally:
-            self._seat = None
+            self.seat = None
             self._model.seats.give(seat)
 
     def settle(self) -> None:
         """Wait for what is in flight, whatever comes of it."""
-        if self._seat is not None:
+        if self.seat is not None:
             with suppress(AgentError):
                 self.wait()
 
