@@ -7,6 +7,7 @@ may have been computing for ever. Else systemd hears nothing; after WatchdogSec 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -115,7 +116,9 @@ def ask_health(path: Path, timeout_s: float) -> str | None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(timeout_s)
             client.connect(str(path))
-            client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+            # A door that is full has answered and hung up before it read anything.
+            with contextlib.suppress(BrokenPipeError):
+                client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
             while b"\r\n" not in head and len(head) < _HEAD_BYTES:
                 client.settimeout(max(deadline - time.monotonic(), 0.001))
                 got = client.recv(_HEAD_BYTES)
