@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .text import byte_size, milliseconds, printable, rate
+from .text import printable
 
-__all__ = ["bench_tables", "key_values", "print_table"]
-
-_COLUMNS = ("min", "mean", "median", "p90", "p95", "p99", "max")
+__all__ = ["key_values", "print_table"]
 
 
 def _console() -> Console:
@@ -44,48 +41,3 @@ def key_values(rows: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(printable(name), printable(value))
     _console().print(table, markup=False)
-
-
-def _latency_row(label: str, summary: dict[str, Any]) -> list[str]:
-    return [label, *(milliseconds(summary[f"{column}_ms"]) for column in _COLUMNS)]
-
-
-def bench_tables(report: dict[str, Any]) -> None:
-    """A bench report as tables: latency as the host sees it, in the agent, memory, conditions."""
-    conditions, end, inside = report["conditions"], report["end_to_end"], report["in_agent"]
-    right = range(1, len(_COLUMNS) + 1)
-    print_table(
-        f"{report['model']} {report['precision']} on {report['device']}: end to end, as this host sees it"
-        f" ({end['count']} requests in {end['seconds']:.1f} s, {rate(end['throughput_per_s'])})",
-        ["", *_COLUMNS],
-        [_latency_row("end to end", end["total"])]
-        + [_latency_row(f"  {part}", end[part]) for part in ("transport", "queue", "input", "compute", "output")],
-        right=right,
-    )
-    print_table(
-        f"Inside the agent, no transport ({inside['count']} runs in {inside['seconds']:.1f} s,"
-        f" {rate(inside['throughput_per_s'])})",
-        ["", *_COLUMNS],
-        [_latency_row("total", inside["total"])]
-        + [_latency_row(f"  {part}", inside[part]) for part in ("queue", "input", "compute", "output")],
-        right=right,
-    )
-    memory = report["memory"]
-    load, now, agent = memory["load"], memory["now"], conditions["agent"]
-    available = [byte_size(load[moment]["available_bytes"]) for moment in ("before", "after")]
-    resident = [byte_size(now[key]) for key in ("rss_bytes", "pss_bytes", "peak_rss_bytes")]
-    how = (
-        f"closed loop, one request at a time, batch {conditions['batch']},"
-        f" warm-up {conditions['warmup_ms']} ms ({end['warmup_runs']} + {inside['warmup_runs']} runs),"
-        f" {agent['threads']} threads on {agent['cores']} cores,"
-        f" {report['runtime']} {agent['runtimes'][report['runtime']]}"
-    )
-    key_values(
-        [
-            ("model on disk", byte_size(memory["model_bytes"])),
-            ("agent RSS / PSS / peak", " / ".join(resident)),
-            ("available memory before / after load", " / ".join(available)),
-            ("load", milliseconds(load["load_ms"])),
-            ("conditions", how),
-        ]
-    )
