@@ -115,6 +115,13 @@ def test_the_copy_of_the_next_request_overlaps_the_computation_of_this_one(load:
         slot.close()
 
 
+def test_every_context_has_run_before_the_first_request(load: Load) -> None:
+    model = load(plan())
+    contexts = model.loaded.raw.contexts
+    assert len(contexts) == 3
+    assert all(context.addresses for context in contexts)
+
+
 def test_workers_have_lanes_of_their_own(load: Load, cuda: FakeCuda) -> None:
     model = load(plan(), LoadOptions(transfer="copy", workers=2))
     slots = [model.slot() for _ in range(model.in_flight)]
@@ -280,8 +287,10 @@ def test_what_cannot_be_served_is_refused_by_name_when_it_is_loaded(load: Load, 
 
 
 def test_an_enqueue_that_fails_says_what_tensorrt_said_and_the_slot_goes_on(load: Load) -> None:
-    slot = load(plan(enqueue_fails_at=2)).slot()
+    model = load(plan())
+    slot = model.slot()
     binding = slot.bind({"x": (4,)})
+    model.loaded.raw.spec["enqueue_fails_at"] = model.loaded.raw.spec["runs"] + 1
     with pytest.raises(AgentError, match="could not be queued: enqueue fails") as caught:
         binding.submit()
     assert caught.value.kind == "internal"

@@ -33,6 +33,7 @@ class TensorRTRuntime:
         self.name = name
         self._library = library_of(name) if library is None else library
         self._gpu = gpu
+        self._version: str | None = None
 
     def version(self) -> str | None:
         """Version of the installed library, without loading it; None where it is missing, or there is no GPU.
@@ -41,7 +42,9 @@ class TensorRTRuntime:
         """
         if self._gpu is None and gpu_here() is None:
             return None
-        return self._library.version()
+        if self._version is None:  # where it was found it is not asked again: that may take a process of its own
+            self._version = self._library.version()
+        return self._version
 
     def load(self, path: Path, options: LoadOptions) -> TensorRTModel:
         """Load an engine.
