@@ -110,7 +110,7 @@ class _Configuration:
 
     def to_json(self) -> Mapping[str, Any]:
         """As the agent's information has it: the file, and what keeps its present content from being in force."""
-        return {"file": str(self.path) if self.path.exists() else None, "problem": self.problem}
+        return {"file": str(self.path), "problem": self.problem}
 
 
 def serve(options: Options) -> None:
@@ -227,7 +227,7 @@ def _reload(configuration: _Configuration, doors: Doors, repository: Repository,
     configuration.settings, configuration.problem = settings, None
     repository.threads, repository.rules_of = configuration.threads(), settings.rules_of
     regions.prefix = settings.shared_memory_prefix
-    _LOG.info("settings are those of %s", configuration.path if configuration.path.exists() else "the defaults")
+    _LOG.info("settings were read again: %s", configuration.path)
 
 
 @contextlib.contextmanager

@@ -300,7 +300,7 @@ def test_limits_hold_from_sighup_on(start: Start, tmp_path: Path) -> None:
     agent = start("--config", str(path))
     settings(tmp_path, limits={"connections": 1, "body_bytes": 1024})
     agent.process.send_signal(signal.SIGHUP)
-    assert eventually(lambda: "settings are those of" in agent.log)
+    assert eventually(lambda: "settings were read again" in agent.log)
     assert agent.request("POST", "/v2/models/x/infer", {"inputs": ["x" * 2000]})[0] == 413
     with agent.connect("infer"):
         assert eventually(lambda: greeted_with_503(agent))
