@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -471,6 +472,21 @@ def test_tensorrt_for_rtx_starts_cold_once_and_warm_from_then_on(load: Load, tmp
     files = list((tmp_path / "cache").iterdir())
     assert [path.read_bytes() for path in files] == [b"kernels"]
     assert load(plan(), options, "tensorrt-rtx").facts()["kernels"]["state"] == "warm"
+
+
+def test_each_engine_keeps_its_own_kernels_and_the_oldest_files_go(load: Load, tmp_path: Path) -> None:
+    options = LoadOptions(transfer="copy", cache=tmp_path / "cache")
+    load(plan(scratch=256), options, "tensorrt-rtx")
+    (first,) = (tmp_path / "cache").iterdir()
+    os.utime(first, (1, 1))
+    for size in range(15):
+        load(plan(scratch=512 + size), options, "tensorrt-rtx")
+    assert len(list((tmp_path / "cache").iterdir())) == 16
+    load(plan(scratch=256), options, "tensorrt-rtx")  # used, so no longer the oldest
+    load(plan(scratch=1024), options, "tensorrt-rtx")
+    left = set((tmp_path / "cache").iterdir())
+    assert len(left) == 16
+    assert first in left
 
 
 def test_a_kept_file_that_is_damaged_is_dropped_and_written_anew(load: Load, tmp_path: Path) -> None:

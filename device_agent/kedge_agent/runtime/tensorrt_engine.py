@@ -7,6 +7,7 @@ when it is loaded, by name.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -60,15 +61,16 @@ class Engine:
         heard: what the library says, for messages.
         engine: an ICudaEngine.
         runtime: the Runtime that made it, which must outlive it.
-        file_bytes: size of its file.
+        plan: its file's bytes, which are not kept.
 
     Raises:
         AgentError: it has a tensor that is not served (kind incompatible).
     """
 
-    def __init__(self, library: Library, heard: Heard, engine: Any, runtime: Any, file_bytes: int) -> None:
+    def __init__(self, library: Library, heard: Heard, engine: Any, runtime: Any, plan: bytes) -> None:
         trt = library.load()
-        self.library, self.trt, self.heard, self.file_bytes = library, trt, heard, file_bytes
+        self.library, self.trt, self.heard = library, trt, heard
+        self.file_bytes, self.sha256 = len(plan), hashlib.sha256(plan).hexdigest()
         self._runtime = runtime
         self.raw = engine
         inputs: list[TensorSpec] = []
@@ -188,7 +190,7 @@ def read_engine(library: Library, heard: Heard, path: Path) -> Engine:
             kind="incompatible",
             hint="build the release for this device's target: kedge build --target …",
         )
-    return Engine(library, heard, engine, runtime, len(plan))
+    return Engine(library, heard, engine, runtime, plan)
 
 
 def _served(trt: Any, engine: Any, name: str) -> TensorSpec:

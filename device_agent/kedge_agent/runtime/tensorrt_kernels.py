@@ -1,8 +1,8 @@
 """How contexts of an engine are made, and what TensorRT for RTX compiles on the device, kept between starts.
 
-An engine of TensorRT for RTX is finished on the device when it first runs. What that gives is kept in one file a
-passport, under the folder that the model may use: with it the next start is warm. TensorRT for RTX checks such a file
-against GPU, driver and its own version before it takes it; one that it does not take is dropped.
+An engine of TensorRT for RTX is finished on the device when it first runs. What that gives is kept in one file an engine
+and passport, under the folder that the runtime may use: with it the next start is warm. TensorRT for RTX checks such a
+file against GPU, driver and its own version before it takes it; one that it does not take is dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Kernels"]
 
 _LOG = logging.getLogger("kedge.tensorrt")
 _MAX_BYTES = 256 << 20
-_MAX_FILES = 4
+_MAX_FILES = 16
 _SUFFIX = ".kernels"
 
 
@@ -43,7 +43,7 @@ class Kernels:
 
     def __init__(self, loaded: Engine, folder: Path | None) -> None:
         self._loaded = loaded
-        self._path = None if folder is None else folder / f"{_passport_key(loaded)}{_SUFFIX}"
+        self._path = None if folder is None else folder / f"{_passport_key(loaded)}-{loaded.sha256[:16]}{_SUFFIX}"
         self._kept = b""
         self._options: Any = None
         self._serialise: Callable[[], Any] | None = None
@@ -65,6 +65,7 @@ class Kernels:
         blob = self._read()
         if blob and compiled.deserialize(blob):
             self.state, self._kept = "warm", blob
+            self._touch()
         elif blob:
             self._drop()
         config.set_runtime_cache(compiled)
@@ -134,6 +135,12 @@ class Kernels:
             return blob
         self._drop()
         return b""
+
+    def _touch(self) -> None:
+        """It is in use: others go before it."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
 
     def _drop(self) -> None:
         self.said = "kept kernels were of another device or damaged, and dropped"
