@@ -1,8 +1,8 @@
 """How contexts of an engine are made, and what TensorRT for RTX compiles on the device, kept between starts.
 
-An engine of TensorRT for RTX is finished on the device when it first runs. What that gives is kept in one file an engine
-and passport, under the folder that the runtime may use: with it the next start is warm. TensorRT for RTX checks such a
-file against GPU, driver and its own version before it takes it; one that it does not take is dropped.
+An engine of TensorRT for RTX is finished on the device when it first runs. What that gives is kept in one file for each
+engine and passport, in the folder that the runtime may use: with it the next start is warm. TensorRT for RTX checks it
+against GPU, driver and its own version before it takes it; one that it does not take is dropped.
 """
 
 from __future__ import annotations
