@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .files import number
 
-__all__ = ["Clock", "read_clocks"]
+__all__ = ["Clock", "find_clocks"]
 
 _CPUFREQ = "sys/devices/system/cpu/cpufreq"
 _DEVFREQ = "sys/class/devfreq"
@@ -22,42 +22,48 @@ _MOST_POLICIES = 64
 
 @dataclass(frozen=True)
 class Clock:
-    """hz: now. locked: it can have this one frequency only; None where its limits cannot be read."""
+    """A clock, and the files that tell of it; of several that are clocked apart the fastest counts.
+
+    current: files with a frequency in units of unit_hz. limits: a pair of files for each, its lowest and highest.
+    """
 
     name: str
-    hz: int
-    locked: bool | None
+    current: tuple[Path, ...]
+    limits: tuple[tuple[Path, Path], ...]
+    unit_hz: int
+
+    def hz(self) -> int | None:
+        """What it runs at now; None where no file says."""
+        told = [value for path in self.current if (value := number(path)) is not None]
+        return max(told) * self.unit_hz if told else None
+
+    def locked(self) -> bool | None:
+        """Whether it can have one frequency only; None where its limits cannot be read."""
+        told = [(number(low), number(high)) for low, high in self.limits]
+        return None if any(None in pair for pair in told) else all(low == high for low, high in told)
 
 
-def read_clocks(root: Path) -> tuple[list[Clock], list[str]]:
+def find_clocks(root: Path) -> tuple[list[Clock], list[str]]:
     """Every clock that can be read, and a line for each that cannot.
 
-    Of processors that are clocked apart the fastest counts: those that idle are slow, and say nothing of a model.
+    Of processors that are clocked apart, those that idle are slow, and say nothing of a model: they are one clock.
     """
     clocks, missing = [], []
     policies = sorted((root / _CPUFREQ).glob("policy*"))[:_MOST_POLICIES]
-    found = [clock for policy in policies if (clock := _clock(policy, "scaling_{}_freq", 1000)) is not None]
-    if found:
-        fastest = max(found, key=lambda clock: clock.hz)
-        locked = None if any(clock.locked is None for clock in found) else all(clock.locked for clock in found)
-        clocks.append(Clock("processor", fastest.hz, locked))
-    else:
+    processor = _clock("processor", policies, "scaling_{}_freq", 1000)
+    if processor.hz() is None:
         missing.append("clock of the processor: no cpufreq here")
-    gpus = [path for path in sorted((root / _DEVFREQ).glob("*")) if any(part in path.name for part in _GPUS)]
-    several = len(gpus) > 1
-    for path in gpus:
-        clock = _clock(path, "{}_freq", 1)
-        if clock is not None:
-            name = f"GPU {path.name}" if several else "GPU"
-            clocks.append(Clock(name, clock.hz, clock.locked))
-    if not any(clock.name.startswith("GPU") for clock in clocks):
+    else:
+        clocks.append(processor)
+    folders = [path for path in sorted((root / _DEVFREQ).glob("*")) if any(part in path.name for part in _GPUS)]
+    gpus = [_clock("GPU" if len(folders) == 1 else f"GPU {path.name}", [path], "{}_freq", 1) for path in folders]
+    found = [clock for clock in gpus if clock.hz() is not None]
+    if not found:
         missing.append("clock of a GPU: none in devfreq here")
-    return clocks, missing
+    return [*clocks, *found], missing
 
 
-def _clock(folder: Path, name: str, unit_hz: int) -> Clock | None:
-    now = number(folder / name.format("cur"))
-    if now is None:
-        return None
-    low, high = number(folder / name.format("min")), number(folder / name.format("max"))
-    return Clock(folder.name, now * unit_hz, None if low is None or high is None else low == high)
+def _clock(name: str, folders: list[Path], file: str, unit_hz: int) -> Clock:
+    current = tuple(folder / file.format("cur") for folder in folders)
+    limits = tuple((folder / file.format("min"), folder / file.format("max")) for folder in folders)
+    return Clock(name, current, limits, unit_hz)

@@ -12,7 +12,8 @@ _MAX_BYTES = 1 << 16
 def text(path: Path) -> str | None:
     """What the file says, without white space around it; None where it does not."""
     try:
-        with path.open("rb") as file:
+        # Unbuffered: one call of the kernel, which makes such a file anew for each.
+        with path.open("rb", buffering=0) as file:
             return file.read(_MAX_BYTES).decode("ascii", "replace").strip()
     except OSError:
         return None
