@@ -154,7 +154,7 @@ def _run(layout: Layout, options: Options, signals: _Signals) -> None:
 def _serve(layout: Layout, configuration: _Configuration, signals: _Signals) -> None:
     runtimes = {name: runtime_named(name) for name in RUNTIMES}
     regions = Regions(configuration.settings.shared_memory_prefix)
-    repository = Repository(layout, runtimes, configuration.threads(), configuration.settings.rules_of)
+    repository = Repository(layout, runtimes, configuration.threads(), configuration.settings.rules_of, rehearse=True)
     builds = Builds(layout)
     notifier = Notifier(os.environ)
     with contextlib.ExitStack() as stack:

@@ -47,6 +47,10 @@ def tensor(**changes: Any) -> dict[str, Any]:
     return {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64, **changes}
 
 
+def binary_tensor(size: int) -> dict[str, Any]:
+    return {key: value for key, value in tensor(parameters={"binary_data_size": size}).items() if key != "data"}
+
+
 def test_health_metadata_and_readiness_are_the_open_inference_protocol_s(served) -> None:
     client, _, _ = served
     assert client.call("GET", "/v2/health/live")[0] == 200
@@ -103,8 +107,8 @@ def test_every_response_says_where_its_time_went(served) -> None:
         ({"inputs": [tensor(data=["x"] * 64)]}, "no tensor"),
         ({"inputs": [tensor(data=[[1, 2], [3]])]}, "no tensor"),
         ({"inputs": [{k: v for k, v in tensor().items() if k != "data"}]}, "neither data nor"),
-        ({"inputs": [tensor(parameters={"binary_data_size": 256})]}, "body carries 0"),
-        ({"inputs": [tensor(parameters={"binary_data_size": 255})]}, "its shape needs 256"),
+        ({"inputs": [binary_tensor(256)]}, "body carries 0"),
+        ({"inputs": [binary_tensor(255)]}, "its shape needs 256"),
         ({"inputs": [tensor()], "outputs": [{"name": "nope"}]}, "unexpected output"),
         ({"inputs": [tensor()], "outputs": 7}, "not a list of tensors"),
     ],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -18,16 +17,14 @@ from .. import __version__
 from ..engine.here import compatible_modules, gpu_here, jetson_linux, passport_here
 from ..engine.library import RUNTIMES
 from ..errors import AgentError
-from ..formats.oip import HEADER_LENGTH, encode_request
-from ..measure.benchmark import BenchmarkRules, run_benchmark
 from ..measure.memory import read_memory
 from ..runtime.base import Runtime
 from ..store.layout import Layout
 from ..wire import PROTOCOLS_SPOKEN
 from .build_routes import build_routes
 from .building import Builds
-from .golden import golden_batch
 from .http import Handler, Request, Response, Route, json_response, route, routed
+from .measure_routes import measure_routes
 from .oip_routes import MODEL_NAME, oip_routes
 from .repository import Repository
 from .shared_memory import Regions
@@ -55,7 +52,8 @@ def control_handler(
 ) -> Handler:
     """Handler of the control door."""
     control = _control_routes(repository, layout, runtimes)
-    return routed([*oip_routes(repository, regions), *control, *build_routes(builds)])
+    measure = measure_routes(repository, regions, layout)
+    return routed([*oip_routes(repository, regions), *control, *measure, *build_routes(builds)])
 
 
 def _control_routes(repository: Repository, layout: Layout, runtimes: Mapping[str, Runtime]) -> list[Route]:
@@ -99,50 +97,9 @@ def _control_routes(repository: Repository, layout: Layout, runtimes: Mapping[st
     def rollback(_: Request, model: str) -> Response:
         return json_response(repository.rollback(model))
 
-    def benchmark(request: Request, model: str) -> Response:
-        options = _options(request, {"batch", "warmup_ms", "duration_ms", "min_runs"})
-        entry = repository.get(model)
-        inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, options.pop("batch", 1))
-        try:
-            rules = BenchmarkRules(**options)
-        except ValueError as error:
-            raise AgentError(str(error)) from error
-        result = run_benchmark(entry.pool, inputs, rules)
-        return json_response({"release": entry.manifest.digest, "batch": batch} | result)
-
-    def memory(_: Request, model: str) -> Response:
-        entry = repository.get(model)
-        return json_response(
-            {
-                "release": entry.manifest.digest,
-                "model_bytes": entry.manifest.file(entry.artefact.file).size_bytes,
-                "load": entry.load,
-                "now": read_memory().to_json(),
-            }
-        )
-
-    def golden(request: Request, model: str) -> Response:
-        match = re.fullmatch(r"(?:batch=(\d{1,6}))?", request.query)
-        if match is None:
-            raise AgentError(f"unknown query: {request.query[:80]!r}")
-        entry = repository.get(model)
-        inputs, _ = golden_batch(layout, entry.manifest, entry.artefact.inputs, int(match[1] or 1))
-        header, buffers = encode_request(inputs)
-        return Response(200, [header, *buffers], [(HEADER_LENGTH, str(len(header)))], "application/octet-stream")
-
     return [
         route("GET", r"/kedge/v1/info", info),
         route("GET", r"/kedge/v1/status", status),
         route("POST", rf"/kedge/v1/releases/{_DIGEST}/activate", activate),
         route("POST", rf"/kedge/v1/models/{MODEL_NAME}/rollback", rollback),
-        route("POST", rf"/kedge/v1/models/{MODEL_NAME}/benchmark", benchmark),
-        route("GET", rf"/kedge/v1/models/{MODEL_NAME}/memory", memory),
-        route("GET", rf"/kedge/v1/models/{MODEL_NAME}/golden", golden),
     ]
-
-
-def _options(request: Request, allowed: set[str]) -> dict[str, int]:
-    body: Any = request.read_json() or {}
-    if not isinstance(body, dict) or not set(body) <= allowed or not all(type(v) is int for v in body.values()):
-        raise AgentError(f"options are integers among {', '.join(sorted(allowed))}")
-    return body
