@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tools.soak import Edition, Rules, soak, verdict
+from tools.soak.run import Edition, Rules, soak, verdict
 
 from kedge.model.session import ReferenceModel
 from kedge.transport.base import Deadline

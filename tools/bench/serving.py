@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -47,8 +48,8 @@ def main() -> int:
     parser.add_argument("--make-peers", type=Path, metavar="FOLDER", help="make the environments of the others here")
     parser.add_argument("--mlserver-python", metavar="PYTHON", help="an interpreter that has MLServer and onnxruntime")
     parser.add_argument("--fastapi-python", metavar="PYTHON", help="one that has FastAPI, uvicorn and onnxruntime")
-    parser.add_argument("--rounds", type=int, default=9, help="of each measurement (default: 9)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement (default: 1)")
+    parser.add_argument("--rounds", type=int, default=21, help="of each measurement (default: 21)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement (default: 0.3)")
     parser.add_argument("--starts", type=int, default=5, help="of each server (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="intra-operator threads, everywhere (default: 1)")
     parser.add_argument("--out", type=Path, help="write the figures to this file, and the table beside it")
@@ -124,15 +125,17 @@ def measured(folder: Path, peers: Mapping[str, str | None], arguments: argparse.
                 path.write_bytes(way.request(case))
         loads: dict[str, dict[str, dict[int, list[Load]]]] = {case.key: {} for case in found}
         draw = random.Random(0)  # noqa: S311 - not for secrets
-        turns = [(case, way) for case in found for way in (None, *ways)]
+        turns = {case.key: [None, *ways] for case in found}
         for turn in range(arguments.rounds):
             print(f"round {turn + 1} of {arguments.rounds}", file=sys.stderr)
-            draw.shuffle(turns)
-            for case, way in turns:
-                name = BARE if way is None else way.name
-                if way is not None and (name, case.key) not in requests:
-                    continue
-                for count in CLIENTS:
+            # A model's ways follow each other closely, so that a ratio compares like times of the machine.
+            draw.shuffle(found)
+            for case in found:
+                draw.shuffle(turns[case.key])
+                for count, way in itertools.product(CLIENTS, turns[case.key]):
+                    name = BARE if way is None else way.name
+                    if way is not None and (name, case.key) not in requests:
+                        continue
                     done = (
                         bare.load(case.key, count, arguments.seconds)
                         if way is None
@@ -141,11 +144,11 @@ def measured(folder: Path, peers: Mapping[str, str | None], arguments: argparse.
                     loads[case.key].setdefault(name, {}).setdefault(count, []).append(done)
         out["memory"] = {name: asdict(memory_of(pid)) for name, pid in pids.items()}
     out["memory"] |= {EMPTY: asdict(idle_memory(next(s for s in servers if s.name == EMPTY)))}
-    for case in found:
+    for case in sorted(found, key=lambda case: -case.path.stat().st_size):
         out["models"][case.key] = {
             "about": case.about,
             "input_bytes": case.x.nbytes,
-            "ways": rows(loads[case.key]),
+            "ways": dict(sorted(rows(loads[case.key]).items(), key=lambda row: row[1]["p50_ms"]["median"])),
             "not_measured": {name: why[case.key] for name, why in missing.items() if case.key in why},
         }
     return out

@@ -19,7 +19,7 @@ from serving_client import Address
 
 __all__ = ["WARMUP_S", "Bare", "Clients", "Load"]
 
-WARMUP_S = 0.3
+WARMUP_S = 0.15
 _WORKER = Path(__file__).resolve().with_name("serving_worker.py")
 
 

@@ -8,146 +8,23 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from tools.fuzz.bodies import ANYTHING, OPTIONS, REGION_NAMES, REGISTRATIONS, infer
+from tools.fuzz.case import DOORS, Case, paths, pieces, request
 from tools.fuzz.device import Device
+from tools.fuzz.heads import heads, raw
 
 from kedge_agent.formats.oip import HEADER_LENGTH
 
-__all__ = ["FAMILIES", "Case", "Family"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Bytes for a door, in the pieces in which they are sent. answers: how many must come; None: that is open."""
-
-    door: str
-    pieces: tuple[bytes, ...]
-    answers: int | None
+__all__ = ["FAMILIES", "Family"]
 
 
 Family = Callable[[Device], SearchStrategy[Case]]
 
-_doors = st.sampled_from(("infer", "infer", "infer", "control"))
 _BOMB_BYTES = (1 << 20, 1 << 24, (1 << 24) + 1, 1 << 26)
 _BOMBS = {size: gzip.compress(bytes(size)) for size in _BOMB_BYTES}
-_METHODS = (
-    "GET",
-    "POST",
-    "HEAD",
-    "PUT",
-    "DELETE",
-    "OPTIONS",
-    "PATCH",
-    "TRACE",
-    "CONNECT",
-    "get",
-    "P\x00ST",
-    "",
-    "X" * 40,
-)
-_VERSIONS = ("HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/0.9", "HTTP/1.1 ", "http/1.1", "HTTP/1.10", "", "HTTP/11")
-_ODD_TARGETS = (
-    "",
-    "*",
-    "http://h/v2",
-    "/v2/\x00",
-    "//v2",
-    "/v2/../v2",
-    "/%",
-    "/v2?" + "q" * 300,
-    "/" + "a" * 20000,
-    "/\xff",
-)
-_LENGTHS = (
-    "0",
-    "1",
-    "-1",
-    "+5",
-    "5 ",
-    "0x5",
-    "1e3",
-    "٣",
-    "99999999999999999999",
-    "4294967296",
-    "1073741825",
-    "",
-    "5, 5",
-)
-_NAMES = (
-    *("Host", "Content-Length", "content-length", "Content-Type", "Transfer-Encoding", "Connection", "Expect"),
-    *("Content-Encoding", "Accept", "Cookie", HEADER_LENGTH, "X-" + "y" * 300, "Bad Name", "", "Nu\x00l", "Tab\t", ":"),
-)
-_VALUES = (
-    *("close", "keep-alive", "chunked", "identity", "gzip", "deflate", "br", "gzip, gzip", "100-continue", "200-ok"),
-    *("*/*", "", "a\x00b", "é", "a" * 9000, "a\r\n folded", "upgrade, close"),
-)
-
-
-def request(method: str, target: str, body: bytes = b"", headers: tuple[tuple[str, str], ...] = ()) -> bytes:
-    """A request whose framing is sound."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: d", f"Content-Length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body
-
-
-def pieces(draw: DrawFn, data: bytes) -> tuple[bytes, ...]:
-    """The same bytes, mostly whole, sometimes cut anywhere."""
-    if len(data) < 2 or draw(st.integers(0, 3)):
-        return (data,)
-    at = draw(st.integers(1, len(data) - 1))
-    return (data[:at], data[at:])
-
-
-def raw(device: Device) -> SearchStrategy[Case]:
-    """Bytes of any kind, and good requests with bytes changed, lost, doubled or put in."""
-    good = [_good(device, index) for index in range(len(device.models))]
-
-    @st.composite
-    def build(draw: DrawFn) -> Case:
-        if not draw(st.integers(0, 4)):
-            return Case(draw(_doors), pieces(draw, draw(st.binary(max_size=300))), None)
-        data = bytearray(draw(st.sampled_from(good)))
-        for _ in range(draw(st.integers(1, 4))):
-            at = draw(st.integers(0, max(0, len(data) - 1)))
-            match draw(st.integers(0, 4)):
-                case 0:
-                    data[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
-                case 1:
-                    del data[at : at + draw(st.integers(1, 20))]
-                case 2:
-                    data[at:at] = data[at : at + draw(st.integers(1, 60))]
-                case 3:
-                    data[at:at] = draw(st.sampled_from((b"\r\n", b"\r", b"\n", b"\x00", b" ", b"\t", b"\xff", b":")))
-                case _:
-                    del data[at:]
-        return Case(draw(_doors), pieces(draw, bytes(data)), None)
-
-    return build()
-
-
-def heads(device: Device) -> SearchStrategy[Case]:
-    """Odd methods, targets, versions, names and values; lengths that are doubled, contradict each other, or lie."""
-    targets = st.one_of(st.sampled_from(_targets(device)), st.sampled_from(_ODD_TARGETS))
-    header = st.tuples(st.sampled_from(_NAMES), st.one_of(st.sampled_from(_VALUES), st.sampled_from(_LENGTHS)))
-
-    @st.composite
-    def build(draw: DrawFn) -> Case:
-        line = " ".join((draw(st.sampled_from(_METHODS)), draw(targets), draw(st.sampled_from(_VERSIONS))))
-        if draw(st.booleans()):
-            line = f"{draw(st.sampled_from(('GET', 'POST')))} {draw(st.sampled_from(_targets(device)))} HTTP/1.1"
-        headers = draw(st.lists(header, max_size=5))
-        if not draw(st.integers(0, 30)):
-            headers *= draw(st.integers(2, 60))
-        end = draw(st.sampled_from(("\r\n", "\r\n", "\r\n", "\n", "\r")))
-        text = end.join((line, *(f"{name}: {value}" for name, value in headers))) + end + end
-        body = draw(st.binary(max_size=40)) if draw(st.booleans()) else b""
-        return Case(draw(_doors), pieces(draw, text.encode("utf-8") + body), None)
-
-    return build()
 
 
 def targets(device: Device) -> SearchStrategy[Case]:
@@ -166,7 +43,7 @@ def targets(device: Device) -> SearchStrategy[Case]:
 
     @st.composite
     def build(draw: DrawFn) -> Case:
-        path = draw(st.sampled_from(_targets(device)))
+        path = draw(st.sampled_from(paths(device)))
         if draw(st.booleans()):
             parts = path.split("/")
             at = draw(st.integers(1, len(parts) - 1))
@@ -180,7 +57,7 @@ def targets(device: Device) -> SearchStrategy[Case]:
             path = "/".join(parts) or "/"
         method = draw(st.sampled_from(("GET", "POST")))
         body = draw(ANYTHING) if method == "POST" and draw(st.booleans()) else b""
-        return Case(draw(_doors), pieces(draw, request(method, path + draw(query), body)), 1)
+        return Case(draw(DOORS), pieces(draw, request(method, path + draw(query), body)), 1)
 
     return build()
 
@@ -191,7 +68,7 @@ def inference(device: Device) -> SearchStrategy[Case]:
     @st.composite
     def build(draw: DrawFn) -> Case:
         model = draw(st.sampled_from(device.models))
-        return Case(draw(_doors), pieces(draw, _infer(draw, model.name, *draw(infer(model)))), 1)
+        return Case(draw(DOORS), pieces(draw, _infer(draw, model.name, *draw(infer(model)))), 1)
 
     return build()
 
@@ -275,7 +152,7 @@ def encodings(device: Device) -> SearchStrategy[Case]:
         if draw(st.booleans()):
             headers.append(("Expect", draw(st.sampled_from(("100-continue", "100-Continue", "more")))))
         data = request("POST", f"/v2/models/{model.name}/infer", body, tuple(headers))
-        return Case(draw(_doors), pieces(draw, data), 1)
+        return Case(draw(DOORS), pieces(draw, data), 1)
 
     return build()
 
@@ -289,8 +166,8 @@ def pipelines(device: Device) -> SearchStrategy[Case]:
         several = draw(st.lists(parts, min_size=2, max_size=6))
         data = b"".join(b"".join(case.pieces) for case in several)
         if draw(st.booleans()):
-            return Case(draw(_doors), pieces(draw, data), len(several))
-        return Case(draw(_doors), pieces(draw, data + draw(st.binary(max_size=60))), None)
+            return Case(draw(DOORS), pieces(draw, data), len(several))
+        return Case(draw(DOORS), pieces(draw, data + draw(st.binary(max_size=60))), None)
 
     return build()
 
@@ -312,18 +189,3 @@ def _infer(draw: DrawFn, name: str, body: bytes, length: str | None) -> bytes:
     headers = () if length is None else ((HEADER_LENGTH, length),)
     version = draw(st.sampled_from(("", "", "", "", "/versions/1", "/versions/2", f"/versions/{1 << 64}")))
     return request("POST", f"/v2/models/{name}{version}/infer", body, headers)
-
-
-def _good(device: Device, index: int) -> bytes:
-    model = device.models[index]
-    header, data = model.request()
-    return request("POST", f"/v2/models/{model.name}/infer", header + data, ((HEADER_LENGTH, str(len(header))),))
-
-
-def _targets(device: Device) -> list[str]:
-    out = ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/metrics", "/v2/repository/index"]
-    out += ["/v2/systemsharedmemory/status", "/v2/cudasharedmemory/status", "/kedge/v1/info", "/kedge/v1/status"]
-    for model in device.models:
-        base = f"/v2/models/{model.name}"
-        out += [base, f"{base}/ready", f"{base}/config", f"{base}/stats", f"{base}/versions/1", f"{base}/infer"]
-    return out

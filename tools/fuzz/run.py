@@ -15,7 +15,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import HypothesisException
-from tools.fuzz.cases import FAMILIES, Case
+from tools.fuzz.case import Case
+from tools.fuzz.cases import FAMILIES
 from tools.fuzz.device import REGION_PREFIX, Device
 from tools.fuzz.exchange import Link, Violation
 
