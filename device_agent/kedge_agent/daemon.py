@@ -37,6 +37,7 @@ __all__ = ["Options", "serve"]
 _LOG = logging.getLogger("kedge.daemon")
 
 _LOG_BYTES = 4 * 1024 * 1024
+_MODELS_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class _Configuration:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self.parent_pipe = options.parent_pipe
         self.path = settings_path(options.state, options.config)
         self.settings = self.read()
         self.problem: str | None = None
@@ -116,7 +118,8 @@ class _Configuration:
 def serve(options: Options) -> None:
     """Serve until SIGTERM, SIGINT, or (with `parent_pipe`) the end of standard input; SIGHUP has settings read again.
 
-    A greeting line goes to standard output once the doors are open. On the way out, requests inside are answered.
+    A greeting line goes to standard output once the doors are open; with `parent_pipe`, once the models
+    are loaded too. On the way out, requests inside are answered.
 
     Raises:
         AgentError: another agent holds the state folder (busy), it or the settings cannot be used, or requests were
@@ -166,12 +169,12 @@ def _serve(layout: Layout, configuration: _Configuration, signals: _Signals) -> 
         doors = Doors(folder, inference_handler(repository, regions), control, configuration.settings)
         stack.callback(doors.close)
         _LOG.info("kedge-agent %s serving on %s", __version__, folder)
-        with contextlib.suppress(OSError):
-            sys.stdout.buffer.write(render_greeting(Greeting(PROTOCOLS_SPOKEN, __version__)))
-            sys.stdout.buffer.flush()
-        notifier.ready("loading models")
         # Loading goes on behind an open door: the device answers at once, whatever a model weighs.
         threading.Thread(target=_load, args=(repository, notifier), daemon=True).start()
+        # Whoever starts an agent for itself asks it next, and for a model.
+        wait_s = _MODELS_S if configuration.parent_pipe else 0.0
+        threading.Thread(target=_greet, args=(repository, wait_s), daemon=True).start()
+        notifier.ready("loading models")
         with _watched(notifier, doors, repository, configuration):
             while signals.next() == signal.SIGHUP:
                 notifier.reloading()
@@ -187,6 +190,13 @@ def _serve(layout: Layout, configuration: _Configuration, signals: _Signals) -> 
                 kind="busy",
                 hint="give them longer: drain_s in the agent's settings",
             )
+
+
+def _greet(repository: Repository, wait_s: float) -> None:
+    repository.ready.wait(wait_s)
+    with contextlib.suppress(OSError):
+        sys.stdout.buffer.write(render_greeting(Greeting(PROTOCOLS_SPOKEN, __version__)))
+        sys.stdout.buffer.flush()
 
 
 def _load(repository: Repository, notifier: Notifier) -> None:
