@@ -68,8 +68,8 @@ class Agent:
             connection.sock = self.connect(door)
         with contextlib.closing(connection):
             connection.request(method, path, b"" if body is None else json.dumps(body).encode())
-            answer = connection.getresponse()
-            return answer.status, answer.headers, json.loads(answer.read() or b"null")
+            with connection.getresponse() as answer:
+                return answer.status, answer.headers, json.loads(answer.read() or b"null")
 
     def spin(self, turns: int, **where: Any) -> Any:
         tensor = {"name": "turns", "shape": [1], "datatype": "INT64", "data": [turns]}
