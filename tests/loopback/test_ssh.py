@@ -140,8 +140,9 @@ def test_from_an_unknown_device_to_a_rollback(cli: Cli, server: Sshd, tmp_path: 
     expected = ReferenceModel(tmp_path / "v2.onnx").run({"image": models.images(20)})["logits"]
     np.testing.assert_allclose(np.load(tmp_path / "o.npz")["logits"], expected, rtol=1e-4, atol=1e-5)
     assert inferred["outputs"]["logits"]["argmax"] == expected.argmax(axis=1).tolist()
-    report = cli.json("bench", "digits", "--on", "bench1", "--duration-ms", "200")
+    report = cli.json("bench", "digits", "--on", "bench1", "--duration-ms", "200", "--waterfall")
     validate(report, "bench")
+    assert "SSH" in [step["name"] for step in report["waterfall"]["steps"]]
     back = cli.json("rollback", "digits", "--on", "bench1")
     assert (back["version"], back["previous"]) == (1, deployed["release"])
     assert cli.json("status", "--on", "bench1")["models"][0]["version"] == 1

@@ -1,27 +1,22 @@
 """Compile, or parse, in a child process, so that a compiler that crashes, hangs or fills memory takes nothing with it.
 
-Request and answer are a folder of plain files: `model.onnx`, `request.json`, then `engine` and `answer.json`. Progress
-comes as lines of JSON through a pipe of its own, because TensorRT writes to standard output as it likes.
+Beside request and answer (`child`), the folder holds `model.onnx`, then `engine`. Progress comes as lines of JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .. import child
 from .compile import compile_onnx, inspect
 from .library import library_of
 from .order import Order, parse_order
@@ -30,31 +25,15 @@ from .report import CompileReport, EngineError, EngineTensor, NetworkLayer, Pars
 
 __all__ = ["Limits", "compile_apart", "parse_apart"]
 
-_MAX_ANSWER_BYTES = 64 << 20
 _MAX_LINE_BYTES = 4096
-_MAX_PRINTED_BYTES = 1 << 16
 _OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "NvMapMemAlloc", "out of memory")
-_PR_SET_PDEATHSIG = 1
-
-# The child sees the packages that this process sees, in whatever way it came to see them.
-_CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from kedge_agent.engine.apart import _child; _child(sys.argv[2], int(sys.argv[3]))"
-)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Of the child. address_space_bytes: RLIMIT_AS, None: none. nice: its priority, 0 to 19 the lowest.
-
-    started: told the child's process id, for whoever wants to end it. folder: where its files go; None: the system's
-    own for temporary ones.
-    """
+class Limits(child.Limits):
+    """Of the child. folder: where its files go; None: the system's own for temporary ones."""
 
     timeout_s: float = 600.0
-    address_space_bytes: int | None = None
-    nice: int = 0
-    started: Callable[[int], None] | None = None
     folder: Path | None = None
 
 
@@ -131,18 +110,15 @@ def _asked(
         shutil.copyfile(model, folder / "model.onnx")
     else:
         (folder / "model.onnx").write_bytes(model)
-    request |= {"address_space_bytes": limits.address_space_bytes, "nice": limits.nice}
-    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    ended = _run(folder, progress, limits)
+    ended = child.run_child(f"{__name__}:task", folder, request, limits, relay=lambda lines: _relay(lines, progress))
     if ended.cancelled:
         raise EngineError("the compilation was cancelled", kind="cancelled")
     if ended.late:
         raise EngineError(f"{title} was not done after {limits.timeout_s:g} s", kind="timeout", log=ended.printed)
-    file = folder / "answer.json"
-    # An answer is there whole or not at all; a child that falls while it looks into its engine has built it.
-    if not file.is_file() or file.stat().st_size > _MAX_ANSWER_BYTES:
+    # A child that falls while it looks into its engine has built it, and has answered.
+    if ended.answer is None:
         raise _fallen(title, ended)
-    body: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    body: dict[str, Any] = ended.answer
     if "error" in body:
         findings = tuple(ParserFinding(**finding) for finding in body["findings"])
         raise EngineError(
@@ -151,75 +127,26 @@ def _asked(
     return body
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """How the child ended. code: as of `Popen.wait`. printed: the last of what it printed."""
-
-    cancelled: bool
-    late: bool
-    code: int
-    printed: tuple[str, ...]
-
-
-def _fallen(title: str, ended: _Ended) -> EngineError:
-    said = " | ".join(ended.printed)[-300:]
+def _fallen(title: str, ended: child.Ended) -> EngineError:
+    printed = ended.printed if ended.code == 0 else (*ended.printed, f"the compiler's process ended with {ended.code}")
+    said = " | ".join(printed)[-300:]
     if ended.code == -signal.SIGKILL:
         return EngineError(
             f"{title} was killed while it compiled the model, as the kernel does when memory runs out",
             kind="killed",
             hint="free memory on the machine, or allow the build less",
-            log=ended.printed,
+            log=printed,
         )
     if any(sign in line for line in ended.printed for sign in _OUT_OF_MEMORY):
         return EngineError(
-            f"{title} ran out of memory while it compiled the model", kind="memory", hint=said, log=ended.printed
+            f"{title} ran out of memory while it compiled the model", kind="memory", hint=said, log=printed
         )
     return EngineError(
         f"{title} crashed while it compiled the model",
         kind="crashed",
         hint=f"look for what it does not expect, such as scales that are no constants; it said: {said}",
-        log=ended.printed,
+        log=printed,
     )
-
-
-def _run(folder: Path, progress: Progress | None, limits: Limits) -> _Ended:
-    read_end, write_end = os.pipe()
-    path = json.dumps([entry for entry in (str(Path(__file__).parents[2]), *sys.path) if entry])
-    arguments = [sys.executable, "-I", "-c", _CHILD, path, str(folder), str(write_end)]
-    late = threading.Event()
-    with (folder / "printed").open("w+b") as printed, open(read_end, "rb") as lines:
-        try:
-            child = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed, pass_fds=(write_end,)
-            )
-        finally:
-            os.close(write_end)
-
-        def too_late() -> None:
-            late.set()
-            child.kill()
-
-        timer = threading.Timer(limits.timeout_s, too_late)
-        timer.start()
-        try:
-            if limits.started is not None:
-                limits.started(child.pid)
-            # Ends when the child has closed its end of the pipe, by its own exit or because it was killed.
-            cancelled = _relay(lines, progress)
-            if cancelled:
-                child.kill()
-            code = child.wait()
-        except BaseException:
-            child.kill()
-            child.wait()
-            raise
-        finally:
-            timer.cancel()
-        printed.seek(max(0, printed.seek(0, os.SEEK_END) - _MAX_PRINTED_BYTES))
-        said = printed.read().decode("utf-8", "replace").splitlines()[-20:]
-    if code != 0:
-        said.append(f"the compiler's process ended with {code}")
-    return _Ended(cancelled, late.is_set() and code != 0, code, tuple(said))
 
 
 def _relay(lines: BinaryIO, progress: Progress | None) -> bool:
@@ -244,19 +171,8 @@ def _tensors(entries: list[dict[str, Any]]) -> tuple[EngineTensor, ...]:
     return tuple(EngineTensor(entry["name"], entry["datatype"], tuple(entry["shape"])) for entry in entries)
 
 
-def _child(folder_name: str, pipe: int) -> None:
+def task(folder: Path, request: Mapping[str, Any], pipe: int) -> None:
     """What the child runs. Its progress goes out always: when nobody reads any more, writing ends the compilation."""
-    folder = Path(folder_name)
-    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    os.nice(request["nice"])
-    with contextlib.suppress(OSError):
-        # When memory runs out, the kernel is to end this process and not the one that serves.
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    with contextlib.suppress(OSError, AttributeError):
-        # Whoever asked is gone: nobody would take the engine.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if request["address_space_bytes"] is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (request["address_space_bytes"],) * 2)
 
     def tell(phase: str, step: int, steps: int) -> bool:
         os.write(pipe, json.dumps([phase[:1000], step, steps]).encode()[: _MAX_LINE_BYTES - 1] + b"\n")
@@ -278,8 +194,7 @@ def _child(folder_name: str, pipe: int) -> None:
         findings = [asdict(finding) for finding in error.findings]
         answer = {"error": error.message, "kind": error.kind, "hint": error.hint, "findings": findings}
         answer["log"] = error.log
-    (folder / "answer.partial").write_text(json.dumps(answer), encoding="utf-8")
-    (folder / "answer.partial").rename(folder / "answer.json")
+    child.write_answer(folder, answer)
     if built is not None and (layers := inspect(*built)):
         (folder / "layers.partial").write_text(layers, encoding="utf-8")
         (folder / "layers.partial").rename(folder / "layers.json")
