@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--make-peers", type=Path, metavar="FOLDER", help="make the environments of the others here")
     parser.add_argument("--mlserver-python", metavar="PYTHON", help="an interpreter that has MLServer and onnxruntime")
     parser.add_argument("--fastapi-python", metavar="PYTHON", help="one that has FastAPI, uvicorn and onnxruntime")
-    parser.add_argument("--rounds", type=int, default=21, help="of each measurement (default: 21)")
+    parser.add_argument("--rounds", type=int, default=11, help="of each measurement (default: 11)")
     parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement (default: 0.3)")
     parser.add_argument("--starts", type=int, default=5, help="of each server (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="intra-operator threads, everywhere (default: 1)")

@@ -21,6 +21,7 @@ Address = Path | tuple[str, int]
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LEAST_BYTES = 64 * 1024
+_SEND_BYTES = 1024 * 1024
 
 
 class ResponseError(Exception):
@@ -50,6 +51,9 @@ class Connection:
             self._socket.settimeout(timeout_s)
             if family == socket.AF_INET:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            else:
+                # The kernel widens TCP's by itself; a Unix socket's holds 208 KiB, and sender and receiver take turns.
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
             self._socket.connect(str(address) if isinstance(address, Path) else address)
         except BaseException:
             self._socket.close()

@@ -28,7 +28,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "process, its thread pool."
     )
     conditions.append(
-        "The client is the same for all: a raw socket, prepared bytes, a closed loop on one connection. kedge is sent "
+        "The client is the same for all: a raw socket, prepared bytes, a closed loop on one connection, a send buffer "
+        "of 1 MiB on the Unix socket. kedge is sent "
         "binary tensors. MLServer's REST takes JSON alone (gRPC was not measured). FastAPI: an application that takes "
         "JSON lists, and one that takes the tensor's bytes."
     )
