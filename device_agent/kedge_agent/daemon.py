@@ -169,12 +169,12 @@ def _serve(layout: Layout, configuration: _Configuration, signals: _Signals) -> 
         doors = Doors(folder, inference_handler(repository, regions), control, configuration.settings)
         stack.callback(doors.close)
         _LOG.info("kedge-agent %s serving on %s", __version__, folder)
+        notifier.ready("loading models")
         # Loading goes on behind an open door: the device answers at once, whatever a model weighs.
         threading.Thread(target=_load, args=(repository, notifier), daemon=True).start()
         # Whoever starts an agent for itself asks it next, and for a model.
         wait_s = _MODELS_S if configuration.parent_pipe else 0.0
         threading.Thread(target=_greet, args=(repository, wait_s), daemon=True).start()
-        notifier.ready("loading models")
         with _watched(notifier, doors, repository, configuration):
             while signals.next() == signal.SIGHUP:
                 notifier.reloading()
