@@ -262,6 +262,8 @@ def test_sighup_opens_moves_and_closes_the_port(start: Start, tmp_path: Path) ->
     agent.process.send_signal(signal.SIGHUP)
     assert eventually(lambda: not refused(first))
     with socket.create_connection(("127.0.0.1", first), timeout=10) as open_connection:
+        open_connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert open_connection.recv(4096).startswith(b"HTTP/1.1 200")
         settings(tmp_path, tcp_port=second)
         agent.process.send_signal(signal.SIGHUP)
         assert eventually(lambda: refused(first) and not refused(second))
