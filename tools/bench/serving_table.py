@@ -29,9 +29,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     )
     conditions.append(
         "The client is the same for all: a raw socket, prepared bytes, a closed loop on one connection, a send buffer "
-        "of 1 MiB on the Unix socket. kedge is sent "
-        "binary tensors. MLServer's REST takes JSON alone (gRPC was not measured). FastAPI: an application that takes "
-        "JSON lists, and one that takes the tensor's bytes."
+        "of 1 MiB on the Unix socket. kedge is sent binary tensors. MLServer's REST takes JSON alone (gRPC was not "
+        "measured). FastAPI: an application that takes JSON lists, and one that takes the tensor's bytes."
     )
     conditions.append(
         f"{facts['rounds']} rounds of {facts['seconds']:g} s after {facts['warmup_s']:g} s of warm-up; all servers "
