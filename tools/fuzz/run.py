@@ -23,7 +23,7 @@ from tools.fuzz.exchange import Link, Violation
 __all__ = ["BATCH", "Outcome", "fuzz"]
 
 BATCH = 250
-_RSS_GROWTH_BYTES = 32 * 1024 * 1024
+_RSS_GROWTH_BYTES = 64 * 1024 * 1024
 _PEAK_BYTES = 512 * 1024 * 1024
 _SHM = Path("/dev/shm")  # noqa: S108  (where POSIX shared memory is)
 _SHOWN_BYTES = 400
