@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from kedge.targets import host_target
 from kedge.transport.base import Deadline
 from kedge.transport.local import LocalAgent
 from tests.support import models
+
+# Tests that use onnxruntime directly leave nothing of it in the user's home either.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # The wheels for test devices are kept between runs, where a user's would be; nothing else is.
 _WHEELS = cache_dir() / "wheelhouse"

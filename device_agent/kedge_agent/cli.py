@@ -28,7 +28,9 @@ _SILENCE_S = 60.0
 
 def _default_state() -> Path:
     if os.geteuid() == 0:
-        return Path("/var/lib/kedge")
+        from .store.layout import SYSTEM_STATE
+
+        return SYSTEM_STATE
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(base) / "kedge"
 
@@ -201,7 +203,8 @@ def _start(state: Path, config: Path | None, threads: int) -> None:
 
 
 def _unit(arguments: argparse.Namespace, config: Path | None) -> None:
-    from .settings import SYSTEM_STATE, read_settings, settings_path
+    from .settings import read_settings, settings_path
+    from .store.layout import SYSTEM_STATE
     from .unit import UnitOptions, systemd_version, unit_text
 
     # A unit is for the system, whoever prints it.

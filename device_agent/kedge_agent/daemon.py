@@ -165,7 +165,7 @@ def _serve(layout: Layout, configuration: _Configuration, signals: _Signals) -> 
         stack.callback(regions.close)
         stack.callback(repository.close)
         stack.callback(builds.close)
-        control = control_handler(repository, regions, layout, runtimes, builds)
+        control = control_handler(repository, regions, layout, runtimes, builds, configuration.to_json)
         doors = Doors(folder, inference_handler(repository, regions), control, configuration.settings)
         stack.callback(doors.close)
         _LOG.info("kedge-agent %s serving on %s", __version__, folder)

@@ -17,11 +17,11 @@ from .formats.manifest import is_model_name
 from .runtime.pool import PoolRules
 from .serving.server import Limits
 from .store.files import read_bounded, translate_os_error
+from .store.layout import SYSTEM_STATE
 from .wire import WireError, parse_json
 
-__all__ = ["SYSTEM_SETTINGS", "SYSTEM_STATE", "Settings", "parse_settings", "read_settings", "settings_path"]
+__all__ = ["SYSTEM_SETTINGS", "Settings", "parse_settings", "read_settings", "settings_path"]
 
-SYSTEM_STATE = Path("/var/lib/kedge")
 SYSTEM_SETTINGS = Path("/etc/kedge/agent.json")
 
 _MAX_BYTES = 256 * 1024

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import AgentError
-from .settings import SYSTEM_STATE
+from .store.layout import SYSTEM_STATE
 
 __all__ = ["UnitOptions", "systemd_version", "unit_text"]
 

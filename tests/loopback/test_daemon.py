@@ -285,10 +285,16 @@ def test_bad_settings_at_sighup_are_logged_and_change_nothing(start: Start, tmp_
         path.write_text(bad % other.getsockname()[1] if "%" in bad else bad)
         agent.process.send_signal(signal.SIGHUP)
         assert eventually(lambda: "the old settings stay" in agent.log)
+        assert eventually(lambda: told_settings(agent)["problem"])
     assert agent.request("GET", "/v2/health/live", port=port)[0] == 200
     settings(tmp_path)
     agent.process.send_signal(signal.SIGHUP)
     assert eventually(lambda: refused(port))
+    assert told_settings(agent) == {"file": str(path), "problem": None}
+
+
+def told_settings(agent: Agent) -> dict[str, Any]:
+    return agent.request("GET", "/kedge/v1/info", door="control")[2]["settings"]
 
 
 def test_the_limit_of_a_body_holds_from_sighup_on(start: Start, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def serving(
     onnx = OnnxRuntime()
     regions = regions or Regions()
     with socket_path() as path:
-        handler = control_handler(repository, regions, layout, {onnx.name: onnx}, Builds(layout))
+        handler = control_handler(repository, regions, layout, {onnx.name: onnx}, Builds(layout), dict)
         server = HTTPServer(unix_listener(path), handler, limits, door=door)
         server.start()
         try:

@@ -377,3 +377,30 @@ def test_a_request_of_8_mb_costs_python_less_than_64_kb(large_model) -> None:
         finally:
             tracemalloc.stop()
     assert peak - before < 64 * 1024
+
+
+def test_who_writes_first_and_is_one_too_many_reads_that_it_is() -> None:
+    with socket_path() as path:
+        server = HTTPServer(unix_listener(path), echo, Limits(connections=1))
+        server.start()
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(str(path))
+            first.sendall(post(b""))
+            assert first.recv(4096).startswith(b"HTTP/1.1 200")
+            assert statuses(raw_exchange(path, post(b"\1" * 50_000))) == [503]
+        server.close()
+
+
+def test_who_has_connected_before_the_end_is_still_served() -> None:
+    with socket_path() as path:
+        server = HTTPServer(unix_listener(path), echo)
+        # Nobody accepts yet: this one waits in the listener's backlog.
+        early = socket.socket(socket.AF_UNIX)
+        early.settimeout(10)
+        early.connect(str(path))
+        early.sendall(post(b"\4"))
+        server.start()
+        drained = server.drain(10)
+        assert b'"sum": 4' in early.recv(4096)
+        assert drained
+        early.close()

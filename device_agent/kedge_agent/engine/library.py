@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 from .report import EngineError
@@ -52,6 +51,9 @@ class Library:
 
     def version(self) -> str | None:
         """Version of what is installed, without loading it in this process; None when it is missing."""
+        # Not at the top: it brings the parsers of e-mail and of archives along, 2 MB.
+        from importlib import metadata
+
         for name in self.distributions:
             try:
                 return metadata.version(name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..formats.digests import sha256_hex
 from ..formats.passport import Passport
 from .report import EngineError, Profiles
 
@@ -61,7 +61,7 @@ class Order:
 def engine_key(onnx_sha256: str, order: Order, passport: Passport) -> str:
     """The name of an engine in a cache: what it was built from, and where it runs."""
     body = {"onnx": onnx_sha256, "plan": order.plan(), "passport": passport.hard()}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return sha256_hex(json.dumps(body, sort_keys=True).encode())
 
 
 def parse_order(body: Any) -> Order:

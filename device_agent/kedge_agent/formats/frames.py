@@ -6,11 +6,11 @@ none.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..wire import FRAME_BYTES
+from .digests import sha256
 
 __all__ = ["FileHash", "frame_count", "frame_length", "hash_file"]
 
@@ -49,13 +49,13 @@ def hash_file(path: Path) -> FileHash:
         OSError: the file cannot be read.
     """
     # Read, not mapped: an error of the disk is then an OSError, where a mapping would kill the process.
-    whole = hashlib.sha256()
+    whole = sha256()
     frames: list[str] = []
     size = 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     with path.open("rb", buffering=0) as handle:
         while True:
-            frame = hashlib.sha256()
+            frame = sha256()
             left = FRAME_BYTES
             while left and (got := handle.readinto(buffer[: min(left, _CHUNK_BYTES)])):
                 whole.update(buffer[:got])

@@ -8,7 +8,6 @@ for people.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from .artefact import (
     read_artefact,
     read_shape,
 )
+from .digests import sha256_hex
 from .frames import frame_count
 from .reader import ManifestError, Reader
 from .tensors import BYTES, DATATYPES, tensor_bytes
@@ -202,7 +202,7 @@ def parse_manifest(data: bytes | bytearray | memoryview) -> Manifest:
         raise ManifestError("manifest.files names a file twice, or the manifest itself")
     platform = root.child("platform")
     manifest = Manifest(
-        digest=hashlib.sha256(data).hexdigest(),
+        digest=sha256_hex(data),
         model=root.text("model", is_model_name),
         version=root.integer("version", 1, 1 << 53),
         target=root.text("target", FILE_NAME.fullmatch),

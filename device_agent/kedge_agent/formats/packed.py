@@ -11,7 +11,6 @@ leaves in pieces of at most 256 KiB, and the whole must have the sha256 that the
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import struct
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .digests import sha256
 
 __all__ = [
     "HEADER",
@@ -143,7 +144,7 @@ def unpack_into(packed: bytes, sink: Callable[[bytes], object]) -> None:
         PackedError: the packed bytes are truncated, foreign or damaged.
     """
     info = _info(packed)
-    whole = hashlib.sha256()
+    whole = sha256()
     try:
         for piece in _pieces(info, memoryview(packed)):
             whole.update(piece)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import threading
 import weakref
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,9 @@ class OnnxRuntime:
 
     def version(self) -> str | None:
         """Version of the installed onnxruntime, without importing it; None when it is missing."""
+        # Not at the top: it brings the parsers of e-mail and of archives along, 2 MB.
+        from importlib import metadata
+
         for distribution in _DISTRIBUTIONS:
             try:
                 return metadata.version(distribution)

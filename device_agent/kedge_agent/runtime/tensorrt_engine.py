@@ -7,7 +7,6 @@ when it is loaded, by name.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..engine.library import Heard, Library
 from ..errors import AgentError
+from ..formats.digests import sha256_hex
 from ..formats.tensors import DYNAMIC, TensorSpec
 from .base import Shapes
 
@@ -70,7 +70,7 @@ class Engine:
     def __init__(self, library: Library, heard: Heard, engine: Any, runtime: Any, plan: bytes) -> None:
         trt = library.load()
         self.library, self.trt, self.heard = library, trt, heard
-        self.file_bytes, self.sha256 = len(plan), hashlib.sha256(plan).hexdigest()
+        self.file_bytes, self.sha256 = len(plan), sha256_hex(plan)
         self._runtime = runtime
         self.raw = engine
         inputs: list[TensorSpec] = []

@@ -8,7 +8,6 @@ against GPU, driver and its own version before it takes it; one that it does not
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 from ..engine.here import passport_here
 from ..errors import AgentError
+from ..formats.digests import sha256_hex
 from .tensorrt_engine import Engine
 
 __all__ = ["Kernels"]
@@ -152,7 +152,7 @@ class Kernels:
 def _passport_key(loaded: Engine) -> str:
     here = passport_here(loaded.library.name)
     facts = {} if here is None else here.to_json()
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_hex(json.dumps(facts, sort_keys=True).encode())[:16]
 
 
 def _write(path: Path, blob: bytes) -> None:

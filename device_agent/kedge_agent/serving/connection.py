@@ -22,7 +22,7 @@ from ..wire import FAULTS
 from .head import Head, HeadError, parse_head
 from .http import Buffer, Handler, Request, Response, json_response
 
-__all__ = ["Connection", "Terms", "crowded"]
+__all__ = ["Connection", "Terms", "refuse"]
 
 _LOG = logging.getLogger("kedge.http")
 
@@ -30,6 +30,7 @@ _PEEK_BYTES = 4096
 _GRACE_S = 20.0
 _DRAIN_LIMIT_BYTES = 1024 * 1024
 _INFLATE_STEP_BYTES = 64 * 1024
+_LINGER_S = 0.2
 _SHORT = "the request's body is shorter than its header says"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
@@ -180,7 +181,7 @@ class Connection:
                     kind = "too_large" if error.status == 413 else "bad_input"
                     body = {"error": str(error), "hint": error.hint, "kind": kind}
                     self._send(json_response(body, error.status), terms)
-                    self._linger()
+                    _linger(self._connection)
                     return
                 self._serve_one(head, terms)
                 self._busy(False)
@@ -226,7 +227,7 @@ class Connection:
                 self._keep = False
             self._send(response, terms)
         if not self._keep:
-            self._linger()
+            _linger(self._connection)
 
     def _answer(self, head: Head, raw: _SocketBody, terms: Terms, stack: contextlib.ExitStack) -> Response:
         try:
@@ -267,27 +268,30 @@ class Connection:
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         _send_all(self._connection, [head, *response.buffers], terms.slowest_bytes_per_s)
 
-    def _linger(self) -> None:
-        # Closing with bytes unread resets the connection, and the peer may lose the answer that is on its way to it.
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_WR)
-            self._connection.settimeout(0.2)
-            spent = memoryview(bytearray(_INFLATE_STEP_BYTES))
-            for _ in range(64):
-                if not self._connection.recv_into(spent):
-                    return
 
-
-def crowded(limit_connections: int) -> bytes:
-    """The whole answer to a connection that is one too many."""
-    error = AgentError(
-        f"{limit_connections} connections are open already", kind="busy", hint="close some, then try again"
-    )
+def refuse(connection: socket.socket, most: int) -> None:
+    """Answer a connection that is one too many, whatever it asks; the caller closes it."""
+    error = AgentError(f"{most} connections are open already", kind="busy", hint="close some, then try again")
     body = json.dumps(error.to_json()).encode()
-    return (
+    head = (
         f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    ).encode() + body
+    ).encode()
+    with contextlib.suppress(OSError):
+        connection.settimeout(_LINGER_S)
+        connection.sendall(head + body)
+    _linger(connection)
+
+
+def _linger(connection: socket.socket) -> None:
+    # Closing with bytes unread resets the connection, and the peer may lose the answer that is on its way to it.
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(_LINGER_S)
+        spent = memoryview(bytearray(_INFLATE_STEP_BYTES))
+        for _ in range(64):
+            if not connection.recv_into(spent):
+                return
 
 
 def _limit(connection: socket.socket, deadline: float) -> None:

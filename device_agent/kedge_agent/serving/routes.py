@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -48,15 +48,25 @@ def inference_handler(repository: Repository, regions: Regions) -> Handler:
 
 
 def control_handler(
-    repository: Repository, regions: Regions, layout: Layout, runtimes: Mapping[str, Runtime], builds: Builds
+    repository: Repository,
+    regions: Regions,
+    layout: Layout,
+    runtimes: Mapping[str, Runtime],
+    builds: Builds,
+    settings: Callable[[], Mapping[str, Any]],
 ) -> Handler:
-    """Handler of the control door."""
-    control = _control_routes(repository, layout, runtimes)
+    """Handler of the control door; `settings`: what the agent tells of its own, asked anew each time."""
+    control = _control_routes(repository, layout, runtimes, settings)
     measure = measure_routes(repository, regions, layout)
     return routed([*oip_routes(repository, regions), *control, *measure, *build_routes(builds)])
 
 
-def _control_routes(repository: Repository, layout: Layout, runtimes: Mapping[str, Runtime]) -> list[Route]:
+def _control_routes(
+    repository: Repository,
+    layout: Layout,
+    runtimes: Mapping[str, Runtime],
+    settings: Callable[[], Mapping[str, Any]],
+) -> list[Route]:
     started = time.monotonic()
 
     @cache
@@ -79,6 +89,7 @@ def _control_routes(repository: Repository, layout: Layout, runtimes: Mapping[st
                 "uid": os.geteuid(),
                 "uptime_s": time.monotonic() - started,
                 "state": str(layout.root),
+                "settings": settings(),
                 "runtimes": {name: runtime.version() for name, runtime in runtimes.items()},
                 "compilers": compilers(),
                 "gpu": None if gpu is None else gpu.compute_capability,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import select
 import socket
 import struct
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import AgentError
-from .connection import Connection, crowded
+from .connection import Connection, refuse
 from .http import Handler
 
 __all__ = ["HTTPServer", "Limits", "tcp_listener", "unix_listener"]
@@ -24,6 +25,8 @@ _LOG = logging.getLogger("kedge.http")
 _BACKLOG = 128
 _TICK_MS = 500
 _REST_S = 0.05
+# Connections beyond the limit that are told so at a time; the others are hung up on.
+_REFUSALS = 16
 _PEERCRED = struct.Struct("3i")
 
 
@@ -108,6 +111,8 @@ class HTTPServer:
         self._guard = threading.Condition()
         self._busy: dict[socket.socket, bool] = {}
         self._draining = False
+        self._refusing = threading.BoundedSemaphore(_REFUSALS)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._accept, name=f"accept-{door}", daemon=True)
 
     def start(self) -> None:
@@ -142,48 +147,69 @@ class HTTPServer:
 
     def _stop_accepting(self) -> None:
         self._draining = True
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            # Wakes the poll at once; closing the descriptor under it would not.
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
+        if self._thread.is_alive():
+            os.eventfd_write(self._wake, 1)
             self._thread.join()
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
         self._listener.close()
 
     def _accept(self) -> None:
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
-        while not self._draining:
-            ready = poll.poll(_TICK_MS)
+        poll.register(self._wake, select.POLLIN)
+        self._listener.setblocking(False)
+        while True:
+            ending = self._draining
+            # Also when it is to end: whoever has connected was not refused, and may have asked.
+            while self._accept_one():
+                pass
+            if ending:
+                return
+            poll.poll(_TICK_MS)
             self.last_tick = time.monotonic()
-            if not ready or self._draining:
-                continue
-            try:
-                connection, _ = self._listener.accept()
-            except OSError as error:
-                if not self._draining:
-                    # Out of descriptors, mostly: what is open goes on, and may end.
-                    _LOG.error("%s: no connection can be accepted: %s", self._door, error)
-                    time.sleep(_REST_S)
-                continue
-            self._admit(connection)
+
+    def _accept_one(self) -> bool:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # Out of descriptors, mostly: what is open goes on, and may end.
+            _LOG.error("%s: no connection can be accepted: %s", self._door, error)
+            time.sleep(_REST_S)
+            return False
+        self._admit(connection)
+        return True
 
     def _admit(self, connection: socket.socket) -> None:
         if not self._may_enter(connection):
             connection.close()
             return
         with self._guard:
-            if len(self._busy) >= self.limits.connections:
-                with contextlib.suppress(OSError):
-                    connection.settimeout(0.2)
-                    connection.sendall(crowded(self.limits.connections))
-                connection.close()
-                return
-            self._busy[connection] = False
+            entered = len(self._busy) < self.limits.connections
+            if entered:
+                self._busy[connection] = False
+        if not entered and not self._refusing.acquire(blocking=False):
+            connection.close()
+            return
         try:
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            serve = self._serve if entered else self._refuse
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
         except RuntimeError as error:  # no thread can be started
             _LOG.error("%s: %s", self._door, error)
+            if not entered:
+                self._refusing.release()
             self._forget(connection)
+
+    def _refuse(self, connection: socket.socket) -> None:
+        # In a thread: an answer is lost when its connection is closed before the question was read.
+        try:
+            refuse(connection, self.limits.connections)
+        finally:
+            connection.close()
+            self._refusing.release()
 
     def _may_enter(self, connection: socket.socket) -> bool:
         if self._allowed is None:

@@ -10,7 +10,6 @@ STATE/engines/timing/<hash>.cache   a timing cache, by passport
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AgentError
+from ..formats.digests import sha256_hex
 from ..formats.frames import hash_file
 from ..formats.manifest import is_digest
 from ..formats.passport import Passport
@@ -115,7 +115,7 @@ def keep_engine(
                 file.write(engine)
                 file.flush()
                 os.fdatasync(file.fileno())
-            whole = {**entry, "sha256": hashlib.sha256(engine).hexdigest(), "bytes": len(engine)}
+            whole = {**entry, "sha256": sha256_hex(engine), "bytes": len(engine)}
             (partial / "report.json").write_text(json.dumps(dict(report)), encoding="utf-8")
             (partial / "entry.json").write_text(json.dumps(whole), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
@@ -174,5 +174,5 @@ def forget_timing(layout: Layout, passport: Passport) -> None:
 
 
 def _timing(layout: Layout, passport: Passport) -> Path:
-    name = hashlib.sha256(json.dumps(passport.hard(), sort_keys=True).encode()).hexdigest()
+    name = sha256_hex(json.dumps(passport.hard(), sort_keys=True).encode())
     return layout.root / "engines" / "timing" / f"{name}.cache"

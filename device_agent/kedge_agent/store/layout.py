@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import AgentError
 from ..formats.manifest import is_digest, is_model_name
 
-__all__ = ["SYSTEM_SOCKETS", "Layout", "socket_directory"]
+__all__ = ["SYSTEM_SOCKETS", "SYSTEM_STATE", "Layout", "socket_directory"]
 
-_SYSTEM_STATE = Path("/var/lib/kedge")
+SYSTEM_STATE = Path("/var/lib/kedge")
+"""The state folder of the agent that root runs; its sockets and settings lie where a system's do."""
+
 SYSTEM_SOCKETS = Path("/run/kedge")
 
 
@@ -73,7 +75,7 @@ def socket_directory(state: Path) -> Path:
         AgentError: the folder exists and is not ours alone (kind forbidden).
     """
     state = state.resolve()
-    if state == _SYSTEM_STATE:
+    if state == SYSTEM_STATE:
         return SYSTEM_SOCKETS
     mine = Path(f"/tmp/kedge-{os.geteuid()}")  # noqa: S108  (its owner and mode are checked below)
     try:
@@ -86,4 +88,4 @@ def socket_directory(state: Path) -> Path:
                 kind="forbidden",
                 hint=f"find out who made {mine}, then remove it",
             ) from None
-    return mine / hashlib.sha256(os.fsencode(state)).hexdigest()[:8]
+    return mine / f"{zlib.crc32(os.fsencode(state)):08x}"

@@ -8,7 +8,6 @@ of progress that could disagree with the bytes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import AgentError
+from ..formats.digests import sha256_hex
 from ..formats.frames import frame_length, hash_file
 from ..formats.manifest import MANIFEST_NAME, FileEntry, Manifest, ManifestError, parse_manifest
 from ..wire import ENCODING_RAW, FRAME_BYTES, FRAME_HEADER, MESSAGE_HEADER, Message, WireError, read_message
@@ -143,7 +143,7 @@ def _fill(layout: Layout, manifest: Manifest, read: Read, send: Send) -> None:
             data = payload[FRAME_HEADER.size :]
             if sha is None or encoding != ENCODING_RAW:
                 raise WireError(f"frame {frame} of file {file} (encoding {encoding}) was not asked for")
-            if hashlib.sha256(data).hexdigest() != sha:
+            if sha256_hex(data) != sha:
                 raise AgentError(
                     f"frame {frame} of {manifest.files[file].name} arrived with other bytes than the manifest names",
                     kind="integrity",

@@ -5,6 +5,7 @@ The one module of the SDK that makes onnxruntime sessions.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class ReferenceModel:
     """
 
     def __init__(self, model: Path | bytes, *, threads: int = 0, optimise: bool = True) -> None:
+        # onnxruntime (seen: 1.32) else keeps an identifier of the machine, and a database of what it tells its maker.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime
         except ImportError as error:
