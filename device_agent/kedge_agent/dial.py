@@ -12,7 +12,7 @@ from pathlib import Path
 from . import __version__
 from .errors import AgentError
 from .store.layout import socket_directory
-from .wire import DOOR_GROUPS, PROTOCOLS_SPOKEN, Greeting, render_greeting
+from .wire import DOOR_BUFFER_BYTES, DOOR_GROUPS, PROTOCOLS_SPOKEN, Greeting, render_greeting
 
 __all__ = ["connect", "dial"]
 
@@ -28,6 +28,7 @@ def connect(state: Path, door: str, timeout_s: float = 10.0) -> socket.socket:
     path = socket_directory(state) / f"{door}.sock"
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, DOOR_BUFFER_BYTES)
     try:
         connection.connect(str(path))
     except PermissionError as error:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 __all__ = [
     "DOORS",
+    "DOOR_BUFFER_BYTES",
     "DOOR_GROUPS",
     "ENCODING_RAW",
     "FAULTS",
@@ -49,6 +50,9 @@ PROTOCOL = 1
 PROTOCOLS_SPOKEN = (1,)
 
 DOORS = ("infer", "control")
+DOOR_BUFFER_BYTES = 1 << 20
+"""Send buffer of both ends of a door. TCP widens its own; through a Unix socket's 208 KB an image goes in turns."""
+
 DOOR_GROUPS = {"infer": "kedge", "control": "kedge-admin"}
 """Unix groups that may use each door, where an administrator has made them."""
 

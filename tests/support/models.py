@@ -46,6 +46,27 @@ def classifier(path: Path, *, seed: int = 0, classes: int = 4, batch: str | int 
     )
 
 
+def wide(path: Path) -> Path:
+    """x [batch, 64] → y [batch, 4], by way of [batch, 8192]: activations are far larger than what goes in and out."""
+    random = np.random.default_rng(0)
+    weights = {
+        "up": random.standard_normal((64, 8192)).astype(np.float32),
+        "down": random.standard_normal((8192, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["u"]),
+        helper.make_node("Relu", ["u"], ["r"]),
+        helper.make_node("MatMul", ["r", "down"], ["y"]),
+    ]
+    return _save(
+        path,
+        nodes,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+
+
 def adder(path: Path, *, datatype: int = TensorProto.FLOAT) -> Path:
     """a [n], b [n] → sum [n]: two inputs that must agree."""
     return _save(

@@ -90,6 +90,18 @@ def test_a_head_that_comes_byte_by_byte_is_the_same_head(echoing) -> None:
         (post(gzip.compress(bytes(200_000)), "Content-Encoding: gzip"), 413),
         (b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nshort", 400),
     ],
+    ids=[
+        "no request line",
+        "chunked",
+        "long path",
+        "endless header",
+        "large body",
+        "no gzip",
+        "cut deflate",
+        "bytes after gzip",
+        "gzip bomb",
+        "short body",
+    ],
 )
 def test_hostile_framing_is_answered_with_an_error_and_the_connection_closed(echoing, raw: bytes, status: int) -> None:
     _, path = echoing
@@ -105,6 +117,31 @@ def test_a_compressed_body_is_inflated(echoing, encode) -> None:
     name = "gzip" if encode is gzip.compress else "deflate"
     answer = raw_exchange(path, post(encode(b"\2" * 90_000), f"Content-Encoding: {name}"))
     assert b'"bytes": 90000, "sum": 180000' in answer
+
+
+def test_a_compressed_body_that_nobody_asks_for_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
+    inflated: list[str] = []
+    monkeypatch.setattr(connection_module.zlib, "decompressobj", lambda *_: inflated.append("!"))
+
+    def refuse_unseen(request: Request) -> Response:
+        return json_response({"error": "no such resource"}, 404)
+
+    with socket_path() as path:
+        server = HTTPServer(unix_listener(path), refuse_unseen)
+        server.start()
+        answer = raw_exchange(path, post(gzip.compress(bytes(1 << 20)), "Content-Encoding: gzip") * 2)
+        server.close()
+    assert statuses(answer) == [404, 404]
+    assert inflated == []
+
+
+def test_a_bomb_stops_at_64_mb_whatever_a_body_may_have() -> None:
+    with socket_path() as path:
+        server = HTTPServer(unix_listener(path), echo)
+        server.start()
+        answer = raw_exchange(path, post(gzip.compress(bytes((64 << 20) + 1)), "Content-Encoding: gzip"))
+        server.close()
+    assert statuses(answer) == [413]
 
 
 def test_a_client_that_waits_to_be_told_to_send_is_told(echoing) -> None:

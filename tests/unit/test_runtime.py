@@ -336,6 +336,25 @@ def test_providers_and_options_that_could_load_code_or_follow_addresses_are_refu
     assert caught.value.hint
 
 
+def test_memory_that_one_large_request_needed_is_given_back_by_the_next_usual_one(tmp_path: Path) -> None:
+    from kedge_agent.measure.memory import read_memory
+
+    slot = OnnxRuntime().load(models.wide(tmp_path / "m.onnx"), LoadOptions()).slot()
+
+    def run(batch: int) -> int:
+        binding = slot.bind({"x": (batch, 64)})
+        binding.submit()
+        binding.wait()
+        rss = read_memory().rss_bytes
+        assert rss is not None
+        return rss
+
+    usual = run(4)
+    large = run(2048)
+    assert large - usual > 32 << 20, "the large request must have needed something"
+    assert run(4) - usual < (large - usual) / 2
+
+
 def make_pool(tmp_path: Path, **rules: Any) -> ModelPool:
     return ModelPool(OnnxRuntime().load(models.classifier(tmp_path / "m.onnx"), LoadOptions()), PoolRules(**rules))
 

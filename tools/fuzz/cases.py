@@ -23,7 +23,7 @@ __all__ = ["FAMILIES", "Family"]
 
 Family = Callable[[Device], SearchStrategy[Case]]
 
-_BOMB_BYTES = (1 << 20, 1 << 24, (1 << 24) + 1, 1 << 26)
+_BOMB_BYTES = (1 << 20, 1 << 24, 1 << 26, (1 << 26) + 1, 1 << 28)
 _BOMBS = {size: gzip.compress(bytes(size)) for size in _BOMB_BYTES}
 
 

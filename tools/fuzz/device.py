@@ -28,9 +28,8 @@ from kedge_agent.store.layout import Layout, socket_directory
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BODY_LIMIT_BYTES", "REGION_PREFIX", "Device", "Model"]
+__all__ = ["REGION_PREFIX", "Device", "Model"]
 
-BODY_LIMIT_BYTES = 16 * 1024 * 1024
 REGION_PREFIX = f"/kedge_fuzz_{os.getpid()}_"
 _SETTLE_S = 5.0
 _SPARE_THREADS = 2
@@ -58,7 +57,7 @@ class Device:
         self._folder = folder
         state = folder / "state"
         state.mkdir(mode=0o700)
-        settings = {"shared_memory_prefix": REGION_PREFIX, "limits": {"body_bytes": BODY_LIMIT_BYTES}}
+        settings = {"shared_memory_prefix": REGION_PREFIX}
         (state / "agent.json").write_text(json.dumps(settings), encoding="utf-8")
         self._agent = LocalAgent(state, threads=1)
         self._log = Layout(state).log

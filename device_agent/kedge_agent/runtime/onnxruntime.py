@@ -107,8 +107,6 @@ def _load(path: Path, options: LoadOptions, profile: Path | None = None) -> Onnx
     settings.inter_op_num_threads = 1
     # Idle worker threads that spin would burn a core of a device that serves one request now and then.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Its arena never gives memory back: one large request would keep its peak for years.
-    settings.enable_cpu_mem_arena = False
     settings.log_severity_level = 3
     if profile is not None:
         settings.enable_profiling = True

@@ -30,6 +30,8 @@ _PEEK_BYTES = 4096
 _GRACE_S = 20.0
 _DRAIN_LIMIT_BYTES = 1024 * 1024
 _INFLATE_STEP_BYTES = 64 * 1024
+# A megabyte may inflate to a thousand, and compressing tensors pays on no link that is slower than this one.
+_MAX_INFLATED_BYTES = 64 * 1024 * 1024
 _LINGER_S = 0.2
 _SHORT = "the request's body is shorter than its header says"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -101,9 +103,33 @@ class _SocketBody:
 
 
 class _InflatedBody:
-    """A compressed body, inflated into memory before anything is made of it, because its size is not known before."""
+    """A compressed body. All of it is inflated into memory when it is first asked for: only then is its size known."""
 
     def __init__(self, source: _SocketBody, encoding: str, limit_bytes: int) -> None:
+        self._source = source
+        self._encoding = encoding
+        self._limit_bytes = min(limit_bytes, _MAX_INFLATED_BYTES)
+        self._data: memoryview | None = None
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._inflated()) - self._at
+
+    def into(self, view: memoryview, /) -> None:
+        data, end = self._inflated(), self._at + len(view)
+        if end > len(data):
+            raise AgentError(_SHORT)
+        view[:] = data[self._at : end]
+        self._at = end
+
+    def _inflated(self) -> memoryview:
+        if self._data is None:
+            self._data = memoryview(self._inflate())
+        return self._data
+
+    def _inflate(self) -> bytearray:
+        source, encoding, limit_bytes = self._source, self._encoding, self._limit_bytes
         # 47: gzip or zlib, as the data say. Some senders of "deflate" leave zlib's header out; RFC 9110 does not.
         inflater = zlib.decompressobj(47 if encoding == "gzip" else 15)
         data = bytearray()
@@ -125,15 +151,7 @@ class _InflatedBody:
             raise AgentError(f"the body is not {encoding}: {error}") from None
         if not inflater.eof:
             raise AgentError(f"the {encoding} data of the body end early")
-        self._view = memoryview(data)
-        self.left = len(data)
-
-    def into(self, view: memoryview, /) -> None:
-        if len(view) > self.left:
-            raise AgentError(_SHORT)
-        start = len(self._view) - self.left
-        view[:] = self._view[start : start + len(view)]
-        self.left -= len(view)
+        return data
 
 
 class Connection:

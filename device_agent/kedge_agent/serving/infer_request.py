@@ -15,8 +15,17 @@ from ..formats.strings import STRING_LENGTH_BYTES
 from ..formats.tensors import BYTES, DYNAMIC, MAX_RANK, TensorSpec, element_count, tensor_bytes
 from .http import json_text
 
-__all__ = ["InferRequest", "InputTensor", "OutputTensor", "RegionPart", "parse_request", "raw_request"]
+__all__ = [
+    "InferRequest",
+    "InputTensor",
+    "OutputTensor",
+    "RegionPart",
+    "parse_request",
+    "raw_request",
+]
 
+# Of a BYTES tensor: each of its elements becomes an object of its own.
+_MAX_STRING_BYTES = 64 * 1024 * 1024
 _MAX_DIM = 1 << 40
 _MAX_TIMEOUT_US = 1 << 53
 _MAX_ID_CHARACTERS = 256
@@ -120,6 +129,10 @@ def raw_request(size_bytes: int, inputs: Sequence[TensorSpec], outputs: Sequence
         shape: tuple[int, ...] = tuple(1 if dim == DYNAMIC else dim for dim in spec.shape)
         if element_count(shape) != 1:
             raise AgentError(f"input {spec.name!r} holds several strings; raw binary requests carry one")
+        if size_bytes > _MAX_STRING_BYTES:
+            raise AgentError(
+                f"input {spec.name!r}: {size_bytes} bytes are more than strings may have", kind="too_large"
+            )
     else:
         shape = _shape_of(spec, size_bytes)
     item = InputTensor(spec.name, spec.datatype, shape, body_bytes=size_bytes, bare=spec.datatype == BYTES)
@@ -181,6 +194,8 @@ def _input(name: str, item: Mapping[str, Any], spec: TensorSpec) -> InputTensor:
     given, what = (part.byte_size, "shared_memory_byte_size") if part is not None else (size, "binary_data_size")
     if type(given) is not int or given < 0:
         raise AgentError(f"input {name!r}: {what} is {str(given)[:40]}, not a number of bytes")
+    if datatype == BYTES and given > _MAX_STRING_BYTES:
+        raise AgentError(f"input {name!r}: {what} is {given}, more than strings may have", kind="too_large")
     if datatype == BYTES and given < STRING_LENGTH_BYTES * element_count(shape):
         raise AgentError(f"input {name!r}: {what} is {given}, too little for {element_count(shape)} strings")
     if datatype != BYTES and given != tensor_bytes(datatype, shape):

@@ -126,6 +126,8 @@ def _fill(
     if item.data is not None:
         target[...] = arrays[item.name]
     elif item.datatype == BYTES:
+        if item.part is not None:
+            regions.require(item.part.region, item.part.byte_size, item.part.offset)
         data = memoryview(bytearray(item.part.byte_size if item.part is not None else item.body_bytes or 0))
         _receive(item, data, request, regions)
         if item.bare:

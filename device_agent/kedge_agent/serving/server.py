@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import AgentError
+from ..wire import DOOR_BUFFER_BYTES
 from .connection import Connection, refuse
 from .http import Handler
 
@@ -225,6 +226,8 @@ class HTTPServer:
         try:
             if connection.family == socket.AF_INET:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            else:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, DOOR_BUFFER_BYTES)
             Connection(
                 connection,
                 self._door,

@@ -35,6 +35,15 @@ class SharedRegion:
     byte_size: int
     handle: int
 
+    def require(self, size: int, offset: int) -> None:
+        """Make sure that `size` bytes lie from `offset` of the region on.
+
+        Raises:
+            AgentError: as `read_into`.
+        """
+        if os.fstat(self.handle).st_size < self._within(size, offset) + size:
+            raise self._shrunk()
+
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` from `offset` of the region on.
 
@@ -46,7 +55,7 @@ class SharedRegion:
         while done < len(view):
             got = os.preadv(self.handle, [view[done:]], at + done)
             if not got:
-                raise AgentError(f"shared memory region {self.name!r} has become shorter than it was registered")
+                raise self._shrunk()
             done += got
 
     def write(self, data: memoryview, offset: int) -> None:
@@ -57,11 +66,13 @@ class SharedRegion:
         """
         at = self._within(len(data), offset)
         # Writing past the end would make the object longer, at the expense of the machine's memory.
-        if os.fstat(self.handle).st_size < at + len(data):
-            raise AgentError(f"shared memory region {self.name!r} has become shorter than it was registered")
+        self.require(len(data), offset)
         done = 0
         while done < len(data):
             done += os.pwrite(self.handle, data[done:], at + done)
+
+    def _shrunk(self) -> AgentError:
+        return AgentError(f"shared memory region {self.name!r} has become shorter than it was registered")
 
     def _within(self, size: int, offset: int) -> int:
         if not 0 <= offset <= self.byte_size - size:
@@ -149,6 +160,14 @@ class Regions:
             return [region.to_json()]
         with self._guard:
             return [region.to_json() for region in self._regions.values()]
+
+    def require(self, name: str, size: int, offset: int) -> None:
+        """Make sure that a region holds so much, before room is made for it. Raises as `read_into`."""
+        region = self._borrow(name)
+        try:
+            region.require(size, offset)
+        finally:
+            os.close(region.handle)
 
     def read_into(self, name: str, view: memoryview, offset: int) -> None:
         """Fill `view` from a region. Raises as `SharedRegion.read_into`; not_found where there is none."""

@@ -16,6 +16,8 @@ from .infer_request import InputTensor
 __all__ = ["array_of", "list_of"]
 
 _INTEGERS = "iu"
+# A million floats are some 20 MB of text, a second of work, and all that while nobody else is served.
+_MAX_VALUES = 1_000_000
 
 
 def array_of(item: InputTensor) -> NDArray[Any]:
@@ -59,8 +61,15 @@ def list_of(name: str, array: NDArray[Any]) -> list[Any]:
     """An output's values in one flat list.
 
     Raises:
-        AgentError: it holds NaN, infinity or bytes that are no text, which JSON cannot carry (bad_input).
+        AgentError: it holds NaN, infinity or bytes that are no text, which JSON cannot carry (bad_input); or more
+            values than are written as JSON (too_large).
     """
+    if array.size > _MAX_VALUES:
+        raise AgentError(
+            f"output {name!r} has {array.size} values; as JSON at most {_MAX_VALUES} are given",
+            kind="too_large",
+            hint="ask for binary data",
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise AgentError(f"output {name!r} holds NaN or infinity, which JSON cannot carry", hint="ask for binary data")
     values: list[Any] = array.ravel().tolist()
