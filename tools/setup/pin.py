@@ -49,14 +49,14 @@ def resolve(python: str) -> dict[str, str]:
             "--quiet",
             "--report",
             "-",
-            f"{ROOT}[optimize,agent,dev,tensorrt,modelopt]",
+            f"{ROOT}[optimize,agent,cuda,dev,tensorrt,modelopt]",
             f"torch=={TORCH}",
         ]
         report = json.loads(subprocess.run([*command, "pip"], check=True, capture_output=True, text=True).stdout)
         versions = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in report["install"]}
         listed = subprocess.run([*pip, "list", "--format", "json"], check=True, capture_output=True, text=True).stdout
         versions["pip"] = next(item["version"] for item in json.loads(listed) if item["name"] == "pip")
-    skip, kept = ("nvidia-", "cuda-", "triton", "kedge"), ("nvidia-modelopt", "nvidia-ml-py", "tritonclient")
+    skip, kept = ("nvidia-", "cuda-", "triton", "kedge"), ("nvidia-modelopt", "nvidia-ml-py", "tritonclient", "cuda-bindings", "cuda-pathfinder")
     return {
         name: version.partition("+")[0]
         for name, version in versions.items()
