@@ -23,7 +23,7 @@ def text(shape: list[int], **parameters: Any) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
-@pytest.mark.parametrize("size", [(64 << 20) + 1, 1 << 42])
+@pytest.mark.parametrize("size", [(16 << 20) + 1, 1 << 42])
 def test_strings_beyond_their_limit_are_refused_wherever_they_are(size: int) -> None:
     in_memory = {"shared_memory_region": "r", "shared_memory_byte_size": size}
     for parameters in ({"binary_data_size": size}, in_memory):

@@ -24,8 +24,8 @@ __all__ = [
     "raw_request",
 ]
 
-# Of a BYTES tensor: each of its elements becomes an object of its own.
-_MAX_STRING_BYTES = 64 * 1024 * 1024
+# Of a BYTES tensor: on its way into the runtime and out of it each string is copied several times.
+_MAX_STRING_BYTES = 16 * 1024 * 1024
 _MAX_DIM = 1 << 40
 _MAX_TIMEOUT_US = 1 << 53
 _MAX_ID_CHARACTERS = 256
