@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,29 @@ from kedge.transport.base import Deadline
 from kedge.transport.local import LocalAgent
 from kedge_agent.store.layout import socket_directory
 
-__all__ = ["Memory", "Server", "fastapi", "kedge", "kedge_empty", "make_peers", "memory_of", "mlserver", "running"]
+__all__ = [
+    "Memory",
+    "Server",
+    "fastapi",
+    "floor",
+    "kedge",
+    "kedge_empty",
+    "make_peers",
+    "memory_of",
+    "mlserver",
+    "running",
+]
+    "Memory",
+    "Server",
+    "fastapi",
+    "floor",
+    "kedge",
+    "kedge_empty",
+    "make_peers",
+    "memory_of",
+    "mlserver",
+    "running",
+]
 
 _HERE = Path(__file__).resolve().parent
 _PATIENCE_S = 120.0
@@ -135,6 +158,15 @@ def kedge_empty(folder: Path) -> Server:
     state = folder / "state"
     state.mkdir(mode=0o700)
     return _agent("kedge, no model", folder, state, 1)
+
+
+def floor(folder: Path, models: Mapping[str, Path], threads: int) -> Server:
+    """The process of serving_floor.py."""
+    path = Path(tempfile.mkdtemp(prefix="kedge-floor-", dir=folder)) / "s"
+    settings = {name: {"path": str(model), "threads": threads} for name, model in models.items()}
+    command = [sys.executable, str(_HERE / "serving_floor.py"), str(path)]
+    environment = {"KEDGE_BENCH_MODELS": json.dumps(settings)}
+    return Server("the floor", command, folder, path, prepare("GET", "/"), environment)
 
 
 def fastapi(folder: Path, python: str, models: Mapping[str, Path], threads: int) -> Server:

@@ -33,6 +33,10 @@ def markdown(document: Mapping[str, Any]) -> str:
         "measured). FastAPI: an application that takes JSON lists, and one that takes the tensor's bytes."
     )
     conditions.append(
+        "The floor is the least that a Python process can do behind a Unix socket: it looks at the head, receives the "
+        "tensor into bound memory, runs, and sends (`serving_floor.py`). What is above it is a server's own doing."
+    )
+    conditions.append(
         f"{facts['rounds']} rounds of {facts['seconds']:g} s after {facts['warmup_s']:g} s of warm-up; all servers "
         "run, one is asked. p50: median over the rounds of each round's; p99: of all requests of all rounds; × bare "
         "and added: round against round, in brackets the lowest and the highest."

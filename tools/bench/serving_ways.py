@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from optimize import SHARED
 from serving_client import Address, Connection, prepare
-from serving_servers import Server, fastapi, kedge, kedge_empty, mlserver
+from serving_servers import Server, fastapi, floor, kedge, kedge_empty, mlserver
 
 from kedge_agent.formats.oip import HEADER_LENGTH, decode_response, encode_request
 
-__all__ = ["EMPTY", "TCP", "UNIX", "Case", "Way", "cases", "prepared", "trial"]
+__all__ = ["EMPTY", "FLOOR", "TCP", "UNIX", "Case", "Way", "cases", "prepared", "trial"]
 
 EMPTY = "kedge, no model"
 UNIX, TCP = "kedge, Unix socket", "kedge, TCP"
+FLOOR = "the floor"
 
 _JSON = [("Content-Type", "application/json")]
 _BYTES = [("Content-Type", "application/octet-stream")]
@@ -109,8 +110,10 @@ def prepared(
         return folder / name
 
     agent, tcp = kedge(fresh("kedge"), models, threads, len(os.sched_getaffinity(0)))
-    servers = [kedge_empty(fresh("empty")), agent]
+    least = floor(fresh("floor"), models, threads)
+    servers = [kedge_empty(fresh("empty")), agent, least]
     ways = [
+        Way(FLOOR, least.name, least.address, _floor_request, _bytes_answer),
         Way(UNIX, agent.name, agent.address, _binary_request, _binary_answer),
         Way(TCP, agent.name, tcp, _binary_request, _binary_answer),
     ]
@@ -167,6 +170,10 @@ def _lists_answer(_: bytes, body: memoryview) -> Any:
 
 def _bytes_request(case: Case) -> bytes:
     return prepare("POST", f"/predict_bytes/{case.key}", [case.x.tobytes()], _BYTES)
+
+
+def _floor_request(case: Case) -> bytes:
+    return prepare("POST", f"/{case.key}", [case.x.tobytes()], _BYTES)
 
 
 def _bytes_answer(_: bytes, body: memoryview) -> Any:

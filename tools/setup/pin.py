@@ -56,7 +56,11 @@ def resolve(python: str) -> dict[str, str]:
         versions = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in report["install"]}
         listed = subprocess.run([*pip, "list", "--format", "json"], check=True, capture_output=True, text=True).stdout
         versions["pip"] = next(item["version"] for item in json.loads(listed) if item["name"] == "pip")
-    skip, kept = ("nvidia-", "cuda-", "triton", "kedge"), ("nvidia-modelopt", "nvidia-ml-py", "tritonclient", "cuda-bindings", "cuda-pathfinder")
+    skip = ("nvidia-", "cuda-", "triton", "kedge")
+    kept = ("nvidia-modelopt", "nvidia-ml-py", "tritonclient", "cuda-bindings", "cuda-pathfinder")
+        ("nvidia-", "cuda-", "triton", "kedge"),
+        ("nvidia-modelopt", "nvidia-ml-py", "tritonclient", "cuda-bindings", "cuda-pathfinder"),
+    )
     return {
         name: version.partition("+")[0]
         for name, version in versions.items()
