@@ -38,17 +38,6 @@ __all__ = [
     "mlserver",
     "running",
 ]
-    "Memory",
-    "Server",
-    "fastapi",
-    "floor",
-    "kedge",
-    "kedge_empty",
-    "make_peers",
-    "memory_of",
-    "mlserver",
-    "running",
-]
 
 _HERE = Path(__file__).resolve().parent
 _PATIENCE_S = 120.0

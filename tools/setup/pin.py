@@ -58,9 +58,6 @@ def resolve(python: str) -> dict[str, str]:
         versions["pip"] = next(item["version"] for item in json.loads(listed) if item["name"] == "pip")
     skip = ("nvidia-", "cuda-", "triton", "kedge")
     kept = ("nvidia-modelopt", "nvidia-ml-py", "tritonclient", "cuda-bindings", "cuda-pathfinder")
-        ("nvidia-", "cuda-", "triton", "kedge"),
-        ("nvidia-modelopt", "nvidia-ml-py", "tritonclient", "cuda-bindings", "cuda-pathfinder"),
-    )
     return {
         name: version.partition("+")[0]
         for name, version in versions.items()
