@@ -262,7 +262,7 @@ def test_sighup_opens_moves_and_closes_the_port(start: Start, tmp_path: Path) ->
     agent.process.send_signal(signal.SIGHUP)
     assert eventually(lambda: not refused(first))
     with socket.create_connection(("127.0.0.1", first), timeout=10) as open_connection:
-        open_connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        open_connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert open_connection.recv(4096).startswith(b"HTTP/1.1 200")
         settings(tmp_path, tcp_port=second)
         agent.process.send_signal(signal.SIGHUP)
@@ -449,7 +449,7 @@ def ask(prefix: Sequence[str], path: Path) -> str:
         "s = socket.socket(socket.AF_UNIX)\n"
         "try:\n"
         "    s.connect(sys.argv[1])\n"
-        "    s.sendall(b'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')\n"
+        "    s.sendall(b'GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n')\n"
         "    print((s.recv(99).split() + [b'', b'nothing'])[1].decode())\n"
         "except (PermissionError, ConnectionError) as error:\n"
         "    print('nothing' if isinstance(error, ConnectionError) else type(error).__name__)\n"

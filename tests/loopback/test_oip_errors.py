@@ -199,7 +199,7 @@ def test_bytes_that_are_no_http_are_answered_as_json_and_the_connection_ends(age
 def test_requests_beyond_the_queue_are_answered_503_until_others_have_left(agent: oip.Served) -> None:
     header = json.dumps(pair(tensor("a"), binary(64, name="b"))).encode()
     head = (
-        f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(header) + 64}\r\n"
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(header) + 64}\r\n"
         f"{oip.HEADER_LENGTH}: {len(header)}\r\n\r\n"
     ).encode()
     # Who has sent the JSON has a place; the tensor that is still to come keeps it.
@@ -248,6 +248,7 @@ def test_tritonclient_reads_status_and_message_of_an_error(agent: oip.Served) ->
 
 def test_a_web_page_in_a_browser_on_the_device_cannot_use_the_port(agent: oip.Served) -> None:
     body = json.dumps(pair()).encode()
-    refused = oip.call(agent.port, "POST", INFER, body, {"Origin": "http://example.com"})
-    assert (refused.status, refused.json["kind"]) == (403, "forbidden")
+    for header in ({"Origin": "http://example.com"}, {"Host": "evil.example.com"}, {"Host": "localhost.example:80"}):
+        refused = oip.call(agent.port, "POST", INFER, body, header)
+        assert (refused.status, refused.json["kind"]) == (403, "forbidden")
     assert oip.call(agent.port, "POST", INFER, body).status == 200

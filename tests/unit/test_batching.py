@@ -122,3 +122,52 @@ def test_a_batch_whose_turn_does_not_come_fails_for_all_of_it(tmp_path: Path) ->
     assert said == ["busy"] * 3
     pool._turns.give()
     assert infer(pool, models.images(1))[1].joined == 1
+
+
+def late(pool: ModelPool, timeout_s: float, said: list[str]) -> None:
+    timing = Timing()
+    images = models.images(1)
+    with pool.request({"image": images.shape}, timing) as binding:
+        binding.inputs["image"][...] = images
+        try:
+            pool.run(binding, timing, deadline=time.monotonic() + timeout_s)
+            said.append("served")
+        except AgentError as error:
+            said.append(error.kind)
+
+
+def started(pool: ModelPool, timeout_s: float, said: list[str]) -> threading.Thread:
+    before = pool.inside
+    thread = threading.Thread(target=late, args=(pool, timeout_s, said))
+    thread.start()
+    while pool.inside == before:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    return thread
+
+
+def test_a_leader_whose_deadline_passes_takes_nobody_with_it(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path, max_delay_us=0)
+    pool._turns.take(time.monotonic() + 1)
+    leader: list[str] = []
+    others: list[str] = []
+    threads = [started(pool, 0.2, leader), started(pool, 60, others), started(pool, 60, others)]
+    threads[0].join()
+    assert leader == ["busy"]
+    pool._turns.give()
+    for thread in threads:
+        thread.join()
+    assert others == ["served", "served"]
+
+
+def test_a_member_whose_deadline_passes_leaves_its_batch(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path, max_delay_us=0)
+    pool._turns.take(time.monotonic() + 1)
+    leader: list[str] = []
+    hasty: list[str] = []
+    threads = [started(pool, 60, leader), started(pool, 0.1, hasty)]
+    threads[1].join()
+    assert (hasty, leader) == (["busy"], []), "it is told at its own deadline, not when the batch has run"
+    pool._turns.give()
+    threads[0].join()
+    assert leader == ["served"]

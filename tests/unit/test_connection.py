@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
 import socket
+import struct
 import threading
 import time
 import tracemalloc
@@ -52,6 +54,13 @@ def echoing() -> Iterator[tuple[HTTPServer, Path]]:
 
 def statuses(answer: bytes) -> list[int]:
     return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def post(body: bytes, *headers: str) -> bytes:
@@ -286,10 +295,7 @@ def test_draining_says_when_a_request_did_not_finish_in_time() -> None:
 
 
 def test_the_localhost_port_is_of_localhost_alone_and_serves() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    listener = tcp_listener(port)
+    listener = tcp_listener(port := free_port())
     assert listener.getsockname() == ("127.0.0.1", port)
     server = HTTPServer(listener, echo)
     server.start()
@@ -364,7 +370,7 @@ def test_the_kernel_writes_a_body_where_the_runtime_reads_it(large_model, monkey
     pool = repository.get("adder").pool
     while pool.inside:
         time.sleep(0.001)
-    (slot,) = pool._idle
+    ((_, slot),) = pool._idle
     bound = slot.bind({"a": (2_000_000,), "b": (2_000_000,)}).inputs
     for name in ("a", "b"):
         start = bound[name].ctypes.data
@@ -382,7 +388,7 @@ def test_what_has_to_be_copied_is_counted(large_model) -> None:
     body = {"inputs": [{"name": name, "datatype": "FP32", "shape": [2], "data": [1, 2]} for name in ("a", "b")]}
     assert client.infer(body, path="/v2/models/adder/infer")[0] == 200
     client.close()
-    assert repository.get("adder").statistics.to_json()["copied_tensors"] == 2
+    assert repository.get("adder").statistics.to_json()["copied_tensors"] == 3, "two inputs and an output, as JSON"
 
 
 def test_a_request_of_8_mb_costs_python_less_than_64_kb(large_model) -> None:
@@ -441,3 +447,90 @@ def test_who_has_connected_before_the_end_is_still_served() -> None:
         assert b'"sum": 4' in early.recv(4096)
         assert drained
         early.close()
+
+
+def test_who_connects_without_end_does_not_keep_the_server_from_ending() -> None:
+    with socket_path() as path:
+        server = HTTPServer(unix_listener(path), echo)
+        server.start()
+        stop = threading.Event()
+
+        def hammer() -> None:
+            while not stop.is_set():
+                with socket.socket(socket.AF_UNIX) as connection:
+                    try:
+                        connection.connect(str(path))
+                    except OSError:
+                        return
+
+        hammers = [threading.Thread(target=hammer) for _ in range(2)]
+        for thread in hammers:
+            thread.start()
+        time.sleep(0.2)
+        begin, tick = time.monotonic(), server.last_tick
+        assert begin - tick < 1, "the accepting thread still goes round"
+        server._stop_accepting()
+        # They would go on for as long as they are let in.
+        for thread in hammers:
+            thread.join(20)
+        ended = [not thread.is_alive() for thread in hammers]
+        stop.set()
+        server.close()
+    assert ended == [True, True]
+
+
+def test_a_crowd_that_trickles_keeps_nobody_from_being_told() -> None:
+    with socket_path() as path:
+        server = HTTPServer(unix_listener(path), echo, Limits(connections=1))
+        server.start()
+        held = [socket.socket(socket.AF_UNIX) for _ in range(30)]
+        for connection in held:
+            connection.connect(str(path))
+            with contextlib.suppress(OSError):
+                connection.sendall(b"G")
+        for _ in range(5):
+            assert statuses(raw_exchange(path, b"")) == [503]
+        for connection in held:
+            connection.close()
+        server.close()
+
+
+def test_who_resets_its_connection_within_a_body_is_no_failure_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    server = HTTPServer(tcp_listener(port := free_port()), echo)
+    server.start()
+    with socket.create_connection(("127.0.0.1", port)) as rude:
+        rude.sendall(b"POST /x HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc")
+        time.sleep(0.1)
+        rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    while server.connections:
+        time.sleep(0.01)
+    server.close()
+    assert caplog.text == ""
+
+
+def test_only_a_few_compressed_bodies_are_in_memory_at_a_time() -> None:
+    inside, go_on = threading.Semaphore(0), threading.Event()
+
+    def hold(request: Request) -> Response:
+        size = request.body.left
+        inside.release()
+        go_on.wait(20)
+        return json_response({"bytes": size})
+
+    raw = post(gzip.compress(bytes(1000)), "Content-Encoding: gzip")
+    answers: list[bytes] = []
+    with socket_path() as path:
+        server = HTTPServer(unix_listener(path), hold)
+        server.start()
+        threads = [threading.Thread(target=lambda: answers.append(raw_exchange(path, raw))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            assert inside.acquire(timeout=10)
+        assert statuses(raw_exchange(path, raw)) == [503]
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert statuses(raw_exchange(path, raw)) == [200]
+        server.close()
+    assert [statuses(answer) for answer in answers] == [[200]] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.tensors import TensorSpec
-from kedge_agent.serving.infer_request import parse_request, raw_request
-from kedge_agent.serving.tensor_json import list_of
+from kedge_agent.serving.infer_request import InputTensor, parse_request, raw_request
+from kedge_agent.serving.tensor_json import array_of, list_of
 
 TEXT = [TensorSpec("t", "BYTES", (-1,))]
 IMAGE = [TensorSpec("x", "FP32", (-1, 4))]
@@ -61,3 +62,36 @@ def test_an_output_that_would_be_megabytes_of_json_is_refused_with_the_way_out()
     with pytest.raises(AgentError, match="at most 1000000") as caught:
         list_of("y", np.zeros(1_000_001, "f4"))
     assert (caught.value.kind, caught.value.hint) == ("too_large", "ask for binary data")
+
+
+def test_a_shape_that_nothing_could_hold_is_refused_also_where_a_size_is_0() -> None:
+    wide = [TensorSpec("x", "FP32", (-1, -1, -1))]
+    tensor = {"name": "x", "datatype": "FP32", "shape": [0, 1 << 31, 1 << 31], "parameters": {"binary_data_size": 0}}
+    with pytest.raises(AgentError, match="not a list of sizes"):
+        parse_request(json.dumps({"inputs": [tensor]}).encode(), wide, OUTPUTS)
+
+
+def test_text_among_numbers_is_refused_before_it_costs_memory() -> None:
+    data: list[Any] = [0] * 10_000
+    data[5] = "x" * 10_000
+    item = InputTensor("x", "FP32", (10_000,), data=data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(AgentError, match="no tensor of numbers") as caught:
+            array_of(item)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("data", [None, {}, [[1, 2], 3, 4], [[1, 2], [3]], [1, None, 2, 3], [[[]]]])
+def test_data_that_is_no_tensor_is_refused(data: Any) -> None:
+    with pytest.raises(AgentError):
+        array_of(InputTensor("x", "FP32", (4,), data=data))
+
+
+@pytest.mark.parametrize("data", [[1, 2, 3, 4], [[1, 2], [3, 4]], [[[1], [2]], [[3], [4]]]])
+def test_data_may_be_flat_or_nested(data: Any) -> None:
+    np.testing.assert_array_equal(array_of(InputTensor("x", "FP32", (2, 2), data=data)), [[1, 2], [3, 4]])

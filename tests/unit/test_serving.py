@@ -370,6 +370,18 @@ def test_a_start_after_one_that_ended_while_it_loaded_tries_the_model_in_a_child
     again.close()
 
 
+def test_a_disk_that_is_full_keeps_no_model_from_being_loaded(served, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, layout = served
+
+    def full(path: Path, data: bytes, mode: int = 0o644) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kedge_agent.store.models.write_atomic", full)
+    again = restarted(layout)
+    assert again.status()[0]["state"] == "serving"
+    again.close()
+
+
 def test_only_one_activation_runs_at_a_time(served) -> None:
     _, repository, _ = served
     with repository._exclusive(), pytest.raises(AgentError, match="under way") as caught:

@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ def serve(connection: socket.socket, models: dict[str, Any]) -> None:
 def main() -> None:
     models = {name: Bound(**each) for name, each in json.loads(os.environ["KEDGE_BENCH_MODELS"]).items()}
     with socket.socket(socket.AF_UNIX) as listener:
+        Path(sys.argv[1]).unlink(missing_ok=True)
         listener.bind(sys.argv[1])
         listener.listen()
         while True:

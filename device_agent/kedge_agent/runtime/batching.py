@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import AgentError
 from .base import Binding, LoadedModel, Shapes, Slot, Split
+from .turns import late_error
 
 __all__ = ["Batcher", "Joined"]
 
@@ -38,6 +39,7 @@ class _Batch:
     def __init__(self) -> None:
         self.members: list[Binding] = []
         self.rows = 0
+        self.shut = False
         self.full = threading.Event()
         self.done = threading.Event()
         self.error: AgentError | None = None
@@ -81,7 +83,8 @@ class Batcher:
         batch, leads = self._join(binding, rows)
         if leads:
             self._lead(batch, binding, deadline)
-        else:
+        elif not batch.done.wait(max(0.0, deadline - time.monotonic())):
+            self._leave(batch, binding, rows)
             batch.done.wait()
         if batch.error is not None:
             raise batch.error
@@ -119,7 +122,21 @@ class Batcher:
                 self._shut(key, batch)
             return batch, leads
 
+    def _leave(self, batch: _Batch, binding: Binding, rows: int) -> None:
+        """Take a member out whose deadline has passed, unless its batch is being run.
+
+        Raises:
+            AgentError: it is out (kind busy).
+        """
+        with self._guard:
+            if batch.shut:
+                return
+            batch.members.remove(binding)
+            batch.rows -= rows
+        raise late_error()
+
     def _shut(self, key: Key, batch: _Batch) -> None:
+        batch.shut = True
         if self._open.get(key) is batch:
             del self._open[key]
         batch.full.set()
@@ -127,12 +144,15 @@ class Batcher:
     def _lead(self, batch: _Batch, binding: Binding, deadline: float) -> None:
         key = _key(binding)
         try:
-            batch.full.wait(self._delay_s)
+            batch.full.wait(min(self._delay_s, max(0.0, deadline - time.monotonic())))
             with self._turn(deadline):
                 with self._guard:
                     self._shut(key, batch)
                 self._run(batch)
         except AgentError as error:
+            if time.monotonic() >= deadline:
+                # The leader's own: the others have deadlines of their own, and run alone.
+                raise
             batch.error = error
         except BaseException:
             batch.error = AgentError("the run of which this request was a part failed", kind="internal")
@@ -150,11 +170,14 @@ class Batcher:
             split = only.wait()
             batch.span = (begin, time.perf_counter_ns(), split)
             return
-        slot = self._slots.pop() if self._slots else self._model.slot()
+        with self._guard:
+            kept = self._slots.pop() if self._slots else None
+        slot = kept or self._model.slot()
         try:
             batch.span = self._run_joined(batch, slot, begin)
         finally:
-            self._slots.append(slot)
+            with self._guard:
+                self._slots.append(slot)
 
     def _run_joined(self, batch: _Batch, slot: Slot, begin: int) -> tuple[int, int, Split]:
         first = batch.members[0]

@@ -26,6 +26,7 @@ from ..formats.strings import as_text
 from ..formats.tensors import BYTES, DYNAMIC, TensorSpec
 from ..wire import WireError
 from .base import Buffers, Shapes, Split
+from .peak import Peak
 
 __all__ = ["BoundBinding", "Served", "StringBinding", "first_line"]
 
@@ -38,28 +39,26 @@ class Served:
     """What all slots of a model share.
 
     misdeclared: outputs whose shape turned out to be another than the one that follows from what the model says.
-    largest_bytes: of the inputs of the runs since onnxruntime's arena was last shrunk.
+    arena: of onnxruntime, by the input bytes of the runs.
     """
 
     session: Any
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     misdeclared: set[str] = field(default_factory=set)
-    largest_bytes: int = 0
+    arena: Peak = field(default_factory=Peak)
 
     def run_options(self, input_bytes: int) -> Any:
         """What a run of so many bytes of input is to be given: None, or that the arena gives memory back after it.
 
         Without its arena onnxruntime asks the system for every activation, from every thread: MobileNetV2 then runs a
         hundredth slower, and the process comes to twice the memory. With it, one large request would keep its peak for
-        years. So the first run that is half as large as the largest before it gives back what that one needed.
+        years. So a run gives back what an earlier one needed, when enough have passed that needed less.
         """
-        if 2 * input_bytes > self.largest_bytes:
-            self.largest_bytes = max(self.largest_bytes, input_bytes)
+        if not self.arena.passed(input_bytes):
             return None
         import onnxruntime
 
-        self.largest_bytes = input_bytes
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return options

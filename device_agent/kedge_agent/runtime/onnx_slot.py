@@ -11,6 +11,7 @@ from ..formats.tensors import BYTES, element_count, tensor_bytes
 from .base import Binding, Shapes
 from .buffers import Arena
 from .onnx_binding import BoundBinding, Served, StringBinding
+from .peak import Peak
 
 __all__ = ["OnnxSlot"]
 
@@ -25,6 +26,7 @@ class OnnxSlot:
         self.buffer_bytes = 0
         self._served = served
         self._arena = Arena()
+        self._peak = Peak()
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], tuple[tuple[int, int], BoundBinding]] = OrderedDict()
 
     def bind(self, shapes: Shapes) -> Binding:
@@ -34,6 +36,13 @@ class OnnxSlot:
             AgentError: a tensor would exceed 1 GiB (kind too_large), or there is no memory for it (kind space).
         """
         key = tuple(shapes[spec.name] for spec in self._served.inputs)
+        need = sum(
+            spec.dtype.itemsize * element_count(shape) for spec, shape in zip(self._served.inputs, key, strict=True)
+        )
+        if self._peak.passed(need):
+            self._bindings.clear()
+            self._arena.close()
+            self._arena = Arena()
         made_at, cached = self._bindings.get(key, (None, None))
         if cached is not None and made_at == self._state():
             self._bindings.move_to_end(key)

@@ -21,6 +21,10 @@ from .turns import Turns
 __all__ = ["ModelPool", "PoolRetiredError", "PoolRules", "Timing"]
 
 
+# A slot that so many requests did not need is given back.
+_COLD_REQUESTS = 1000
+
+
 @dataclass
 class Timing:
     """Where one request's time went, in nanoseconds of the monotonic clock.
@@ -101,7 +105,8 @@ class ModelPool:
             else None
         )
         self._guard = threading.Lock()
-        self._idle: list[Slot] = []
+        self._idle: list[tuple[int, Slot]] = []
+        self._requests = 0
         self._running: dict[int, float] = {}
         self._inside = 0
         self._retired = False
@@ -200,7 +205,9 @@ class ModelPool:
                     hint="send fewer requests at a time, or give the model a longer queue",
                 )
             self._inside += 1
-            return self._idle.pop() if self._idle else None
+            self._requests += 1
+            # The last one that was used: its memory is in the caches.
+            return self._idle.pop()[1] if self._idle else None
 
     def _leave(self, slot: Slot | None) -> None:
         spare: Slot | None = None
@@ -208,7 +215,10 @@ class ModelPool:
             self._inside -= 1
             finished = self._retired and self._inside == 0
             if slot is not None and not self._retired and len(self._idle) < self._kept:
-                self._idle.append(slot)
+                if self._idle and self._requests - self._idle[0][0] > _COLD_REQUESTS:
+                    # A burst's: what it holds may be as large as that burst's largest request.
+                    _, spare = self._idle.pop(0)
+                self._idle.append((self._requests, slot))
             else:
                 spare = slot
             if finished:
@@ -220,7 +230,7 @@ class ModelPool:
 
     def _close(self) -> None:
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[1].close()
         if self._batcher is not None:
             self._batcher.close()
         self.model.close()

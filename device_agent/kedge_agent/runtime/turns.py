@@ -8,7 +8,16 @@ from collections import deque
 
 from ..errors import AgentError
 
-__all__ = ["Turns"]
+__all__ = ["Turns", "late_error"]
+
+
+def late_error() -> AgentError:
+    """What a request is told whose turn did not come."""
+    return AgentError(
+        "the model did not come free before the request's deadline",
+        kind="busy",
+        hint="send fewer requests at a time, or give them longer",
+    )
 
 
 class _Waiter:
@@ -58,11 +67,7 @@ class Turns:
                 return
             if not woken and waiter in self._waiting:
                 self._waiting.remove(waiter)
-                raise AgentError(
-                    "the model did not come free before the request's deadline",
-                    kind="busy",
-                    hint="send fewer requests at a time, or give them longer",
-                )
+                raise late_error()
         raise AgentError("a newer request took this one's place (drop_stale)", kind="busy", hint="send the next one")
 
     def give(self) -> None:

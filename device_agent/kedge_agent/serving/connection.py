@@ -11,6 +11,7 @@ import http
 import json
 import logging
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from ..wire import FAULTS
 from .head import Head, HeadError, parse_head
 from .http import Buffer, Handler, Request, Response, json_response
 
-__all__ = ["Connection", "Terms", "refuse"]
+__all__ = ["Connection", "Terms", "refuse", "tell_crowded"]
 
 _LOG = logging.getLogger("kedge.http")
 
@@ -33,6 +34,8 @@ _INFLATE_STEP_BYTES = 64 * 1024
 # A megabyte may inflate to a thousand, and compressing tensors pays on no link that is slower than this one.
 _MAX_INFLATED_BYTES = 64 * 1024 * 1024
 _LINGER_S = 0.2
+# Inflated bodies are in memory until their requests end.
+_INFLATING = threading.BoundedSemaphore(4)
 _SHORT = "the request's body is shorter than its header says"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
@@ -69,6 +72,7 @@ class _SocketBody:
         self._connection = connection
         self._slowest = terms.slowest_bytes_per_s
         self._owes_continue = head.expects_continue
+        self._deadline: float | None = None
         self.left = head.content_length
         self.broken = False
 
@@ -81,8 +85,10 @@ class _SocketBody:
         size = len(view)
         if size > self.left:
             raise AgentError(_SHORT)
-        # One deadline for all of it: who sends a byte now and then would hold a slot for ever.
-        deadline = time.monotonic() + _GRACE_S + size / self._slowest
+        # One deadline for all of the body: who sends a byte now and then would hold a slot for ever.
+        if self._deadline is None:
+            self._deadline = time.monotonic() + _GRACE_S + self.left / self._slowest
+        deadline = self._deadline
         connection = self._connection
         try:
             if self._owes_continue:
@@ -93,20 +99,23 @@ class _SocketBody:
                 _limit(connection, deadline)
                 got = connection.recv_into(view[done:] if done else view)
                 if not got:
-                    self.broken = True
-                    raise AgentError("the connection closed within the request's body")
+                    raise ConnectionError
                 done += got
                 self.left -= got
         except TimeoutError:
             self.broken = True
             raise AgentError("the request's body did not arrive in time") from None
+        except OSError:
+            self.broken = True
+            raise AgentError("the connection closed within the request's body") from None
 
 
 class _InflatedBody:
     """A compressed body. All of it is inflated into memory when it is first asked for: only then is its size known."""
 
-    def __init__(self, source: _SocketBody, encoding: str, limit_bytes: int) -> None:
+    def __init__(self, source: _SocketBody, encoding: str, limit_bytes: int, stack: contextlib.ExitStack) -> None:
         self._source = source
+        self._stack = stack
         self._encoding = encoding
         self._limit_bytes = min(limit_bytes, _MAX_INFLATED_BYTES)
         self._data: memoryview | None = None
@@ -125,6 +134,13 @@ class _InflatedBody:
 
     def _inflated(self) -> memoryview:
         if self._data is None:
+            if not _INFLATING.acquire(blocking=False):
+                raise AgentError(
+                    "too many compressed bodies are being taken at a time",
+                    kind="busy",
+                    hint="try again, or send it as it is",
+                )
+            self._stack.callback(_INFLATING.release)
             self._data = memoryview(self._inflate())
         return self._data
 
@@ -249,7 +265,7 @@ class Connection:
 
     def _answer(self, head: Head, raw: _SocketBody, terms: Terms, stack: contextlib.ExitStack) -> Response:
         try:
-            body = raw if head.encoding == "identity" else _InflatedBody(raw, head.encoding, terms.body_bytes)
+            body = raw if head.encoding == "identity" else _InflatedBody(raw, head.encoding, terms.body_bytes, stack)
             return self._handler(Request(head.method, head.path, head.query, head.headers, body, self._door, stack))
         except AgentError as error:
             if error.kind == "internal":
@@ -288,7 +304,13 @@ class Connection:
 
 
 def refuse(connection: socket.socket, most: int) -> None:
-    """Answer a connection that is one too many, whatever it asks; the caller closes it."""
+    """Answer a connection that is one too many, and hear it out; the caller closes it."""
+    tell_crowded(connection, most)
+    _linger(connection)
+
+
+def tell_crowded(connection: socket.socket, most: int) -> None:
+    """Answer a connection that is one too many, whatever it asks, without waiting for it."""
     error = AgentError(f"{most} connections are open already", kind="busy", hint="close some, then try again")
     body = json.dumps(error.to_json()).encode()
     head = (
@@ -296,18 +318,19 @@ def refuse(connection: socket.socket, most: int) -> None:
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     ).encode()
     with contextlib.suppress(OSError):
-        connection.settimeout(_LINGER_S)
-        connection.sendall(head + body)
-    _linger(connection)
+        # Into an empty send buffer: it takes as much at once.
+        connection.setblocking(False)
+        connection.send(head + body)
 
 
 def _linger(connection: socket.socket) -> None:
     # Closing with bytes unread resets the connection, and the peer may lose the answer that is on its way to it.
+    deadline = time.monotonic() + _LINGER_S
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
-        connection.settimeout(_LINGER_S)
         spent = memoryview(bytearray(_INFLATE_STEP_BYTES))
-        for _ in range(64):
+        while True:
+            _limit(connection, deadline)
             if not connection.recv_into(spent):
                 return
 

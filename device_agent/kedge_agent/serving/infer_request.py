@@ -6,6 +6,7 @@ Extension".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
 # Of a BYTES tensor: on its way into the runtime and out of it each string is copied several times.
 _MAX_STRING_BYTES = 16 * 1024 * 1024
 _MAX_DIM = 1 << 40
+_MAX_ELEMENTS = 1 << 48
 _MAX_TIMEOUT_US = 1 << 53
 _MAX_ID_CHARACTERS = 256
 _REGION = "shared_memory_region"
@@ -175,6 +177,8 @@ def _input(name: str, item: Mapping[str, Any], spec: TensorSpec) -> InputTensor:
         not isinstance(shape, list)
         or len(shape) > MAX_RANK
         or not all(type(dim) is int and 0 <= dim < _MAX_DIM for dim in shape)
+        # A size of 0 beside huge ones is no tensor that anything could hold either.
+        or math.prod(dim or 1 for dim in shape) > _MAX_ELEMENTS
     ):
         raise AgentError(f"input {name!r}: shape is not a list of sizes")
     if not isinstance(datatype, str):

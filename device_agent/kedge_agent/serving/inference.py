@@ -66,13 +66,9 @@ def _infer(
     arrays = {item.name: array_of(item) for item in wanted.inputs if item.data is not None}
     deadline = None if wanted.timeout_us is None else time.monotonic() + wanted.timeout_us / 1e6
 
-    live, binding = repository.borrow(checked.manifest.model, wanted.shapes, timing, request.stack)
+    live, binding = repository.borrow(checked, wanted.shapes, timing, request.stack)
     if live is not checked:
         live.require_version(version)
-        if (live.artefact.inputs, live.artefact.outputs) != (checked.artefact.inputs, checked.artefact.outputs):
-            raise AgentError(
-                f"{live.manifest.model} was replaced by a release with other tensors", kind="busy", hint="try again"
-            )
     for item in wanted.inputs:
         _fill(item, binding, arrays, request, regions)
     # Everything up to here but the wait for a slot, which is the queue's.
@@ -85,7 +81,11 @@ def _infer(
     end = time.perf_counter_ns()
     timing.output_ns = end - done
     response.headers = (*response.headers, ("Server-Timing", _server_timing(timing)))
-    copied = len(arrays) + len(binding.copied)
+    if timing.joined > 1:
+        copied = len(binding.inputs) + len(binding.outputs)
+    else:
+        as_json = sum(not choice.binary and choice.part is None for choice in wanted.outputs)
+        copied = len(arrays) + as_json + len(binding.copied)
     live.statistics.success(timing, live.samples(wanted.shapes), end - begin, copied)
     if live.drift is not None:
         # Called when the response is on its way, and before the slot is given back.

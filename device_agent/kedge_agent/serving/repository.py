@@ -81,12 +81,13 @@ class Repository:
         with loading(self._layout, model):
             try:
                 self._live[model] = self._load(state.current, model, rehearse=rehearse)
-            except AgentError as error:
+            except Exception as error:  # whatever keeps the current one from being served, the previous one may be
                 if state.previous is None:
                     raise
                 _LOG.error("model %s: %s; falling back to %s", model, error, state.previous[:12])
                 self._live[model] = self._load(state.previous, model, rehearse=rehearse)
-                self._problems[model] = AgentError(f"{error}; serving the previous release instead", kind=error.kind)
+                kind = error.kind if isinstance(error, AgentError) else "internal"
+                self._problems[model] = AgentError(f"{error}; serving the previous release instead", kind=kind)
 
     def get(self, model: str) -> LiveModel:
         """The live model of this name.
@@ -119,19 +120,23 @@ class Repository:
         return max((live.pool.stuck_s() for live in self.live()), default=0.0)
 
     def borrow(
-        self, model: str, shapes: Shapes, timing: Timing, stack: contextlib.ExitStack
+        self, checked: LiveModel, shapes: Shapes, timing: Timing, stack: contextlib.ExitStack
     ) -> tuple[LiveModel, Binding]:
         """A bound slot of the live model, given back when `stack` closes.
 
-        A request that meets the switch between two releases is served by the new one.
+        A request that meets the switch between two releases is served by the new one, if that has the same tensors.
+
+        Args:
+            checked: the model that `shapes` were held against.
 
         Raises:
-            AgentError: as `get` and `ModelPool.request`.
+            AgentError: as `get` and `ModelPool.request`; or the new release has other tensors (busy).
         """
+        model, tensors = checked.manifest.model, (checked.artefact.inputs, checked.artefact.outputs)
         while True:
             live = self.get(model)
-            if {spec.name for spec in live.artefact.inputs} != set(shapes):
-                raise AgentError(f"{model} was replaced by a release with other inputs", kind="busy", hint="try again")
+            if live is not checked and (live.artefact.inputs, live.artefact.outputs) != tensors:
+                raise AgentError(f"{model} was replaced by a release with other tensors", kind="busy", hint="try again")
             try:
                 return live, stack.enter_context(live.pool.request(shapes, timing))
             except PoolRetiredError:
@@ -214,6 +219,7 @@ class Repository:
                 return
             live = self.get(model)
             self._unloaded.add(model)
+            self._problems.pop(model, None)
             del self._live[model]
             live.pool.retire()
 

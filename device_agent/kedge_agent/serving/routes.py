@@ -31,6 +31,7 @@ from .shared_memory import Regions
 
 __all__ = ["control_handler", "inference_handler"]
 
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _DIGEST = r"(?P<digest>[0-9a-f]{64})"
 
 
@@ -39,12 +40,26 @@ def inference_handler(repository: Repository, regions: Regions) -> Handler:
     handle = routed(oip_routes(repository, regions))
 
     def guarded(request: Request) -> Response:
-        # A web page that is open in a browser on the device reaches the port too; browsers say where it came from.
-        if request.door == "tcp" and "origin" in request.headers:
-            raise AgentError("requests of web pages are not taken", kind="forbidden", hint="ask from a program")
+        if request.door == "tcp":
+            _require_program(request)
         return handle(request)
 
     return guarded
+
+
+def _require_program(request: Request) -> None:
+    """Refuse a web page in a browser on the device: it reaches the port too.
+
+    Browsers say where a page came from (Origin), or, where its site's name was made to lead here, by which name (Host).
+
+    Raises:
+        AgentError: it is one (forbidden).
+    """
+    host = request.headers.get("host", "localhost").lower().rpartition(":")
+    if (host[0] or host[2]) not in _LOCAL_HOSTS:
+        raise AgentError("this port answers to the name localhost", kind="forbidden", hint="ask localhost")
+    if "origin" in request.headers:
+        raise AgentError("requests of web pages are not taken", kind="forbidden", hint="ask from a program")
 
 
 def control_handler(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import AgentError
 from ..wire import DOOR_BUFFER_BYTES
-from .connection import Connection, refuse
+from .connection import Connection, refuse, tell_crowded
 from .http import Handler
 
 __all__ = ["HTTPServer", "Limits", "tcp_listener", "unix_listener"]
@@ -26,7 +26,7 @@ _LOG = logging.getLogger("kedge.http")
 _BACKLOG = 128
 _TICK_MS = 500
 _REST_S = 0.05
-# Connections beyond the limit that are told so at a time; the others are hung up on.
+# Connections beyond the limit that are heard out at a time; the others are told and hung up on.
 _REFUSALS = 16
 _PEERCRED = struct.Struct("3i")
 
@@ -113,6 +113,7 @@ class HTTPServer:
         self._busy: dict[socket.socket, bool] = {}
         self._draining = False
         self._refusing = threading.BoundedSemaphore(_REFUSALS)
+        self._ending = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._accept, name=f"accept-{door}", daemon=True)
 
@@ -147,14 +148,15 @@ class HTTPServer:
         return len(self._busy)
 
     def _stop_accepting(self) -> None:
-        self._draining = True
-        if self._thread.is_alive():
-            os.eventfd_write(self._wake, 1)
-            self._thread.join()
-        if self._wake >= 0:
-            os.close(self._wake)
-            self._wake = -1
-        self._listener.close()
+        with self._ending:
+            self._draining = True
+            if self._thread.is_alive():
+                os.eventfd_write(self._wake, 1)
+                self._thread.join()
+            if self._wake >= 0:
+                os.close(self._wake)
+                self._wake = -1
+            self._listener.close()
 
     def _accept(self) -> None:
         poll = select.poll()
@@ -163,9 +165,11 @@ class HTTPServer:
         self._listener.setblocking(False)
         while True:
             ending = self._draining
-            # Also when it is to end: whoever has connected was not refused, and may have asked.
-            while self._accept_one():
-                pass
+            # Also when it is to end: whoever has connected was not refused, and may have asked. A backlog's worth a
+            # round, for who connects without end must not keep this from ending, and the watchdog from being fed.
+            for _ in range(_BACKLOG):
+                if not self._accept_one():
+                    break
             if ending:
                 return
             poll.poll(_TICK_MS)
@@ -193,6 +197,7 @@ class HTTPServer:
             if entered:
                 self._busy[connection] = False
         if not entered and not self._refusing.acquire(blocking=False):
+            tell_crowded(connection, self.limits.connections)
             connection.close()
             return
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AgentError
+from ..store.files import translate_os_error
 
 __all__ = ["Regions", "SharedRegion"]
 
@@ -68,8 +69,12 @@ class SharedRegion:
         # Writing past the end would make the object longer, at the expense of the machine's memory.
         self.require(len(data), offset)
         done = 0
-        while done < len(data):
-            done += os.pwrite(self.handle, data[done:], at + done)
+        try:
+            while done < len(data):
+                done += os.pwrite(self.handle, data[done:], at + done)
+        except OSError as error:
+            # An object may be larger than the memory that is left for it.
+            raise translate_os_error(error, f"writing to shared memory region {self.name!r}") from error
 
     def _shrunk(self) -> AgentError:
         return AgentError(f"shared memory region {self.name!r} has become shorter than it was registered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from .infer_request import InputTensor
 __all__ = ["array_of", "list_of"]
 
 _INTEGERS = "iu"
+_NUMBERS = {int, float, bool}
 # A million floats are some 20 MB of text, a second of work, and all that while nobody else is served.
 _MAX_VALUES = 1_000_000
 
@@ -29,6 +31,7 @@ def array_of(item: InputTensor) -> NDArray[Any]:
     if item.datatype == BYTES:
         return _strings(item)
     dtype = DATATYPES[item.datatype]
+    _require_numbers(item)
     try:
         given = np.asarray(item.data)
         if item.datatype == "UINT64" and given.dtype.kind == "f":
@@ -48,6 +51,15 @@ def array_of(item: InputTensor) -> NDArray[Any]:
     except (ValueError, TypeError, OverflowError) as error:
         raise AgentError(f"input {item.name!r} has data that is no tensor: {error}") from error
     return array.reshape(item.shape)
+
+
+def _require_numbers(item: InputTensor) -> None:
+    """Refuse text before numpy sees it: of one long string among many, numpy makes an array of as long ones."""
+    leaves = item.data if isinstance(item.data, list) else [item.data]
+    while leaves and all(type(leaf) is list for leaf in leaves):
+        leaves = list(chain.from_iterable(leaves))
+    if not set(map(type, leaves)) <= _NUMBERS:
+        raise AgentError(f"input {item.name!r} has data that is no tensor of numbers")
 
 
 def _strings(item: InputTensor) -> NDArray[Any]:

@@ -82,14 +82,19 @@ def interrupted_load(layout: Layout, model: str) -> bool:
 
 @contextlib.contextmanager
 def loading(layout: Layout, model: str) -> Iterator[None]:
-    """While the context is open, a mark lies beside the model's state that `interrupted_load` finds after a crash."""
+    """While the context is open, a mark lies beside the model's state that `interrupted_load` finds after a crash.
+
+    Where it cannot be written, on a full disk say, there is none: a model must not fail to load for want of it.
+    """
     mark = layout.model(model) / "loading"
-    write_atomic(mark, b"")
+    with contextlib.suppress(OSError):
+        write_atomic(mark, b"")
     try:
         yield
     finally:
-        mark.unlink(missing_ok=True)
-        fsync_directory(mark.parent)
+        with contextlib.suppress(OSError):
+            mark.unlink(missing_ok=True)
+            fsync_directory(mark.parent)
 
 
 def list_models(layout: Layout) -> list[str]:
