@@ -19,7 +19,7 @@ from kedge_agent.engine.library import RUNTIMES
 from kedge_agent.errors import AgentError
 from kedge_agent.runtime.base import LoadOptions
 from kedge_agent.runtime.buffers import ALIGNMENT
-from kedge_agent.runtime.cuda import Cuda
+from kedge_agent.runtime.cuda import Cuda, Stream
 from kedge_agent.runtime.cuda_bindings import BindingsCuda
 from kedge_agent.runtime.cuda_lanes import Gpu
 from kedge_agent.runtime.cuda_pycuda import PycudaCuda
@@ -124,19 +124,34 @@ def test_events_of_copies_in_both_directions_show_that_they_overlap(cuda: Cuda) 
     up, down = cuda.stream(), cuda.stream()
     blocks = [cuda.pinned(size), cuda.memory(size), cuda.pinned(size), cuda.memory(size)]
     begin_up, end_up, begin_down, end_down = events = [cuda.event() for _ in range(4)]
+
+    def alone_ms(stream: Stream, queue: Callable[[], None]) -> float:
+        begin_up.record(stream)
+        queue()
+        end_up.record(stream)
+        end_up.synchronise()
+        return end_up.elapsed_ms(begin_up)
+
+    def copy_up() -> None:
+        up.h2d(blocks[1].address, blocks[0].array)
+
+    def copy_down() -> None:
+        down.d2h(blocks[2].array, blocks[3].address)
+
+    for _ in range(2):  # the first is the warm-up
+        alone = alone_ms(up, copy_up) + alone_ms(down, copy_down)
     begin_up.record(up)
-    up.h2d(blocks[1].address, blocks[0].array)
+    copy_up()
     end_up.record(up)
     begin_down.record(down)
-    down.d2h(blocks[2].array, blocks[3].address)
+    copy_down()
     end_down.record(down)
     for event in events:
         event.synchronise()
-    alone = end_up.elapsed_ms(begin_up) + end_down.elapsed_ms(begin_down)
     together = max(end_up.elapsed_ms(begin_up), end_down.elapsed_ms(begin_up))
     for each in (*events, *blocks, up, down):
         each.close()
-    assert together < alone
+    assert together < 0.9 * alone, "a GPU with one copy engine cannot do this; all that kedge has profiles of have two"
 
 
 @pytest.mark.parametrize("transfer", ["copy", "mapped", "managed", "auto"])
@@ -204,22 +219,44 @@ def test_the_next_requests_copy_in_ends_before_this_computation_does(
         slot.close()
 
 
-def test_layers_are_told_by_name_for_every_run(tmp_path: Path) -> None:
-    for runtime in RUNTIMES:
-        order = order_for(runtime)
-        path = models.classifier(tmp_path / "m.onnx", batch=1)
-        engine = tmp_path / "m.engine"
-        engine.write_bytes(compile_apart(path.read_bytes(), order).engine)
-        layers = TensorRTRuntime(runtime).layers(engine, LoadOptions(), {"image": models.images(1)}, 5)
-        assert layers
-        assert {len(layer.times_ms) for layer in layers} == {5}
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_layers_are_told_by_name_for_every_run(tmp_path: Path, runtime: str) -> None:
+    order = order_for(runtime)
+    path = models.classifier(tmp_path / "m.onnx", batch=1)
+    engine = tmp_path / "m.engine"
+    engine.write_bytes(compile_apart(path.read_bytes(), order).engine)
+    layers = TensorRTRuntime(runtime).layers(engine, LoadOptions(), {"image": models.images(1)}, 5)
+    assert layers
+    assert {len(layer.times_ms) for layer in layers} == {5}
 
 
-def test_a_damaged_engine_is_refused_in_tensorrts_words(tmp_path: Path) -> None:
-    for runtime in RUNTIMES:
-        order_for(runtime)
-        path = tmp_path / "m.engine"
-        path.write_bytes(b"ftrt" + bytes(4096))
-        with pytest.raises(AgentError, match="refuses the engine") as caught:
-            TensorRTRuntime(runtime).load(path, LoadOptions())
-        assert caught.value.kind == "incompatible"
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_damaged_engine_is_refused_in_tensorrts_words(tmp_path: Path, runtime: str) -> None:
+    order_for(runtime)
+    path = tmp_path / "m.engine"
+    path.write_bytes(b"ftrt" + bytes(4096))
+    with pytest.raises(AgentError, match="refuses the engine") as caught:
+        TensorRTRuntime(runtime).load(path, LoadOptions())
+    assert caught.value.kind == "incompatible"
+
+
+def test_scratch_that_moved_leaves_no_graph_of_the_old_one(load: Callable[..., TensorRTModel], tmp_path: Path) -> None:
+    path = models.classifier(tmp_path / "m.onnx", batch=1)
+    images = models.images(1)
+    expected = ReferenceModel(path).run({"image": images})["logits"]
+    slot = load(path, LoadOptions(transfer="copy")).slot()
+    binding = slot.bind({"image": images.shape})
+
+    def run() -> None:
+        binding.inputs["image"][...] = images
+        binding.outputs["logits"][...] = np.nan
+        binding.submit()
+        binding.wait()
+        np.testing.assert_allclose(binding.outputs["logits"], expected, rtol=1e-2, atol=1e-2)
+
+    for _ in range(4):  # plain, captured, launched
+        run()
+    load(heavy(tmp_path / "heavy.onnx"), LoadOptions(transfer="copy"))  # needs more scratch: the lane's moves
+    for _ in range(4):
+        run()
+    slot.close()

@@ -59,13 +59,39 @@ class BindingsCuda:
                     _call(driver.cuDeviceGetAttribute, getattr(flags, f"CU_DEVICE_ATTRIBUTE_{name}"), device)
                 )
             )
+            opened = cls(driver, context, properties, version)
         except Exception as error:  # besides a CUresult: what its loader raises where there is no driver
             raise AgentError(
                 f"cuda.bindings finds no GPU: {(str(error).splitlines() or [''])[0][:300]}",
                 kind="incompatible",
                 hint="check the NVIDIA driver: nvidia-smi",
             ) from error
-        return cls(driver, context, properties, version)
+        opened._require_timing()
+        return opened
+
+    def _require_timing(self) -> None:
+        """Try what the newest bindings look for under a name that older drivers do not have.
+
+        cuda.bindings 13 asks for cuEventElapsedTime_v2 of CUDA 12.8; the driver of JetPack 6 is one of 12.6.
+
+        Raises:
+            AgentError: this driver is too old for these bindings (kind incompatible).
+        """
+        try:
+            with self.current():
+                stream, begin, end = self.stream(), self.event(), self.event()
+                begin.record(stream)
+                end.record(stream)
+                end.synchronise()
+                end.elapsed_ms(begin)
+                for each in (end, begin, stream):
+                    each.close()
+        except AgentError as error:
+            raise AgentError(
+                f"{self.binding} does not fit this driver: {error.message}",
+                kind="incompatible",
+                hint="with a driver of CUDA 12.6 (JetPack 6): pip install 'cuda-bindings>=12.9.1,<13', or pycuda",
+            ) from error
 
     def current(self) -> AbstractContextManager[None]:
         """Push the primary context, pop it in the end."""
@@ -149,7 +175,10 @@ class BindingsCuda:
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    result, *values = function(*arguments)
+    try:
+        result, *values = function(*arguments)
+    except RuntimeError as error:  # the driver has no function of this name
+        raise _ResultError(str(error)) from error
     if result != 0:
         raise _ResultError(getattr(result, "name", str(result)))
     if not values:

@@ -66,8 +66,10 @@ class Lane:
 
     def drain(self) -> None:
         """Wait until nothing is queued. For what failed half-way: its buffers must be out of use."""
-        for each in (self.copy_in, self.compute, self.copy_out):
-            each.synchronise()
+        with ExitStack() as stack:
+            # All three, whichever of them fails.
+            for each in (self.copy_out, self.compute, self.copy_in):
+                stack.callback(each.synchronise)
 
     def _open(self, need: int) -> None:
         with ExitStack() as undo:

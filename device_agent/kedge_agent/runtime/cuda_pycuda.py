@@ -2,7 +2,7 @@
 
 What of pycuda this rests on (2026.1, read in its source): a resource is freed in the context that is current when the
 last reference goes, else it is leaked with a warning; so each is let go within `current`. `managed_empty` wants an
-attach flag. Copies, synchronisation and allocation let other threads of Python run.
+attach flag. Copies and synchronisation let other threads of Python run; allocation and release do not.
 """
 
 from __future__ import annotations

@@ -35,13 +35,14 @@ class Kernels:
     Args:
         loaded: whose contexts.
         folder: where files may be kept, or None.
+        graphs: whether TensorRT for RTX may capture its own.
 
     Contexts have no memory of their own: it is lent to them by `set_device_memory`. TensorRT for RTX compiles kernels
     for a new shape beside the work (LAZY) and uses general ones until then, and captures its own CUDA graphs, because
     it alone knows when the final kernels are in place.
     """
 
-    def __init__(self, loaded: Engine, folder: Path | None) -> None:
+    def __init__(self, loaded: Engine, folder: Path | None, *, graphs: bool = True) -> None:
         self._loaded = loaded
         self._path = None if folder is None else folder / f"{_passport_key(loaded)}-{loaded.sha256[:16]}{_SUFFIX}"
         self._kept = b""
@@ -56,7 +57,8 @@ class Kernels:
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.LAZY
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if graphs:  # layers are told of no run that is a graph
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._options = config
         compiled = config.create_runtime_cache()
         if compiled is None:

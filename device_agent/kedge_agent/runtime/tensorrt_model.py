@@ -57,7 +57,7 @@ class TensorRTModel:
             self.loaded = loaded = read_engine(library, heard, path)
             undo.callback(loaded.close)
             self.inputs, self.outputs = loaded.inputs, loaded.outputs
-            self.kernels = kernels = Kernels(loaded, options.cache)
+            self.kernels = kernels = Kernels(loaded, options.cache, graphs=not plain)
             undo.callback(kernels.close)
             deserialised = time.perf_counter_ns()
             self._lanes = gpu.join(self, options.workers, loaded.scratch_bytes)
@@ -67,7 +67,7 @@ class TensorRTModel:
             # Undone last in, first out: contexts go before the engine does.
             undo.callback(lambda: Seats(seats).close())
             seats.extend(
-                Seat(cuda, loaded, kernels.context(), self._lanes[number % options.workers])
+                Seat(cuda, loaded, kernels, self._lanes[number % options.workers])
                 for number in range(2 * options.workers + 1)
             )
             self._asked: Any = kernels.context() if any(DYNAMIC in spec.shape for spec in loaded.outputs) else None

@@ -18,6 +18,7 @@ from .base import Shapes
 from .cuda import Cuda, Event, Graph
 from .cuda_lanes import Lane
 from .tensorrt_engine import Engine, Profile
+from .tensorrt_kernels import Kernels
 
 __all__ = ["Seat", "Seats", "Setup", "set_shapes"]
 
@@ -37,10 +38,11 @@ class Seat:
     Its methods are called by whoever took it, with the lane's lock held, within `Cuda.current`.
     """
 
-    def __init__(self, cuda: Cuda, loaded: Engine, context: Any, lane: Lane) -> None:
+    def __init__(self, cuda: Cuda, loaded: Engine, kernels: Kernels, lane: Lane) -> None:
         self._cuda = cuda
         self._loaded = loaded
-        self._context = context
+        self._kernels = kernels
+        self._context = kernels.context()
         self.lane = lane
         self.holder: Setup | None = None
         self.taken = False
@@ -98,7 +100,12 @@ class Seat:
 
     def _set_up(self, setup: Setup) -> None:
         self.forget()
-        context, lane = self._context, self.lane
+        lane = self.lane
+        if self._kernels.own_graphs and self._generation not in (-1, lane.generation):
+            # TensorRT for RTX finds its graphs by tensors' addresses and shapes, which are the same; the scratch memory
+            # that they work in is not.
+            self._context = self._kernels.context()
+        context = self._context
         set_shapes(self._loaded, context, setup.profile, setup.shapes, lane)
         context.set_device_memory(lane.scratch.address, lane.scratch.size)
         for name, address in setup.addresses.items():
@@ -107,13 +114,18 @@ class Seat:
         self.holder, self._generation = setup, lane.generation
 
 
+# Another thread that synchronises the device, as loading an engine may, spoils a capture that is no fault of the model.
+_FAILURES = 3
+
+
 class Graphs:
-    """Whether runs are captured as CUDA graphs: until one cannot be, then never again, and why."""
+    """Whether runs are captured as CUDA graphs: until a few could not be, then never again, and why."""
 
     def __init__(self, cuda: Cuda, why_not: str | None) -> None:
         self._cuda = cuda
         self.why_not = why_not if why_not is not None or cuda.graphs else f"{cuda.binding} has none"
         self.captured = 0
+        self.failed = 0
 
     @property
     def wanted(self) -> bool:
@@ -125,7 +137,9 @@ class Graphs:
         try:
             graph = self._cuda.capture(seat.lane.compute, enqueue)
         except AgentError as error:
-            self.why_not = f"a run could not be captured: {error.message}"
+            self.failed += 1
+            if self.failed >= _FAILURES:
+                self.why_not = f"{self.failed} runs could not be captured, the last: {error.message}"
             return None
         self.captured += 1
         return graph

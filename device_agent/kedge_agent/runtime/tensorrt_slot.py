@@ -100,12 +100,15 @@ class TensorRTSlot:
         if self._closed:
             return
         self._closed = True
-        with self._model.cuda.current():
-            for binding in self._bindings.values():
-                binding.settle()
-            self._forget(list(self._bindings))
-            for arena in (self.pinned, self.managed, self.staging):
-                arena.close()
+        try:
+            with self._model.cuda.current():
+                for binding in self._bindings.values():
+                    binding.settle()
+                self._forget(list(self._bindings))
+                for arena in (self.pinned, self.managed, self.staging):
+                    arena.close()
+        finally:
+            # After an error that sticks to the context every call fails, and the model must still go.
             self._model.slot_closed(self)
 
     def _generation(self) -> int:
@@ -185,9 +188,11 @@ class TensorRTBinding:
                 try:
                     self._queue(seat)
                 except BaseException:
-                    seat.forget()
-                    with suppress(AgentError):  # the first error is the one that tells
+                    # The first error is the one that tells. What is queued may use the graph: it ends first.
+                    with suppress(AgentError):
                         seat.lane.drain()
+                    with suppress(AgentError):
+                        seat.forget()
                     raise
         except BaseException:
             self._model.seats.give(seat)
