@@ -195,6 +195,7 @@ _LIMITS: Mapping[str, _Reader] = {
     "body_bytes": _whole(1024, 1 << 40),
     "idle_s": _seconds(1, 86400),
     "slowest_bytes_per_s": _whole(1, 1 << 40),
+    "grace_s": _seconds(1, 3600),
 }
 
 _SETTINGS: Mapping[str, _Reader] = {

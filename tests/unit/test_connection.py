@@ -21,7 +21,7 @@ import pytest
 from kedge.release.bundle import Release
 from kedge_agent.formats.oip import encode_request
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
-from kedge_agent.serving import connection as connection_module
+from kedge_agent.serving import body as body_module
 from kedge_agent.serving.http import Request, Response, json_response
 from kedge_agent.serving.repository import Repository
 from kedge_agent.serving.server import HTTPServer, Limits, tcp_listener, unix_listener
@@ -130,7 +130,7 @@ def test_a_compressed_body_is_inflated(echoing, encode) -> None:
 
 def test_a_compressed_body_that_nobody_asks_for_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
     inflated: list[str] = []
-    monkeypatch.setattr(connection_module.zlib, "decompressobj", lambda *_: inflated.append("!"))
+    monkeypatch.setattr(body_module.zlib, "decompressobj", lambda *_: inflated.append("!"))
 
     def refuse_unseen(request: Request) -> Response:
         return json_response({"error": "no such resource"}, 404)
@@ -177,10 +177,9 @@ def test_a_client_that_waits_is_not_told_when_its_request_is_refused_anyway() ->
     assert b"Connection: close" in answer
 
 
-def test_who_stops_within_a_head_or_a_body_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "_GRACE_S", 0.2)
+def test_who_stops_within_a_head_or_a_body_is_hung_up_on() -> None:
     with socket_path() as path:
-        server = HTTPServer(unix_listener(path), echo, Limits(idle_s=0.3))
+        server = HTTPServer(unix_listener(path), echo, Limits(idle_s=0.3, grace_s=0.2))
         server.start()
         for raw, expected in (
             (b"POST /x HT", []),
@@ -198,17 +197,14 @@ def test_who_stops_within_a_head_or_a_body_is_hung_up_on(monkeypatch: pytest.Mon
         server.close()
 
 
-def test_who_does_not_take_its_answer_is_hung_up_on_and_the_others_are_served(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(connection_module, "_GRACE_S", 0.3)
+def test_who_does_not_take_its_answer_is_hung_up_on_and_the_others_are_served() -> None:
     large = bytes(8 << 20)
 
     def much(request: Request) -> Response:
         return Response(200, [large]) if request.path == "/much" else json_response({})
 
     with socket_path() as path:
-        server = HTTPServer(unix_listener(path), much, Limits(slowest_bytes_per_s=1 << 30))
+        server = HTTPServer(unix_listener(path), much, Limits(slowest_bytes_per_s=1 << 30, grace_s=0.3))
         server.start()
         with socket.socket(socket.AF_UNIX) as deaf:
             deaf.connect(str(path))

@@ -5,8 +5,8 @@
 bandwidth: copies to the device from page-locked and from pageable memory. latency: a request through the agent's pool
 against a bare loop of `execute_async_v3`, both with their copies, in turns in one run; the goal is a ratio of medians
 of at most 1.05. The bare loop uses no CUDA graphs; the file says whether the agent did. overlap: which share of a copy
-in passes while the request before it computes, by the GPU's events, and the rate of two clients against that of one. Each
-goes to FOLDER/gpu-NAME.json with its conditions, as it is finished.
+in passes while the request before it computes, by the GPU's events, and the rate of two clients against that of one.
+Each goes to FOLDER/gpu-NAME.json with its conditions, as it is finished.
 Exit status 7, and one line, where something is missing.
 """
 

@@ -102,7 +102,7 @@ class BoundBinding:
         # onnxruntime gives outputs in the order in which their names were first bound.
         self._order = (*results, *(spec.name for spec in served.outputs if spec.name not in results))
         self._allocated = self._order[len(results) :]
-        self._input_bytes = sum(array.nbytes for array in inputs.values())
+        self.input_bytes = sum(array.nbytes for array in inputs.values())
         self._io = served.session.io_binding()
         for name, array in inputs.items():
             self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -142,7 +142,7 @@ class BoundBinding:
         # What onnxruntime allocated for the last run has that run's size: it must allocate again.
         for name in self._allocated:
             self._io.bind_output(name, "cpu")
-        self._served.session.run_with_iobinding(self._io, self._served.run_options(self._input_bytes))
+        self._served.session.run_with_iobinding(self._io, self._served.run_options(self.input_bytes))
         if self._allocated:
             values = self._io.get_outputs_as_ortvaluevector()
             first = len(self._order) - len(self._allocated)

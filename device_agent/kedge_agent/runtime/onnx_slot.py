@@ -36,18 +36,16 @@ class OnnxSlot:
             AgentError: a tensor would exceed 1 GiB (kind too_large), or there is no memory for it (kind space).
         """
         key = tuple(shapes[spec.name] for spec in self._served.inputs)
-        need = sum(
-            spec.dtype.itemsize * element_count(shape) for spec, shape in zip(self._served.inputs, key, strict=True)
-        )
-        if self._peak.passed(need):
+        made_at, cached = self._bindings.get(key, (None, None))
+        if cached is not None and made_at == self._state():
+            if not self._peak.passed(cached.input_bytes):
+                self._bindings.move_to_end(key)
+                cached.forget()
+                return cached
+            # What the peak needed is given back, and less is taken.
             self._bindings.clear()
             self._arena.close()
             self._arena = Arena()
-        made_at, cached = self._bindings.get(key, (None, None))
-        if cached is not None and made_at == self._state():
-            self._bindings.move_to_end(key)
-            cached.forget()
-            return cached
         outputs = self._served.output_shapes(shapes)
         # An output may bear an input's name: its memory must still be another.
         wanted = {f"in:{spec.name}": (spec, shapes[spec.name]) for spec in self._served.inputs}
@@ -81,6 +79,7 @@ class OnnxSlot:
             # Not kept: with it go the strings of its request.
             return StringBinding(self._served, ours, results)
         binding = BoundBinding(self._served, ours, results)
+        self._peak.passed(binding.input_bytes)
         if self._arena.generation != before:
             # Bindings to blocks that moved are of no use, and hold the old blocks in memory.
             self._bindings.clear()

@@ -112,9 +112,8 @@ class ModelPool:
         self._retired = False
         self._empty = threading.Event()
 
-    @contextlib.contextmanager
-    def request(self, shapes: Shapes, timing: Timing) -> Iterator[Binding]:
-        """Borrow a slot bound to these shapes for one request.
+    def borrow(self, shapes: Shapes, timing: Timing, stack: contextlib.ExitStack) -> Binding:
+        """A slot bound to these shapes for one request, given back when `stack` closes.
 
         Raises:
             AgentError: the pool has been retired, or too many requests are inside (kind busy), or the model cannot
@@ -126,9 +125,18 @@ class ModelPool:
         try:
             if slot is None:
                 slot = self.model.slot()
-            yield slot.bind(shapes)
-        finally:
+            binding = slot.bind(shapes)
+        except BaseException:
             self._leave(slot)
+            raise
+        stack.callback(self._leave, slot)
+        return binding
+
+    @contextlib.contextmanager
+    def request(self, shapes: Shapes, timing: Timing) -> Iterator[Binding]:
+        """As `borrow`, for as long as the context lasts."""
+        with contextlib.ExitStack() as stack:
+            yield self.borrow(shapes, timing, stack)
 
     def run(self, binding: Binding, timing: Timing, deadline: float | None = None) -> None:
         """Run a binding when its turn comes, until `deadline` (of `time.monotonic`; None: as the rules have it).
@@ -146,11 +154,18 @@ class ModelPool:
                 timing.joined, timing.led = joined.members, joined.led
                 timing.split(joined.split)
                 return
-        with self._turn(until):
+        # As `_turn` does it; a generator would cost as much as all of this.
+        self._turns.take(until)
+        thread = threading.get_ident()
+        self._running[thread] = time.monotonic()
+        try:
             begin = time.perf_counter_ns()
             binding.submit()
             split = binding.wait()
             end = time.perf_counter_ns()
+        finally:
+            del self._running[thread]
+            self._turns.give()
         timing.queue_ns += begin - start
         timing.compute_ns += end - begin
         timing.split(split)

@@ -30,6 +30,10 @@ class Body(Protocol):
         """Bytes that have not been read."""
         ...
 
+    def text(self, size: int, /) -> bytes:
+        """The next `size` bytes as an object of their own, for what is short. Raises as `into`."""
+        ...
+
     def into(self, view: memoryview, /) -> None:
         """Read the next `len(view)` bytes into memory the caller names.
 
@@ -75,10 +79,7 @@ class Request:
                 kind="too_large",
                 hint="send tensors as binary data",
             )
-        data = bytearray(size)
-        if size:
-            self.body.into(memoryview(data))
-        return bytes(data)
+        return self.body.text(size) if size else b""
 
     def read_json(self, length: int | None = None) -> Any:
         """The next `length` bytes of the body (all, when None) as JSON; None when there are none.

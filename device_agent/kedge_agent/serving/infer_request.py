@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import AgentError
@@ -73,6 +73,7 @@ class InferRequest:
     """A request that fits the model. timeout_us: how long it may wait for its turn; None: as the model's rules say.
 
     body_bytes: of binary data that follow the JSON. reusable: it holds no data, so that the same JSON means the same.
+    answers: JSON of its responses, by the shapes of the outputs, where these are binary.
     """
 
     inputs: tuple[InputTensor, ...]
@@ -82,6 +83,7 @@ class InferRequest:
     id: str | None = None
     timeout_us: int | None = None
     reusable: bool = False
+    answers: dict[tuple[tuple[int, ...], ...], bytes] = field(default_factory=dict, compare=False)
 
 
 def parse_request(text: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:

@@ -149,6 +149,11 @@ def _receive(item: InputTensor, view: memoryview, request: Request, regions: Reg
 
 
 def _respond(live: LiveModel, outputs: Mapping[str, NDArray[Any]], wanted: InferRequest, regions: Regions) -> Response:
+    if wanted.reusable:
+        shapes = tuple(outputs[choice.name].shape for choice in wanted.outputs)
+        known = wanted.answers.get(shapes)
+        if known is not None:
+            return _binary(known, [_bytes_of(outputs[choice.name]) for choice in wanted.outputs])
     entries: list[dict[str, Any]] = []
     buffers: list[bytes | memoryview] = []
     for choice in wanted.outputs:
@@ -180,6 +185,15 @@ def _respond(live: LiveModel, outputs: Mapping[str, NDArray[Any]], wanted: Infer
     header = json.dumps(body).encode()
     if not buffers:
         return Response(200, [header])
+    # The sizes of strings are not in their shapes.
+    if wanted.reusable and len(buffers) == len(entries) and not any(each["datatype"] == BYTES for each in entries):
+        if len(wanted.answers) >= _KEPT_REQUESTS:
+            wanted.answers.clear()
+        wanted.answers[shapes] = header
+    return _binary(header, buffers)
+
+
+def _binary(header: bytes, buffers: list[bytes | memoryview]) -> Response:
     return Response(200, [header, *buffers], [(HEADER_LENGTH, str(len(header)))], "application/octet-stream")
 
 

@@ -38,6 +38,11 @@ class _MemoryBody:
         self._view = memoryview(data)
         self.left = len(data)
 
+    def text(self, size: int, /) -> bytes:
+        data = bytearray(size)
+        self.into(memoryview(data))
+        return bytes(data)
+
     def into(self, view: memoryview, /) -> None:
         start = len(self._view) - self.left
         view[:] = self._view[start : start + len(view)]

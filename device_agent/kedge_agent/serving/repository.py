@@ -138,7 +138,7 @@ class Repository:
             if live is not checked and (live.artefact.inputs, live.artefact.outputs) != tensors:
                 raise AgentError(f"{model} was replaced by a release with other tensors", kind="busy", hint="try again")
             try:
-                return live, stack.enter_context(live.pool.request(shapes, timing))
+                return live, live.pool.borrow(shapes, timing, stack)
             except PoolRetiredError:
                 if self._live.get(model) is live:
                     raise

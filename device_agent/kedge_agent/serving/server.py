@@ -36,7 +36,7 @@ class Limits:
     """Of a door.
 
     connections: at a time. header_bytes, body_bytes: of a request. idle_s: silence between requests.
-    slowest_bytes_per_s: at which bodies must arrive and responses be taken, after 20 s of grace.
+    slowest_bytes_per_s: at which bodies must arrive and responses be taken, or grace_s longer; a head has grace_s.
     """
 
     connections: int = 128
@@ -44,6 +44,7 @@ class Limits:
     body_bytes: int = 1 << 31
     idle_s: float = 300.0
     slowest_bytes_per_s: int = 1_000_000
+    grace_s: float = 20.0
 
 
 def unix_listener(path: Path) -> socket.socket:
