@@ -18,7 +18,7 @@ from .. import __version__
 from ..errors import AgentError
 from ..wire import FAULTS
 from .body import InflatedBody, SocketBody, Terms
-from .head import Head, HeadError, parse_head
+from .head import NO_HEAD, Head, HeadError, parse_head
 from .http import Handler, Request, Response, json_response
 from .link import Link
 
@@ -59,6 +59,8 @@ class Connection:
         self._draining = draining
         self._busy = busy
         self._keep = True
+        self._last_raw = bytearray()
+        self._last_head = NO_HEAD
 
     def serve(self) -> None:
         """Serve until the connection ends. Raises nothing that the peer can cause."""
@@ -71,7 +73,10 @@ class Connection:
                         return
                     raw, ahead, owed = found
                     self._busy(True)
-                    head = parse_head(raw)
+                    if raw != self._last_raw:
+                        # A client that streams sends the same head again and again.
+                        self._last_head, self._last_raw = parse_head(raw), raw
+                    head = self._last_head
                     if head.content_length > terms.body_bytes:
                         raise HeadError(f"a body of {head.content_length} bytes is over the limit", 413)
                 except HeadError as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..formats.oip import HEADER_LENGTH
 
-__all__ = ["Head", "HeadError", "parse_head"]
+__all__ = ["NO_HEAD", "Head", "HeadError", "parse_head"]
 
 _MAX_HEADERS = 100
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]*) HTTP/1\.([01])")
@@ -44,6 +44,10 @@ class Head:
     keep_alive: bool
     expects_continue: bool
     encoding: str
+
+
+NO_HEAD = Head("", "", "", {}, 0, keep_alive=False, expects_continue=False, encoding="identity")
+"""Of a connection that has sent none."""
 
 
 def parse_head(data: bytes | bytearray) -> Head:
