@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import AgentError
 from ..formats.oip import HEADER_LENGTH, encode_request
@@ -22,7 +22,7 @@ from ..store.layout import Layout
 from .golden import golden_batch
 from .http import Request, Response, Route, json_response, route
 from .levels import time_levels
-from .loading import LiveModel, load_options, loadable
+from .loading import load_options, loadable
 from .oip_routes import MODEL_NAME
 from .repository import Repository
 from .shared_memory import Regions
@@ -31,6 +31,7 @@ __all__ = ["measure_routes"]
 
 _MODEL = rf"/kedge/v1/models/{MODEL_NAME}"
 _APART_S = 600.0
+_T = TypeVar("_T")
 _MOST_RUNS = 10_000
 
 
@@ -63,25 +64,23 @@ def measure_routes(repository: Repository, regions: Regions, layout: Layout, roo
             raise AgentError(f"no samples of {model} are kept", kind="not_found", hint="run the benchmark with samples")
         return Response(200, [data], content_type="application/octet-stream")
 
-    def layers(request: Request, model: str) -> Response:
+    def apart_from_serving(request: Request, model: str, measure: Callable[..., _T]) -> tuple[dict[str, Any], int, _T]:
+        """What `measure` finds of the model's file in a child process; which release that was, and of how many runs."""
         given = _options(request, ints=("batch", "runs"))
         entry, runs = repository.get(model), _runs(given)
         inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, given.get("batch", 1))
+        options = load_options(layout, entry.artefact, repository.threads, repository.rules_of(model))
         with _alone(apart), loadable(layout, entry.manifest, entry.artefact) as path:
-            options = _load_options(entry)
-            found = profile_layers(path, entry.artefact.runtime, options, inputs, runs=runs, timeout_s=_APART_S)
-        return json_response(
-            {"release": entry.manifest.digest, "batch": batch, "count": runs, "layers": layer_rows(found)}
-        )
+            found = measure(path, entry.artefact.runtime, options, inputs, runs=runs, timeout_s=_APART_S)
+        return {"release": entry.manifest.digest, "batch": batch}, runs, found
+
+    def layers(request: Request, model: str) -> Response:
+        of, runs, found = apart_from_serving(request, model, profile_layers)
+        return json_response({**of, "count": runs, "layers": layer_rows(found)})
 
     def phases(request: Request, model: str) -> Response:
-        given = _options(request, ints=("batch", "runs"))
-        entry, runs = repository.get(model), _runs(given)
-        inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, given.get("batch", 1))
-        with _alone(apart), loadable(layout, entry.manifest, entry.artefact) as path:
-            options = _load_options(entry)
-            found = measure_phases(path, entry.artefact.runtime, options, inputs, runs=runs, timeout_s=_APART_S)
-        return json_response({"release": entry.manifest.digest, "batch": batch, **found})
+        of, _, found = apart_from_serving(request, model, measure_phases)
+        return json_response({**of, **found})
 
     def levels(request: Request, model: str) -> Response:
         given = _options(request, ints=("batch", "runs", "warmup"))
@@ -114,10 +113,6 @@ def measure_routes(repository: Repository, regions: Regions, layout: Layout, roo
         inputs, _ = golden_batch(layout, entry.manifest, entry.artefact.inputs, int(match[1] or 1))
         header, buffers = encode_request(inputs)
         return Response(200, [header, *buffers], [(HEADER_LENGTH, str(len(header)))], "application/octet-stream")
-
-    def _load_options(entry: LiveModel) -> Any:
-        rules = repository.rules_of(entry.manifest.model)
-        return load_options(layout, entry.artefact, repository.threads, rules)
 
     return [
         route("GET", r"/kedge/v1/conditions", conditions),
