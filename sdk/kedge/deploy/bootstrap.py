@@ -41,6 +41,11 @@ After=local-fs.target
 [Service]
 Type=notify
 ExecStart="{binary}" serve
+ExecReload=/bin/kill -HUP $MAINPID
+# Fed by real progress alone. What is inside has 20 s to end when the agent stops.
+WatchdogSec=30
+TimeoutStopSec=60
+NoNewPrivileges=yes
 # Not always: `kedge-agent stop` ends it with success, and means it.
 Restart=on-failure
 RestartSec=1
