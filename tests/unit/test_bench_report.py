@@ -110,6 +110,12 @@ def full_report() -> dict[str, Any]:
             "runs": 100,
             "latency": latency(),
         },
+        "chosen": {
+            "providers": ["CPUExecutionProvider"],
+            "transfers": {"chosen": {"image": "mapped", "logits": "copy"}},
+            "graphs": {"captured": 0, "why_not": "pycuda has none"},
+            "kernels": {"state": "warm"},
+        },
         "memory": {
             "model_bytes": 674,
             "load": {"load_ms": 5.0, "before": reading, "after": reading, "rehearsal": None},
@@ -238,3 +244,15 @@ def test_the_drawing_has_a_few_round_ticks_whatever_the_time(whole: float) -> No
 def test_rules_that_make_no_sense_are_refused(rules: dict[str, Any]) -> None:
     with pytest.raises(BadInputError):
         BenchRules(**rules)
+
+
+def test_the_conditions_say_what_the_runtime_chose(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_tables(full_report())
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "CPUExecutionProvider",
+        "transfers: image mapped, logits copy",
+        "no CUDA graphs: pycuda has none",
+        "kernels warm",
+    ):
+        assert words in text

@@ -102,6 +102,7 @@ def measure_routes(repository: Repository, regions: Regions, layout: Layout, roo
                 "load": entry.load,
                 "now": now.to_json(),
                 "ledger": ledger_rows(entry.pool.model.ledger(), entry.load, now),
+                "chosen": entry.pool.model.facts(),
             }
         )
 

@@ -53,7 +53,7 @@ def run_bench(
             waterfall = measure_waterfall(transport, client, model, rules, typical_ms, tick)
         layers = measure_layers(client, model, rules, tick) if rules.layers else None
         phases = measure_phases(client, model, rules, tick) if rules.phases else None
-        memory = client.get(f"/kedge/v1/models/{model}/memory", expect=("release", "load", "now", "ledger"))
+        memory = client.get(f"/kedge/v1/models/{model}/memory", expect=("release", "load", "now", "ledger", "chosen"))
     finally:
         client.close()
     parts = [part for part in (*loops, waterfall, layers, phases, memory) if part is not None]
@@ -77,13 +77,22 @@ def run_bench(
         "layers": _own(layers),
         "phases": _own(phases),
         "memory": _own(memory),
+        "chosen": memory["chosen"],
         "samples": {"end_to_end": host_samples, "in_agent": agent_samples} if rules.samples else None,
     }
 
 
+# What is said once of the whole report.
+_OF_ALL = ("release", "batch", "chosen")
+
+
 def _own(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A part of the report without what the report says of them all."""
-    return None if part is None else {key: value for key, value in part.items() if key not in ("release", "batch")}
+    return (
+        None
+        if part is None
+        else {key: value for key, value in part.items() if key not in ("release", "batch", "chosen")}
+    )
 
 
 def _conditions(info: Mapping[str, Any], rules: BenchRules, started: str, batch: int) -> dict[str, Any]:

@@ -59,5 +59,21 @@ def conditions_sentence(report: Mapping[str, Any]) -> str:
         f"{loop}; batch {conditions['batch']},"
         f" warm-up {conditions['warmup_ms']} ms ({end['warmup_runs']} + {inside['warmup_runs']} runs),"
         f" {agent['threads']} threads on {agent['cores']} cores,"
-        f" {report['runtime']} {agent['runtimes'][report['runtime']]}"
+        f" {report['runtime']} {agent['runtimes'][report['runtime']]}{_chosen_words(report['chosen'])}"
     )
+
+
+def _chosen_words(chosen: Mapping[str, Any]) -> str:
+    """What the runtime chose when it loaded the model; its details are for the report in JSON."""
+    words = []
+    if isinstance(providers := chosen.get("providers"), list):
+        words.append(" then ".join(map(str, providers)))
+    if isinstance(transfers := chosen.get("transfers"), dict):
+        ways = transfers.get("chosen", {})
+        words.append("transfers: " + ", ".join(f"{name} {way}" for name, way in ways.items()))
+    if isinstance(graphs := chosen.get("graphs"), dict):
+        why_not = graphs.get("why_not")
+        words.append(f"{graphs.get('captured')} CUDA graphs" if why_not is None else f"no CUDA graphs: {why_not}")
+    if isinstance(kernels := chosen.get("kernels"), dict) and kernels.get("state") != "none":
+        words.append(f"kernels {kernels.get('state')}")
+    return f" ({'; '.join(words)})" if words else ""
