@@ -18,15 +18,16 @@ from kedge_agent.formats.artefact import Serving
 from tests.support import models
 
 CPU, ORIN = "cpu-generic-x86_64", "orin-nano-8gb"
+CUDA = "CUDAExecutionProvider"
 
 
 def test_providers_are_read_as_they_are_written_on_the_command_line() -> None:
     assert parse_serving(None, ()) is None
     assert parse_serving(4, ()) == Serving(threads=4)
-    asked = parse_serving(None, ["TensorrtExecutionProvider:trt_fp16_enable=1,trt_min=image:1x3x8x8,other:1x4", "P"])
-    assert asked == Serving(
-        None,
-        (("TensorrtExecutionProvider", (("trt_fp16_enable", "1"), ("trt_min", "image:1x3x8x8,other:1x4"))), ("P", ())),
+    text = "TensorrtExecutionProvider:trt_fp16_enable=1,trt_profile_min_shapes=image:1x3x8x8,other:1x4"
+    options = (("trt_fp16_enable", "1"), ("trt_profile_min_shapes", "image:1x3x8x8,other:1x4"))
+    assert parse_serving(None, [text, "CPUExecutionProvider"]) == Serving(
+        None, (("TensorrtExecutionProvider", options), ("CPUExecutionProvider", ()))
     )
 
 
@@ -35,15 +36,17 @@ def test_providers_are_read_as_they_are_written_on_the_command_line() -> None:
     [
         "",
         "a b",
-        "P:",
-        "P:key",
-        "P:=1",
-        "P:k=1,k=2",
-        "P:k=",
-        "P:k=a=b",
-        "P:k=/lib/evil.so",
-        "P:k=a\nb",
-        "P:k=" + "v" * 257,
+        "NoSuchExecutionProvider",
+        f"{CUDA}:",
+        f"{CUDA}:device_id",
+        f"{CUDA}:=1",
+        f"{CUDA}:no_such_option=1",
+        f"{CUDA}:device_id=1,device_id=2",
+        f"{CUDA}:device_id=",
+        f"{CUDA}:device_id=a=b",
+        f"{CUDA}:device_id=/lib/evil.so",
+        f"{CUDA}:device_id=a\nb",
+        f"{CUDA}:device_id=" + "v" * 257,
     ],
 )
 def test_what_a_manifest_may_not_say_is_refused_before_anything_is_built(provider: str) -> None:
@@ -62,7 +65,7 @@ def test_the_command_line_reaches_the_manifest(
     (artefact,) = open_release(Path(folder)).manifest.artefacts
     providers = (("CUDAExecutionProvider", (("device_id", "0"),)), ("CPUExecutionProvider", ()))
     assert artefact.serving == Serving(2, providers)
-    assert main(["build", model, "--target", CPU, "--provider", "P:k=/x", "--json"]) == 3
+    assert main(["build", model, "--target", CPU, "--provider", f"{CUDA}:device_id=/x", "--json"]) == 3
     assert "'/x'" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from kedge_agent.formats.artefact import Serving, read_serving
+from kedge_agent.formats.providers import refusal
 from kedge_agent.formats.reader import ManifestError, Reader
 
 from ..errors import BadInputError
@@ -61,6 +62,7 @@ def serving_for(runtime: str, target: Target, asked: Serving | None) -> Serving 
 def _provider(text: str) -> dict[str, Any]:
     name, colon, rest = text.partition(":")
     if not colon:
+        _require_allowed(name, {})
         return {"name": name}
     options: dict[str, str] = {}
     for part in _NEXT_OPTION.split(rest):
@@ -68,4 +70,12 @@ def _provider(text: str) -> dict[str, Any]:
         if not equals or key in options:
             raise BadInputError(f"{text!r} is no provider with options", hint="NAME:key=value,key=value, each key once")
         options[key] = value
+    _require_allowed(name, options)
     return {"name": name, "options": options}
+
+
+def _require_allowed(name: str, options: dict[str, str]) -> None:
+    # The device would say so too, but only when it is to go live there.
+    refused = refusal(name, options)
+    if refused is not None:
+        raise BadInputError(refused[0], hint=refused[1])
