@@ -11,9 +11,10 @@ import pytest
 from kedge.bench.export import trtexec_profile, trtexec_times
 from kedge.bench.rules import BenchRules
 from kedge.errors import BadInputError
-from kedge.report.bench_chart import waterfall_svg
+from kedge.report.bench_chart import _ticks, waterfall_svg
 from kedge.report.bench_html import bench_html
 from kedge.report.bench_text import bench_tables
+from kedge.report.text import byte_size, milliseconds, rate
 from kedge_agent.formats.latency import summarize
 from kedge_agent.formats.trust import Conditions, judge
 from tests.support.pages import self_contained
@@ -161,6 +162,31 @@ def test_exported_times_with_a_gpu_lay_its_parts_end_to_end() -> None:
     assert (row["startH2dMs"], row["endH2dMs"], row["endComputeMs"], row["endD2hMs"]) == (0.75, 1.75, 3.75, 4.25)
     assert row["latencyMs"] == 3.5
     assert row["computeMs"] == 2.0
+
+
+def test_exported_times_of_mixed_transfers_keep_the_copies_there_are() -> None:
+    (row,) = trtexec_times(
+        {name: values[:1] for name, values in SAMPLES.items() if values} | {"h2d": None, "kernel": [2.0], "d2h": [0.5]}
+    )
+    assert (row["h2dMs"], row["computeMs"], row["d2hMs"], row["latencyMs"]) == (0.0, 2.0, 0.5, 2.5)
+
+
+def test_a_rate_at_which_the_runs_would_take_days_is_refused() -> None:
+    BenchRules(rate_per_s=0.01, min_runs=2)
+    with pytest.raises(BadInputError, match="take too long"):
+        BenchRules(rate_per_s=0.001, min_runs=256)
+
+
+@pytest.mark.parametrize("whole", [0.3, 0.0003, 3.0, 0.299, 1e-6, 7.5])
+def test_an_axis_has_three_to_eight_steps(whole: float) -> None:
+    ticks = _ticks(whole)
+    assert 3 <= len(ticks) - 1 <= 8
+    assert ticks[-1] <= whole * (1 + 1e-9)
+
+
+def test_figures_near_a_unit_s_end_are_written_in_the_next() -> None:
+    assert (milliseconds(999.7), byte_size(999_700), byte_size(999)) == ("1 s", "1 MB", "999 B")
+    assert (rate(0.4), rate(12.34), rate(99.97), rate(2310.2)) == ("0.4 /s", "12.3 /s", "100 /s", "2,310 /s")
 
 
 def test_an_exported_profile_begins_with_the_count_of_runs() -> None:

@@ -38,8 +38,19 @@ def test_a_file_is_hashed_whole_and_by_frame(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("count", "percentile", "index"),
-    # Worked by hand from trtexec's rule, index = max(n - 1 - int((1 - p/100) * n), 0).
-    [(1, 50, 0), (2, 50, 0), (10, 50, 4), (10, 90, 9), (11, 50, 5), (100, 99, 98), (1000, 95, 949), (3, 99, 2)],
+    # From trtexec's rule, index = max(n - 1 - int((1 - p/100) * n), 0), in single precision: 1 - 0.9f = 0.10000002,
+    # 1 - 0.95f = 0.050000012, 1 - 0.99f = 0.0099999905.
+    [
+        (1, 50, 0),
+        (2, 50, 0),
+        (10, 50, 4),
+        (10, 90, 8),
+        (11, 50, 5),
+        (100, 99, 99),
+        (101, 99, 99),
+        (1000, 95, 949),
+        (3, 99, 2),
+    ],
 )
 def test_percentiles_follow_trtexec_s_rule(count: int, percentile: float, index: int) -> None:
     assert percentile_index(count, percentile) == index

@@ -114,7 +114,7 @@ def test_a_clock_that_moves_only_in_between_is_seen(jetson: Path) -> None:
         while readings[-1].clocks_hz.get("GPU") != 306_000_000:
             time.sleep(0.01)
         current.write_text("624750000\n")
-    (reason,) = judge([1.0] * 100, readings, others=False).reasons
+    (reason,) = judge([1.0] * 200, readings, others=False).reasons
     assert reason.what == "clock"
     assert "between 306 and 625 MHz" in reason.text
 

@@ -16,6 +16,7 @@ import pytest
 from kedge.release.bundle import Release
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.oip import HEADER_LENGTH, decode_response, encode_request, parse_server_timing
+from kedge_agent.formats.tensors import TensorSpec
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.serving.http import Request
 from kedge_agent.serving.repository import Repository
@@ -380,6 +381,22 @@ def test_a_disk_that_is_full_keeps_no_model_from_being_loaded(served, monkeypatc
     again = restarted(layout)
     assert again.status()[0]["state"] == "serving"
     again.close()
+
+
+def test_a_scalar_beside_a_free_batch_does_not_count_samples(served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kedge_agent.serving import golden
+
+    recorded = {"x": np.zeros((2, 4), "f4"), "rate": np.array(16000, "i8"), "big": np.zeros((1, 1 << 20), "f4")}
+    _, repository, layout = served
+    manifest = repository.get("digits").manifest
+    specs = [TensorSpec("x", "FP32", (-1, 4)), TensorSpec("rate", "INT64", ())]
+    monkeypatch.setattr(golden, "read_golden", lambda *_: {name: recorded[name] for name in ("x", "rate")})
+    made, batch = golden.golden_batch(layout, manifest, specs, 3)
+    assert (made["x"].shape, made["rate"].shape, batch) == ((3, 4), (), 3)
+    monkeypatch.setattr(golden, "read_golden", lambda *_: {"big": recorded["big"]})
+    with pytest.raises(AgentError, match="more than") as caught:
+        golden.golden_batch(layout, manifest, [TensorSpec("big", "FP32", (-1, 1 << 20))], 4096)
+    assert caught.value.kind == "too_large"
 
 
 def test_only_one_activation_runs_at_a_time(served) -> None:

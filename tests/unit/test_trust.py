@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from kedge_agent.formats.latency import percentile_index
 from kedge_agent.formats.trust import Conditions, ProcessorTime, Reason, judge
 
 STEADY = [1.0 + 0.001 * (index % 3) for index in range(300)]
@@ -32,9 +33,11 @@ def test_samples_that_scatter_by_more_than_one_per_cent_are_a_reason_with_its_fi
     assert "1.5 %" in reason.text
 
 
-def test_fewer_than_a_hundred_samples_are_too_few_for_p99() -> None:
-    assert reasons(STEADY[:99]) == ["samples"]
-    assert reasons(STEADY[:100]) == []
+def test_up_to_a_hundred_samples_are_too_few_for_p99() -> None:
+    assert percentile_index(100, 99) == 99, "it is the largest"
+    assert reasons(STEADY[:100]) == ["samples"]
+    assert percentile_index(101, 99) == 99
+    assert reasons(STEADY[:101]) == []
 
 
 def test_a_second_half_that_is_slower_than_the_first_is_drift() -> None:
@@ -68,7 +71,15 @@ def test_time_that_other_processes_took_is_a_reason_and_our_own_is_not() -> None
     assert reason.figures["cores"] == pytest.approx(0.5)
     assert reasons(STEADY, QUIET, busy, others=False) == []
     stolen = replace(LATER, processor=ProcessorTime(103, 53, 0.9, 23))
-    assert reasons(STEADY, QUIET, stolen) == ["stolen"]
+    for others in (True, False):
+        assert reasons(STEADY, QUIET, stolen, others=others) == ["stolen"], "no other process of this system is it"
+
+
+def test_less_than_a_second_tells_nothing_of_other_processes() -> None:
+    tick = replace(LATER, processor=ProcessorTime(100.0007, 50.01, 0, 20))
+    found = judge(STEADY, (replace(QUIET, processor=ProcessorTime(100, 50, 0, 20)), tick))
+    assert found.reasons == ()
+    assert any("too short" in line for line in found.unavailable)
 
 
 def test_what_could_not_be_looked_at_is_listed_once() -> None:

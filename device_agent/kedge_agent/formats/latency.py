@@ -1,13 +1,14 @@
 """Latency summaries: one rule for percentiles wherever a figure is made.
 
-The percentile of n sorted samples is the sample at index `max(n - 1 - int((1 - p/100) * n), 0)`,
-the rule trtexec uses, so that figures can be laid side by side with its own. Everything is in
+The percentile of n sorted samples is the sample at index `max(n - 1 - int((1 - p/100) * n), 0)`, computed in single
+precision: the rule trtexec uses, so that figures can be laid side by side with its own. Everything is in
 milliseconds.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 __all__ = ["PERCENTILES", "LatencySummary", "percentile_index", "summarize"]
 
 PERCENTILES = (50, 90, 95, 99)
+
+_FLOAT = struct.Struct("f")
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,15 @@ class LatencySummary:
 
 def percentile_index(count: int, percentile: float) -> int:
     """Index of a percentile among `count` sorted samples (trtexec's rule)."""
-    # In binary floating point 1 - p/100 lies a little beside its true value (below it for p = 90), and
-    # the index with it; trtexec computes it so, and agreeing with trtexec is the point.
-    return max(count - 1 - int((1 - percentile / 100) * count), 0)
+    # Source: NVIDIA/TensorRT, samples/common/sampleReporting.cpp, findPercentile, which takes a float. 1 - p/100 lies a
+    # little beside its true value there (above it for p = 90, below it for p = 99), and the index with it.
+    share = _single(1 - _single(percentile / 100))
+    return max(count - 1 - int(_single(share * count)), 0)
+
+
+def _single(value: float) -> float:
+    """The value rounded to single precision."""
+    return float(_FLOAT.unpack(_FLOAT.pack(value))[0])
 
 
 def summarize(samples_ms: Sequence[float]) -> LatencySummary:

@@ -16,7 +16,7 @@ __all__ = ["THRESHOLDS", "Conditions", "ProcessorTime", "Reason", "Verdict", "ju
 THRESHOLDS: Mapping[str, float] = {
     "cov": 0.01,
     "drift": 0.05,
-    "samples": 100,
+    "samples": 101,
     "clock": 0.05,
     "other_cores": 0.2,
 }
@@ -29,6 +29,7 @@ reading lies below its highest. other_cores: processors that other processes, or
 
 # Below this the halves' medians say nothing.
 _FEWEST_FOR_DRIFT = 20
+_LEAST_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,10 @@ def judge(
     reasons += moved
     if readings:
         reasons += _of_throttles(readings[0], readings[-1])
-        if others:
-            reasons += _of_processors(readings[0], readings[-1])
+        taken = _of_processors(readings[0], readings[-1])
+        if taken is None:
+            unavailable["other processes: it was too short a time for the kernel's ticks"] = None
+        reasons += [reason for reason in taken or () if others or reason.what != "others"]
     else:
         unavailable["clocks, throttling and other processes: nothing was read"] = None
     if not others:
@@ -183,11 +186,14 @@ def _of_throttles(first: Conditions, last: Conditions) -> list[Reason]:
     return out
 
 
-def _of_processors(first: Conditions, last: Conditions) -> list[Reason]:
+def _of_processors(first: Conditions, last: Conditions) -> list[Reason] | None:
+    """None: the kernel counts in hundredths of a second, which say nothing of less than one."""
     before, after = first.processor, last.processor
-    if before is None or after is None or after.at_s <= before.at_s:
+    if before is None or after is None:
         return []
     seconds = after.at_s - before.at_s
+    if seconds < _LEAST_S:
+        return None
     others = (after.busy_s - before.busy_s - (after.own_s - before.own_s)) / seconds
     stolen = (after.stolen_s - before.stolen_s) / seconds
     out = []

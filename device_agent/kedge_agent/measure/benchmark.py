@@ -58,9 +58,14 @@ class _Loop:
         schedule = Schedule(self._rules)
         several = [Samples() for _ in range(self._rules.concurrency)]
         threads = [threading.Thread(target=self._work, args=(schedule, samples), daemon=True) for samples in several]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
+        started = []
+        try:
+            for thread in threads:
+                thread.start()
+                started.append(thread)
+        except RuntimeError as error:  # no more threads can be had: those that run see it, and end
+            self._failures.append(AgentError(f"{len(threads)} threads cannot be had: {error}", kind="space"))
+        for thread in started:
             thread.join()
         seconds = (time.perf_counter_ns() - schedule.begin_ns) / 1e9
         if self._failures:

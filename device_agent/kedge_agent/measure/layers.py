@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..formats.latency import summarize
 from ..runtime.base import LayerTime
 
 __all__ = ["layer_rows"]
@@ -27,9 +26,15 @@ def layer_rows(layers: Sequence[LayerTime]) -> list[dict[str, Any]]:
             "kind": layer.kind[:_MOST_CHARACTERS],
             "total_ms": total,
             "mean_ms": total / len(layer.times_ms),
-            "median_ms": summarize(layer.times_ms).median_ms,
+            "median_ms": _middle(layer.times_ms),
             "share": total / whole if whole > 0 else 0.0,
         }
         for layer, total in zip(layers[:_MOST_LAYERS], totals, strict=False)
         if layer.times_ms
     ]
+
+
+def _middle(times_ms: Sequence[float]) -> float:
+    """The median as trtexec's profiler has it: of an even count, the mean of the two in the middle."""
+    ordered = sorted(times_ms)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2

@@ -40,11 +40,19 @@ class BenchmarkRules:
         if not (
             0 <= self.warmup_ms <= 600_000 and 0 <= self.duration_ms <= 600_000 and 1 <= self.min_runs <= MAX_SAMPLES
         ):
-            raise AgentError("warmup_ms and duration_ms go to 600000, min_runs from 1 to 1000000")
+            raise AgentError(
+                "warmup_ms and duration_ms go to 600000, min_runs from 1 to 1000000", hint="kedge bench --help"
+            )
         if not 1 <= self.concurrency <= 256:
-            raise AgentError(f"concurrency is {self.concurrency}; it goes from 1 to 256")
+            raise AgentError(f"concurrency is {self.concurrency}; it goes from 1 to 256", hint="kedge bench --help")
         if self.rate_per_s is not None and not 0.001 <= self.rate_per_s <= 1_000_000:
-            raise AgentError(f"rate_per_s is {self.rate_per_s:g}; it goes from 0.001 to 1000000")
+            raise AgentError(
+                f"rate_per_s is {self.rate_per_s:g}; it goes from 0.001 to 1000000", hint="kedge bench --help"
+            )
+        if self.rate_per_s is not None and (self.min_runs - 1) / self.rate_per_s * 1e3 > self.duration_ms + _LONGEST_MS:
+            raise AgentError(
+                f"{self.min_runs} requests at {self.rate_per_s:g} a second take too long", hint="ask for fewer min_runs"
+            )
 
 
 class Schedule:

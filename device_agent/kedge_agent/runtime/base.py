@@ -66,11 +66,15 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Split:
-    """Where one run's time went, in nanoseconds. None: this runtime has no such part, or could not time it."""
+    """Where one run's time went, in nanoseconds. None: this runtime has no such part, or could not time it.
+
+    by_events: compute_ns is of the GPU's own clock, and of its kernels alone.
+    """
 
     compute_ns: int
     h2d_ns: int | None = None
     d2h_ns: int | None = None
+    by_events: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Timing:
 
     def split(self, split: Split) -> None:
         """Take over what a run tells of itself."""
-        if split.h2d_ns is not None or split.d2h_ns is not None:
+        if split.by_events:
             self.h2d_ns, self.kernel_ns, self.d2h_ns = split.h2d_ns, split.compute_ns, split.d2h_ns
 
 

@@ -215,6 +215,7 @@ class TensorRTBinding:
                     compute_ns=_ns(seat.run_end.elapsed_ms(seat.run_begin)),
                     h2d_ns=_ns(seat.in_end.elapsed_ms(seat.in_begin)) if self._copies_in else None,
                     d2h_ns=_ns(seat.out_end.elapsed_ms(seat.out_begin)) if self._copies_out else None,
+                    by_events=True,
                 )
         finally:
             self.seat = None

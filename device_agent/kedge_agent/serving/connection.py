@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection: heads are read no further than they go, bodies into memory that the handler names.
 
-The first bytes of a request are looked at (MSG_PEEK) before they are taken, so that none of a body ends up in a buffer
-of ours: what follows the head goes from the kernel to where the runtime reads it.
+The first bytes of a request are looked at (MSG_PEEK) before they are taken, so that a body need not be copied: what
+follows head and JSON goes from the kernel to where the runtime reads it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from ..wire import WireError
 __all__ = ["golden_batch", "read_golden"]
 
 _MAX_BATCH = 4096
+_MAX_BYTES = 1 << 30
 
 
 def read_golden(layout: Layout, manifest: Manifest, tensors: tuple[GoldenTensor, ...]) -> dict[str, NDArray[Any]]:
@@ -52,18 +53,28 @@ def golden_batch(
         The inputs, and the batch they make: the model's own where that is fixed.
 
     Raises:
-        AgentError: the model has a fixed batch of another size, or batch is out of range.
+        AgentError: the model has a fixed batch of another size, batch is out of range (bad_input), or they would be
+            more than one request may carry (too_large).
     """
     inputs = read_golden(layout, manifest, manifest.golden.inputs)
     by_name = {spec.name: spec for spec in specs}
     if not 1 <= batch <= _MAX_BATCH:
-        raise AgentError(f"batch {batch} is outside 1..{_MAX_BATCH}")
+        raise AgentError(f"batch {batch} is outside 1..{_MAX_BATCH}", hint="leave --batch out")
+    # A scalar, such as a sampling rate, has no samples to count.
+    firsts = {spec.name: spec.shape[0] for spec in specs if spec.shape}
+    free = [name for name, first in firsts.items() if first == DYNAMIC]
+    needed = sum(inputs[name].nbytes // max(inputs[name].shape[0], 1) * batch for name in free)
+    if needed > _MAX_BYTES:
+        raise AgentError(
+            f"{batch} samples are {needed} bytes of input, more than {_MAX_BYTES}",
+            kind="too_large",
+            hint="take a smaller --batch",
+        )
     out = {}
-    fixed = max((spec.shape[0] for spec in specs if spec.shape), default=1)
     for name, array in inputs.items():
         spec = by_name[name]
-        if not spec.shape or spec.shape[0] != DYNAMIC:
-            if batch not in (1, spec.shape[0] if spec.shape else 1):
+        if name not in free:
+            if batch not in (1, firsts.get(name, batch)):
                 raise AgentError(
                     f"{manifest.model} takes {list(spec.shape)} for {name!r}; its batch cannot be {batch}",
                     hint="leave --batch out",
@@ -71,4 +82,4 @@ def golden_batch(
             out[name] = array
         else:
             out[name] = np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
-    return out, batch if fixed == DYNAMIC else fixed
+    return out, batch if free else max(firsts.values(), default=1)

@@ -116,6 +116,8 @@ def _socket(layout: Layout, model: str, body: bytes, header_bytes: int, runs: in
         (Path(name) / "request.http").write_bytes(head + body)
         asked = {"socket": door, "runs": runs, "warmup": warmup}
         ended = run_child(_CLIENT, Path(name), asked, Limits(_CLIENT_S))
+    if ended.late:
+        raise AgentError(f"the client on the device was not done after {_CLIENT_S:g} s", kind="busy", hint="try again")
     if ended.answer is None:
         said = ended.printed[-1] if ended.printed else f"it ended with {ended.code}"
         raise AgentError(f"the client on the device failed: {said[:300]}", kind="internal", hint="see the agent's log")

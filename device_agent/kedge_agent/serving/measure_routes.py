@@ -49,7 +49,8 @@ def measure_routes(repository: Repository, regions: Regions, layout: Layout, roo
         samples = given.pop("samples", False)
         entry = repository.get(model)
         inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, given.pop("batch", 1))
-        measured = run_benchmark(entry.pool, inputs, BenchmarkRules(**given), root)
+        with _alone(apart):
+            measured = run_benchmark(entry.pool, inputs, BenchmarkRules(**given), root)
         answer = {"release": entry.manifest.digest, "batch": batch, **measured.report, "samples": None}
         if samples:
             columns, data = measured.samples.to_bytes()

@@ -17,7 +17,6 @@ from .infer_request import InputTensor
 __all__ = ["array_of", "list_of"]
 
 _INTEGERS = "iu"
-_NUMBERS = {int, float, bool}
 # A million floats are some 20 MB of text, a second of work, and all that while nobody else is served.
 _MAX_VALUES = 1_000_000
 
@@ -58,8 +57,9 @@ def _require_numbers(item: InputTensor) -> None:
     leaves = item.data if isinstance(item.data, list) else [item.data]
     while leaves and all(type(leaf) is list for leaf in leaves):
         leaves = list(chain.from_iterable(leaves))
-    if not set(map(type, leaves)) <= _NUMBERS:
-        raise AgentError(f"input {item.name!r} has data that is no tensor of numbers")
+    allowed = {bool} if item.datatype == "BOOL" else {int, float}
+    if not set(map(type, leaves)) <= allowed:
+        raise AgentError(f"input {item.name!r} has values that are not {item.datatype}, or is no tensor")
 
 
 def _strings(item: InputTensor) -> NDArray[Any]:

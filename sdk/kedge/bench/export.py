@@ -24,11 +24,11 @@ def trtexec_times(samples: Mapping[str, Sequence[float] | None]) -> list[dict[st
         samples: columns in ms: start, queue, input, compute, and h2d, kernel, d2h or None.
     """
     columns = {name: samples[name] for name in ("start", "queue", "input", "compute", "h2d", "kernel", "d2h")}
-    told = all(columns[name] is not None for name in ("h2d", "kernel", "d2h"))
+    told = columns["kernel"] is not None
     out: list[dict[str, float | None]] = []
     for index in range(len(columns["start"] or ())):
         row = {name: 0.0 if values is None else values[index] for name, values in columns.items()}
-        h2d, d2h = (row["h2d"], row["d2h"]) if told else (0.0, 0.0)
+        h2d, d2h = row["h2d"], row["d2h"]
         compute = row["kernel"] if told else row["compute"]
         begin = row["start"] + row["queue"] + row["input"]
         copied, computed = begin + h2d, begin + h2d + compute

@@ -51,7 +51,13 @@ class BenchRules:
                 "bench runs up to 600 s, a million times, in batches up to 4096", hint="kedge bench --help"
             )
         if self.rate_per_s is not None and not 0.001 <= self.rate_per_s <= 1_000_000:
-            raise BadInputError(f"a rate goes from 0.001 to 1000000 requests/s, it is {self.rate_per_s:g}")
+            raise BadInputError(
+                f"a rate goes from 0.001 to 1000000 requests/s, it is {self.rate_per_s:g}", hint="kedge bench --help"
+            )
+        if self.rate_per_s is not None and (self.min_runs - 1) / self.rate_per_s > self.duration_ms / 1e3 + LONGEST_S:
+            raise BadInputError(
+                f"{self.min_runs} requests at {self.rate_per_s:g} a second take too long", hint="fewer --min-runs"
+            )
         steps = self.concurrency
         if not 1 <= len(steps) <= _MOST_STEPS or not all(1 <= step <= 256 for step in steps):
             raise BadInputError(

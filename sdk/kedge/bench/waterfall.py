@@ -19,7 +19,7 @@ from kedge_agent.formats.oip import HEADER_LENGTH, decode_response
 from kedge_agent.formats.trust import judge
 from kedge_agent.wire import WireError, parse_json
 
-from ..errors import IncompatibleError, UnreachableError
+from ..errors import BusyError, IncompatibleError, UnreachableError
 from ..transport.base import Channel, Deadline, Transport
 from ..transport.client import AgentClient
 from ..transport.local import LocalAgent
@@ -147,7 +147,10 @@ class _RawClient:
                 if name.lower() == b"content-length" and value.strip().isdigit():
                     length = int(value)
             if not status.startswith(b"HTTP/1.1 200 ") or len(self._reader.read(length)) != length:
-                raise UnreachableError(f"{self._name}: the agent refused a request: {status[:80].decode('latin-1')!r}")
+                raise BusyError(
+                    f"{self._name}: the agent refused a request: {status[:80].decode('latin-1')!r}",
+                    hint="run the bench again when nobody else uses the model",
+                )
         except OSError as error:
             raise UnreachableError(f"{self._name}: the agent stopped answering: {error}") from error
 

@@ -56,6 +56,7 @@ def bench(
         concurrency=_numbers(concurrency),
         samples=samples or export_times is not None,
     )
+    _require_writable(export_times, export_profile, html)
     with open_device(device, read_inventory(inventory_path)) as (transport, _), out.progress() as progress:
         report = run_bench(transport, model, rules, progress.share)
     _write(report, export_times, export_profile, html)
@@ -69,6 +70,15 @@ def bench(
         bench_tables(report)
 
     out.result(report, render)
+
+
+def _require_writable(*paths: Path | None) -> None:
+    """Find out before a minute of measuring, not after it."""
+    from ..errors import BadInputError
+
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise BadInputError(f"{path} cannot be written", hint="name a file in a folder that exists")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -77,5 +77,5 @@ def _text(x: float, y: float, text: str, role: str, anchor: str) -> str:
 def _ticks(whole: float) -> list[float]:
     """Round figures from 0 up to the whole, three to eight steps apart."""
     step = 10.0 ** math.floor(math.log10(whole / 3))
-    step *= max(factor for factor in (1, 2, 5) if whole / (step * factor) >= 3)
+    step *= max(factor for factor in (1, 2, 5) if whole / (step * factor) >= 3 - 1e-9)
     return [step * index for index in range(int(whole / step + 1e-9) + 1)]

@@ -24,7 +24,7 @@ def milliseconds(value: float | None) -> str:
         return NOT_MEASURED
     if abs(value) < 0.1:
         return f"{value * 1e3:.3g} µs"
-    return f"{value:.3g} ms" if abs(value) < 1000 else f"{value / 1e3:.3g} s"
+    return f"{value:.3g} ms" if abs(value) < 999.5 else f"{value / 1e3:.3g} s"
 
 
 def byte_size(value: int | None) -> str:
@@ -33,7 +33,8 @@ def byte_size(value: int | None) -> str:
         return UNAVAILABLE
     size = float(value)
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1000:
+        # 999.7 would be written as 1e+03.
+        if abs(size) < (1000 if unit == "B" else 999.5):
             return f"{size:.3g} {unit}" if unit != "B" else f"{value} B"
         size /= 1000
     return f"{size:.3g} TB"
@@ -47,8 +48,10 @@ def model_size(encoding: str, stored_bytes: int, loaded_bytes: int) -> str:
 
 
 def rate(value: float | None) -> str:
-    """`2,310 /s`."""
-    return NOT_MEASURED if value is None else f"{value:,.0f} /s"
+    """`2,310 /s`, or `0.4 /s` below a hundred."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:.3g} /s" if value < 99.95 else f"{value:,.0f} /s"
 
 
 def printable(text: str) -> str:
