@@ -161,12 +161,14 @@ def _status(state: Path) -> None:
     import http.client
 
     from .dial import connect
+    from .store.layout import socket_directory
 
     connection = http.client.HTTPConnection("agent", timeout=30)
     connection.sock = connect(state, "control")
     with contextlib.closing(connection):
         connection.request("GET", "/kedge/v1/status")
-        print(json.dumps(json.loads(connection.getresponse().read()), indent=2))
+        body = json.loads(connection.getresponse().read())
+    print(json.dumps({**body, "sockets": str(socket_directory(state))}, indent=2))
 
 
 def _own_command(state: Path, config: Path | None) -> list[str]:

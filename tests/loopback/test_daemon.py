@@ -456,3 +456,11 @@ def ask(prefix: Sequence[str], path: Path) -> str:
     )
     command = [*prefix, sys.executable, "-c", program, str(path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+
+def test_status_says_where_the_sockets_are(start: Start) -> None:
+    agent = start()
+    command = [sys.executable, "-m", "kedge_agent", "--state", str(agent.state), "status"]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+    assert said["sockets"] == str(agent.sockets)
+    assert Path(said["sockets"], "infer.sock").is_socket()
