@@ -105,6 +105,8 @@ def test_the_agent_runs_in_an_empty_environment_that_has_nothing_of_kedge(tmp_pa
         said = subprocess.run(
             [agent, "--state", state, "status"], capture_output=True, text=True, check=True, timeout=60
         )
-        assert json.loads(said.stdout) == {"ready": True, "models": []}
+        status = json.loads(said.stdout)
+        assert Path(status.pop("sockets"), "infer.sock").is_socket()
+        assert status == {"ready": True, "models": []}
     finally:
         subprocess.run([agent, "--state", state, "stop"], check=True, timeout=60)
