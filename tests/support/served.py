@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kedge.release.bundle import Release
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.serving.building import Builds
 from kedge_agent.serving.repository import Repository
@@ -53,6 +54,15 @@ def socket_path() -> Iterator[Path]:
     """A path short enough for a Unix socket."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder) / "s"
+
+
+def activated(layout: Layout, release: Release) -> Repository:
+    """A repository on a store that has this release, which serves it."""
+    onnx = OnnxRuntime()
+    repository = Repository(layout, {onnx.name: onnx}, threads=1)
+    repository.start()
+    repository.activate(release.digest)
+    return repository
 
 
 @contextmanager

@@ -20,14 +20,13 @@ import pytest
 
 from kedge.release.bundle import Release
 from kedge_agent.formats.oip import encode_request
-from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.serving import body as body_module
 from kedge_agent.serving.http import Request, Response, json_response
 from kedge_agent.serving.repository import Repository
 from kedge_agent.serving.server import HTTPServer, Limits, tcp_listener, unix_listener
 from kedge_agent.store.layout import Layout
 from tests.support import models
-from tests.support.served import Client, raw_exchange, serving, socket_path
+from tests.support.served import Client, activated, raw_exchange, serving, socket_path
 from tests.unit.test_store import deliver
 
 
@@ -333,10 +332,7 @@ def large_model(tmp_path: Path) -> Iterator[tuple[Repository, Path]]:
     ).release
     layout = Layout(tmp_path / "state")
     deliver(layout, release)
-    onnx = OnnxRuntime()
-    repository = Repository(layout, {onnx.name: onnx}, threads=1)
-    repository.start()
-    repository.activate(release.digest)
+    repository = activated(layout, release)
     with serving(repository, layout) as (_, path):
         yield repository, path
 

@@ -26,7 +26,7 @@ from kedge_agent.store.layout import Layout
 from kedge_agent.store.models import ModelState, interrupted_load, read_state, write_state
 from tests.conftest import make_release
 from tests.support import models
-from tests.support.served import Client, serving
+from tests.support.served import Client, activated, serving
 from tests.unit.test_store import deliver
 
 
@@ -34,10 +34,7 @@ from tests.unit.test_store import deliver
 def served(tmp_path: Path, release: Release) -> Iterator[tuple[Client, Repository, Layout]]:
     layout = Layout(tmp_path / "state")
     deliver(layout, release)
-    onnx = OnnxRuntime()
-    repository = Repository(layout, {onnx.name: onnx}, threads=1)
-    repository.start()
-    repository.activate(release.digest)
+    repository = activated(layout, release)
     with serving(repository, layout) as (_, path):
         client = Client(path)
         yield client, repository, layout

@@ -110,7 +110,6 @@ class ModelPool:
         self._running: dict[int, float] = {}
         self._inside = 0
         self._retired = False
-        self._empty = threading.Event()
 
     def borrow(self, shapes: Shapes, timing: Timing, stack: contextlib.ExitStack) -> Binding:
         """A slot bound to these shapes for one request, given back when `stack` closes.
@@ -184,16 +183,11 @@ class ModelPool:
     def retire(self) -> None:
         """Take no more requests; close the model when the last one has left."""
         with self._guard:
+            # Where requests are inside, the last one closes it; where it was retired before, that has been seen to.
+            idle = not self._retired and self._inside == 0
             self._retired = True
-            idle = self._inside == 0 and not self._empty.is_set()
-            if idle:
-                self._empty.set()
         if idle:
             self._close()
-
-    def drained(self, timeout_s: float) -> bool:
-        """Wait, once it is retired, until the last request has left; False when it has not by then."""
-        return self._empty.wait(timeout_s)
 
     @property
     def inside(self) -> int:
@@ -236,8 +230,6 @@ class ModelPool:
                 self._idle.append((self._requests, slot))
             else:
                 spare = slot
-            if finished:
-                self._empty.set()
         if spare is not None:
             spare.close()
         if finished:
