@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class LiveModel:
                 hint="leave the version out",
             )
 
-    @property
+    @cached_property
     def batches(self) -> bool:
         """Whether the first dimension of every tensor is free: it counts samples, in models as people make them."""
         specs = (*self.artefact.inputs, *self.artefact.outputs)
