@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import AgentError
 from .formats.manifest import is_model_name
@@ -18,6 +18,7 @@ from .runtime.pool import PoolRules
 from .serving.server import Limits
 from .store.files import read_bounded, translate_os_error
 from .store.layout import SYSTEM_STATE
+from .store.rules import OFF, REQUIRED, ReleaseRules
 from .wire import WireError, parse_json
 
 __all__ = ["SYSTEM_SETTINGS", "Settings", "parse_settings", "read_settings", "settings_path"]
@@ -26,6 +27,8 @@ SYSTEM_SETTINGS = Path("/etc/kedge/agent.json")
 
 _MAX_BYTES = 256 * 1024
 _PREFIX = re.compile(r"/[A-Za-z0-9._-]{2,199}")
+T = TypeVar("T")
+
 _HINT = "docs/agent.md lists every setting and its bounds"
 
 
@@ -37,6 +40,7 @@ class Settings:
     threads: intra-operator threads of each model; 0 takes every core this process may use.
     shared_memory_prefix: names of the shared memory that clients may register begin with it; None: there is none.
     limits: of each door.
+    releases: what may be deployed, and for how long it is watched.
     models: rules by model name; `*` stands for every other model.
     drain_s: how long requests inside may take to finish when the agent stops.
     stuck_s: how long a request may compute until systemd's watchdog is fed no more.
@@ -46,6 +50,7 @@ class Settings:
     threads: int = 0
     shared_memory_prefix: str | None = None
     limits: Limits = field(default_factory=Limits)
+    releases: ReleaseRules = field(default_factory=ReleaseRules)
     models: Mapping[str, PoolRules] = field(default_factory=dict)
     drain_s: float = 20.0
     stuck_s: float = 300.0
@@ -157,12 +162,18 @@ def _prefix(value: Any, name: str) -> str:
 
 
 def _models(value: Any, name: str) -> dict[str, PoolRules]:
+    return _by_model(value, name, _rules, also="*", hint="* stands for the others")
+
+
+def _by_model(
+    value: Any, name: str, reader: Callable[[Any, str], T], *, also: str = "", hint: str = ""
+) -> dict[str, T]:
     if not isinstance(value, dict):
         raise AgentError(f"{name} is {_shown(value)}; it is an object")
     for model in value:
-        if model != "*" and not is_model_name(model):
-            raise AgentError(f"{name} has {model[:80]!r}, which is no model's name", hint="* stands for the others")
-    return {model: _rules(rules, f"{name}.{model}") for model, rules in value.items()}
+        if model != also and not is_model_name(model):
+            raise AgentError(f"{name} has {model[:80]!r}, which is no model's name", hint=hint)
+    return {model: reader(rules, f"{name}.{model}") for model, rules in value.items()}
 
 
 def _rules(value: Any, name: str) -> PoolRules:
@@ -171,6 +182,18 @@ def _rules(value: Any, name: str) -> PoolRules:
         return PoolRules(**options)
     except AgentError as error:
         raise AgentError(f"{name}.{error.message}") from error
+
+
+def _signatures(value: Any, name: str) -> str:
+    if value not in (REQUIRED, OFF):
+        raise AgentError(f'{name} is {_shown(value)}; it is "{REQUIRED}", "{OFF}" or null')
+    return str(value)
+
+
+def _absolute_path(value: Any, name: str) -> Path:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise AgentError(f"{name} is {_shown(value)}; it is an absolute path")
+    return Path(value)
 
 
 def _shown(value: Any) -> str:
@@ -198,11 +221,24 @@ _LIMITS: Mapping[str, _Reader] = {
     "grace_s": _seconds(1, 3600),
 }
 
+_THRESHOLD = _whole(1, 16)
+
+_RELEASES: Mapping[str, _Reader] = {
+    "signatures": _or_null(_signatures),
+    "allowed_signers": _absolute_path,
+    "revoked_keys": _absolute_path,
+    "threshold": _THRESHOLD,
+    "thresholds": lambda value, name: _by_model(value, name, _THRESHOLD),
+    "keep": _whole(0, 1000),
+    "probation_s": _whole(0, 86400),
+}
+
 _SETTINGS: Mapping[str, _Reader] = {
     "tcp_port": _or_null(_whole(1, 65535)),
     "threads": _whole(0, 1024),
     "shared_memory_prefix": _or_null(_prefix),
     "limits": lambda value, name: Limits(**_each(value, f"{name}.", _LIMITS)),
+    "releases": lambda value, name: ReleaseRules(**_each(value, f"{name}.", _RELEASES)),
     "models": _models,
     "drain_s": _seconds(0, 3600),
     "stuck_s": _seconds(1, 86400),

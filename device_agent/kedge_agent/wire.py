@@ -23,7 +23,9 @@ __all__ = [
     "DOORS",
     "DOOR_BUFFER_BYTES",
     "DOOR_GROUPS",
+    "ENCODING_DELTA",
     "ENCODING_RAW",
+    "ENCODING_ZSTD",
     "FAULTS",
     "FRAME_BYTES",
     "FRAME_HEADER",
@@ -46,8 +48,9 @@ __all__ = [
     "render_greeting",
 ]
 
-PROTOCOL = 1
-PROTOCOLS_SPOKEN = (1,)
+PROTOCOL = 2
+PROTOCOLS_SPOKEN = (1, 2)
+"""Both sides speak all of these; a channel speaks the highest that both have. Protocol 1 has no OFFER."""
 
 DOORS = ("infer", "control")
 DOOR_BUFFER_BYTES = 1 << 20
@@ -64,6 +67,8 @@ NOISE_LIMIT_BYTES = 64 * 1024
 
 GREETING_PREFIX = b"KEDGE "
 ENCODING_RAW = 0
+ENCODING_ZSTD = 1
+ENCODING_DELTA = 2
 
 MESSAGE_HEADER = struct.Struct(">BI")
 FRAME_HEADER = struct.Struct(">IIB")
@@ -76,10 +81,12 @@ class Message(IntEnum):
     MANIFEST = 1
     FRAME = 2
     COMMIT = 3
+    OFFER = 4
     WANT = 16
     ACK = 17
     DONE = 18
     ERROR = 19
+    AGAIN = 20
 
 
 @dataclass(frozen=True)

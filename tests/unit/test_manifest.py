@@ -52,7 +52,7 @@ def test_a_release_is_named_by_the_hash_of_its_manifest_s_bytes() -> None:
     manifest = parse_manifest(data)
     assert manifest.digest == hashlib.sha256(data).hexdigest()
     assert (manifest.model, manifest.version, manifest.total_bytes) == ("digits", 3, FRAME_BYTES + 17)
-    assert manifest.parity.cosine_min == 0.999
+    assert manifest.gates.parity.limits.cosine_min == 0.999
     assert parse_manifest(data.replace(b"\n ", b"\n  ")).digest != manifest.digest
 
 

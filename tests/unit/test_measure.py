@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kedge_agent.errors import AgentError
-from kedge_agent.formats.manifest import ParityGate
+from kedge_agent.formats.gates import ParityGate, ParityLimits
 from kedge_agent.formats.tensors import TensorSpec
 from kedge_agent.measure.benchmark import run_benchmark
 from kedge_agent.measure.layers import layer_rows
@@ -65,7 +65,7 @@ class SlowBinding:
         return Split(int(self._seconds * 1e9))
 
 
-GATE = ParityGate(cosine_min=0.999, relative_error_max=0.02)
+GATE = ParityGate(ParityLimits(cosine_min=0.999, relative_error_max=0.02))
 
 
 def broken(device: list[float], golden: list[float]) -> list[str]:

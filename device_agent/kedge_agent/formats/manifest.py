@@ -28,6 +28,7 @@ from .artefact import (
 )
 from .digests import sha256_hex
 from .frames import frame_count
+from .gates import Gates, read_gates
 from .reader import ManifestError, Reader
 from .tensors import BYTES, DATATYPES, tensor_bytes
 
@@ -42,7 +43,6 @@ __all__ = [
     "GoldenTensor",
     "Manifest",
     "ManifestError",
-    "ParityGate",
     "is_digest",
     "is_model_name",
     "manifest_bytes",
@@ -95,18 +95,6 @@ class Golden:
 
 
 @dataclass(frozen=True)
-class ParityGate:
-    """Limits for the device's outputs against the golden ones.
-
-    cosine_min: cosine similarity of each flattened output, at least.
-    relative_error_max: max |device - golden| / max |golden| of each output, at most.
-    """
-
-    cosine_min: float
-    relative_error_max: float
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A parsed manifest. `digest` is the release's name."""
 
@@ -119,7 +107,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     artefacts: tuple[Artefact, ...]
     golden: Golden
-    parity: ParityGate
+    gates: Gates
     provenance: Mapping[str, Any]
 
     @property
@@ -174,14 +162,6 @@ def _require_distinct(where: str, names: list[str]) -> None:
         raise ManifestError(f"{where} names a tensor twice")
 
 
-def _gates(reader: Reader) -> ParityGate:
-    parity = reader.child("parity")
-    gate = ParityGate(parity.decimal("cosine_min", -1, 1), parity.decimal("relative_error_max", 0, 1e6))
-    parity.done()
-    reader.done()
-    return gate
-
-
 def parse_manifest(data: bytes | bytearray | memoryview) -> Manifest:
     """Parse and check a manifest; the digest is of exactly these bytes.
 
@@ -211,13 +191,16 @@ def parse_manifest(data: bytes | bytearray | memoryview) -> Manifest:
         files=files,
         artefacts=tuple(read_artefact(item) for item in root.objects("artefacts", 16, least=1)),
         golden=_golden(root.child("golden"), sizes),
-        parity=_gates(root.child("gates")),
+        gates=read_gates(root.child("gates")),
         provenance=root.take("provenance", dict),
     )
     platform.done()
     root.done()
     for tensors in (manifest.golden.inputs, manifest.golden.outputs):
         _require_distinct("golden", [tensor.name for tensor in tensors])
+    unknown = manifest.gates.parity.outputs.keys() - {tensor.name for tensor in manifest.golden.outputs}
+    if unknown:
+        raise ManifestError(f"manifest.gates.parity.outputs names no golden output: {', '.join(sorted(unknown))[:200]}")
     for artefact in manifest.artefacts:
         _require_distinct(artefact.runtime, [spec.name for spec in artefact.inputs])
         _require_distinct(artefact.runtime, [spec.name for spec in artefact.outputs])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats.manifest import ParityGate
+from ..formats.gates import ParityGate
 
 __all__ = ["OutputParity", "compare_output", "failures"]
 
@@ -71,10 +71,15 @@ def failures(gate: ParityGate, results: Mapping[str, OutputParity]) -> list[str]
     """One sentence for every limit that an output breaks; empty when the gate is passed."""
     out = []
     for name, result in results.items():
-        if not result.cosine >= gate.cosine_min:
-            out.append(f"output {name!r}: cosine {result.cosine:.6f} is below {gate.cosine_min:g}")
-        if not result.relative_error <= gate.relative_error_max:
+        limits = gate.of(name)
+        if not result.cosine >= limits.cosine_min:
+            out.append(f"output {name!r}: cosine {result.cosine:.6f} is below {limits.cosine_min:g}")
+        if not result.relative_error <= limits.relative_error_max:
             out.append(
-                f"output {name!r}: relative error {result.relative_error:.6g} is above {gate.relative_error_max:g}"
+                f"output {name!r}: relative error {result.relative_error:.6g} is above {limits.relative_error_max:g}"
+            )
+        if limits.max_abs_error_max is not None and not result.max_abs_error <= limits.max_abs_error_max:
+            out.append(
+                f"output {name!r}: absolute error {result.max_abs_error:.6g} is above {limits.max_abs_error_max:g}"
             )
     return out

@@ -165,7 +165,7 @@ def check_parity(layout: Layout, candidate: LiveModel) -> list[dict[str, Any]]:
             binding.inputs[name][...] = array
         candidate.pool.run(binding, timing)
         results = {name: compare_output(name, binding.outputs[name], expected[name]) for name in expected}
-    broken = failures(manifest.parity, results)
+    broken = failures(manifest.gates.parity, results)
     if broken:
         raise AgentError(
             f"parity gate refused release {manifest.digest[:12]}: {'; '.join(broken)}",

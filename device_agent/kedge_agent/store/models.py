@@ -8,27 +8,47 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import AgentError
+from ..failpoints import reached
 from ..formats.manifest import is_digest, is_model_name
 from ..wire import WireError, parse_json
 from .files import fsync_directory, make_directory, read_bounded, write_atomic
 from .layout import Layout
 
-__all__ = ["ModelState", "interrupted_load", "list_models", "loading", "read_state", "write_state"]
+__all__ = [
+    "ModelState",
+    "go_back",
+    "interrupted_load",
+    "list_models",
+    "loading",
+    "prepare_switch",
+    "read_state",
+    "switch",
+    "way_back",
+    "write_state",
+]
 
 _MAX_STATE_BYTES = 64 * 1024
+_MAX_NUMBER = 1 << 53
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """The release a model serves, and the one it served before (what a rollback returns to)."""
+    """The release a model serves, and the one it served before (what a rollback returns to).
+
+    floor: the least `manifest.version` that may go live, but for `previous`. downgrade: the serial number of the last
+    downgrade that lowered it; an older one counts no more.
+    """
 
     current: str
     previous: str | None
+    floor: int = 0
+    downgrade: int = 0
 
 
 def read_state(layout: Layout, model: str) -> ModelState | None:
@@ -37,38 +57,107 @@ def read_state(layout: Layout, model: str) -> ModelState | None:
     Raises:
         AgentError: state.json is not readable as what we wrote (kind integrity).
     """
-    path = layout.model(model) / "state.json"
+    return _read(layout.model(model) / "state.json", model)
+
+
+def way_back(layout: Layout, model: str) -> ModelState | None:
+    """The state that `go_back` would put in force, or None where none was prepared.
+
+    Raises:
+        AgentError: it is damaged (integrity).
+    """
+    return _read(layout.model(model) / "state.back", model)
+
+
+def _read(path: Path, model: str) -> ModelState | None:
     try:
         body = parse_json(read_bounded(path, _MAX_STATE_BYTES))
         current, previous = body["current"], body["previous"]
+        # Written before there was a floor: every version may go live.
+        floor, downgrade = body.get("floor", 0), body.get("downgrade", 0)
         if not is_digest(current) or not (previous is None or is_digest(previous)):
             raise WireError("not a release digest")
+        if not all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in (floor, downgrade)):
+            raise WireError("not a version")
     except FileNotFoundError:
         return None
-    except (OSError, WireError, KeyError, TypeError) as error:
+    except (OSError, WireError, KeyError, TypeError, AttributeError) as error:
         raise AgentError(
             f"{path} is damaged: {error}", kind="integrity", hint=f"deploy a release of {model} again"
         ) from error
-    return ModelState(current, previous)
+    return ModelState(current, previous, floor, downgrade)
 
 
-def write_state(layout: Layout, model: str, state: ModelState) -> None:
-    """Switch a model to a state, durably, by one rename.
+def _bytes(state: ModelState) -> bytes:
+    return json.dumps({"schema": 2, **asdict(state)}).encode()
+
+
+def prepare_switch(layout: Layout, model: str, state: ModelState, back: ModelState | None) -> None:
+    """Write the state that is to come, and the one to return to if it does not work out; nothing is switched.
+
+    From then on both ways are a rename, which needs no room on the disk.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    folder = layout.model(model)
+    make_directory(folder)
+    for name in ("state.next", "state.back"):
+        _clear(folder / name)
+    if back is None:
+        (folder / "state.back").unlink(missing_ok=True)
+    else:
+        write_atomic(folder / "state.back", _bytes(back))
+    write_atomic(folder / "state.next", _bytes(state))
+
+
+def switch(layout: Layout, model: str) -> None:
+    """Put the prepared state in force, durably, by one rename.
 
     Raises:
         OSError: as the file system says; the old state then stands.
     """
+    _rename(layout, model, "state.next", "deploy.renamed")
+
+
+def go_back(layout: Layout, model: str) -> None:
+    """Put the state that was prepared for this in force, durably, by one rename.
+
+    Raises:
+        OSError: as the file system says, or none was prepared (FileNotFoundError); the state then stands.
+    """
+    _rename(layout, model, "state.back", "revert.renamed")
+
+
+def write_state(layout: Layout, model: str, state: ModelState, back: ModelState | None = None) -> None:
+    """Prepare and switch in one step. Raises as both."""
+    prepare_switch(layout, model, state, back)
+    switch(layout, model)
+
+
+def _rename(layout: Layout, model: str, name: str, place: str) -> None:
     folder = layout.model(model)
-    make_directory(folder)
-    body = {"schema": 1, "current": state.current, "previous": state.previous}
-    write_atomic(folder / "state.json", json.dumps(body).encode())
-    _point_current(folder, Path("../../releases") / state.current)
+    target = folder / "state.json"
+    _clear(target)
+    os.replace(folder / name, target)
+    reached(place)
+    fsync_directory(folder)
+    state = _read(target, model)
+    if state is not None:
+        _point_current(folder, Path("../../releases") / state.current)
+
+
+def _clear(path: Path) -> None:
+    """A folder in the place of a file is nothing of ours, and a rename does not replace it: it is moved aside."""
+    if path.is_dir() and not path.is_symlink():
+        path.rename(path.with_name(f".{path.name}.damaged-{time.time_ns()}"))
 
 
 def _point_current(folder: Path, destination: Path) -> None:
     # For people only: a failure here must not undo a switch that has happened.
     link = folder / f".current.{os.getpid()}"
     with contextlib.suppress(OSError):
+        _clear(folder / "current")
         link.unlink(missing_ok=True)
         link.symlink_to(destination)
         link.replace(folder / "current")

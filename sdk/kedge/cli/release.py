@@ -27,6 +27,7 @@ def show_command(folder: Path, out: Output) -> None:
 
     found = open_release(folder)
     manifest = found.manifest
+    parity = manifest.gates.parity.limits
     artefacts = [(a, manifest.file(a.file).size_bytes, found.model_bytes(a)) for a in manifest.artefacts]
     document = {
         "release": found.digest,
@@ -52,7 +53,7 @@ def show_command(folder: Path, out: Output) -> None:
                 ),
                 (
                     "parity gate",
-                    f"cosine ≥ {manifest.parity.cosine_min:g}, relative error ≤ {manifest.parity.relative_error_max:g}",
+                    f"cosine ≥ {parity.cosine_min:g}, relative error ≤ {parity.relative_error_max:g}",
                 ),
                 *((key, str(value)) for key, value in manifest.provenance.items()),
             ]
