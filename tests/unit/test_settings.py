@@ -13,6 +13,7 @@ from kedge_agent.errors import AgentError
 from kedge_agent.runtime.pool import PoolRules
 from kedge_agent.serving.server import Limits
 from kedge_agent.settings import SYSTEM_SETTINGS, SYSTEM_STATE, Settings, parse_settings, read_settings, settings_path
+from kedge_agent.store.rules import ReleaseRules
 
 
 def parsed(body: Any) -> Settings:
@@ -169,7 +170,8 @@ def test_the_document_s_example_is_accepted_and_every_setting_is_in_the_document
     assert example.tcp_port == 8000
     assert example.rules_of("camera").drop_stale
     names = [
-        *(f"`{each.name}`" for each in fields(Settings) if each.name not in ("limits", "models")),
+        *(f"`releases.{each.name}`" for each in fields(ReleaseRules) if each.name != "thresholds"),
+        *(f"`{each.name}`" for each in fields(Settings) if each.name not in ("limits", "models", "releases")),
         *(f"`limits.{each.name}`" for each in fields(Limits)),
         *(f"`.{each.name}`" for each in fields(PoolRules)),
     ]

@@ -47,7 +47,7 @@ def test_a_greeting_is_found_behind_what_a_login_shell_prints_and_in_pieces() ->
 
 
 def test_an_agent_of_another_protocol_is_named_with_both_versions() -> None:
-    with pytest.raises(IncompatibleError, match="speaks protocol 7, this kedge speaks 1") as caught:
+    with pytest.raises(IncompatibleError, match="speaks protocol 7, this kedge speaks 1, 2") as caught:
         hear(render_greeting(Greeting((7,), "9.0")))
     assert "provision" in caught.value.hint
 

@@ -1,8 +1,8 @@
 """What is being done to each model, and what came of it: one file of checksummed records that is only appended to.
 
 The file has its full size from the beginning, so that a full disk keeps nobody from writing down how a deploy ended. A
-record is a line: crc32 of the rest in eight hexadecimal digits, a space, JSON. A line whose checksum is wrong, as a power cut
-leaves one, ends the journal: nothing after it was ever acknowledged.
+record is a line: crc32 of the rest in eight hexadecimal digits, a space, JSON. A line whose checksum is wrong, as a
+power cut leaves one, ends the journal: nothing after it was ever acknowledged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["FINAL_STEPS", "STEPS", "Entry", "Journal"]
 _LOG = logging.getLogger("kedge.journal")
 
 STEPS = ("begun", "gated", "switching", "switched", "reverting", "committed", "reverted", "refused", "rolled-back")
-"""begun: staged, nothing changed. gated: the gates were passed. switching: the state is about to be renamed. switched: it
+"""begun: nothing changed yet. gated: the gates were passed. switching: the state is about to be renamed. switched: it
 was, and is on probation. reverting: it is about to be renamed back. The others are how it ended."""
 
 FINAL_STEPS = ("committed", "reverted", "refused", "rolled-back")

@@ -10,7 +10,7 @@ from kedge_agent.wire import (
     GREETING_PREFIX,
     MAX_GREETING_BYTES,
     NOISE_LIMIT_BYTES,
-    PROTOCOL,
+    PROTOCOLS_SPOKEN,
     Greeting,
     WireError,
     parse_greeting,
@@ -130,10 +130,11 @@ def greet(channel: Channel, device: str, deadline: Deadline) -> Greeting:
         raise IncompatibleError(
             f"{device}: {error}", hint=f"provision it again: kedge device provision {device}"
         ) from error
-    if PROTOCOL not in greeting.protocols:
+    if not set(PROTOCOLS_SPOKEN) & set(greeting.protocols):
+        ours = ", ".join(map(str, PROTOCOLS_SPOKEN))
         spoken = ", ".join(map(str, greeting.protocols))
         raise IncompatibleError(
-            f"{device}: the agent ({greeting.version}) speaks protocol {spoken}, this kedge speaks {PROTOCOL}",
+            f"{device}: the agent ({greeting.version}) speaks protocol {spoken}, this kedge speaks {ours}",
             hint=f"bring the agent to this version: kedge device provision {device}",
         )
     if greeting.error is not None:
