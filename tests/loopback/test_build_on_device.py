@@ -74,8 +74,8 @@ def silent(step: str, share: float) -> None:
 
 
 def push(agent: LocalAgent, release: Release) -> None:
-    channel = agent.open_receive(Deadline.after(30, "the test"))
-    upload(channel, agent.name, release.manifest_bytes, release.files(), lambda done, total: None)
+    channel, protocol = agent.open_receive(Deadline.after(30, "the test"))
+    upload(channel, agent.name, release.manifest_bytes, release.files(), protocol=protocol)
 
 
 def agent_pid(agent: LocalAgent) -> int:

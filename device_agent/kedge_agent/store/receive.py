@@ -23,6 +23,7 @@ from ..wire import ENCODING_RAW, FRAME_BYTES, FRAME_HEADER, MESSAGE_HEADER, Mess
 from .files import exclusive_lock, fsync_directory, make_directory, translate_os_error, write_atomic
 from .layout import Layout
 from .releases import has_release
+from .rules import ReleaseRules
 
 __all__ = ["receive"]
 
@@ -33,8 +34,11 @@ Read = Callable[[int], memoryview]
 Send = Callable[[Message, bytes], None]
 
 
-def receive(layout: Layout, source: BinaryIO, sink: BinaryIO) -> str:
-    """Run the agent's half of a push; returns the digest of the accepted release.
+def receive(layout: Layout, source: BinaryIO, sink: BinaryIO, rules: ReleaseRules = ReleaseRules()) -> str:  # noqa: B008
+    """Run the agent's half of a push; returns the digest of what was accepted.
+
+    Args:
+        rules: what the device's owner decided about releases.
 
     Raises:
         AgentError: the push failed; it has also been reported to the host as an ERROR message.

@@ -141,12 +141,12 @@ def _built(
     progress: Progress,
 ) -> CachedEngine:
     progress("pushing what is to be compiled", 0.0)
-    channel = transport.open_receive(Deadline.after(_CONNECT_S, f"reaching {transport.name}"))
+    channel, protocol = transport.open_receive(Deadline.after(_CONNECT_S, f"reaching {transport.name}"))
 
     def sent(done: int, total: int) -> None:
         progress("pushing what is to be compiled", done / total if total else 1.0)
 
-    upload(channel, transport.name, release.manifest_bytes, release.files(), sent)
+    upload(channel, transport.name, release.manifest_bytes, release.files(), sent, protocol=protocol)
     asked = client.post("/kedge/v1/build", {"release": release.digest}, expect=("job", "state"))
     key = str(asked["job"])
     if not is_digest(key):

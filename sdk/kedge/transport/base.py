@@ -18,7 +18,7 @@ from kedge_agent.wire import (
 
 from ..errors import AgentMissingError, IncompatibleError, UnreachableError, error_of_kind
 
-__all__ = ["Channel", "Deadline", "Door", "Transport", "greet"]
+__all__ = ["Channel", "Deadline", "Door", "Transport", "agreed", "greet"]
 
 Door = Literal["infer", "control"]
 
@@ -93,8 +93,8 @@ class Transport(Protocol):
         """
         ...
 
-    def open_receive(self, deadline: Deadline) -> Channel:
-        """A stream to a `receive` process, ready for the manifest. Raises as `open_door`."""
+    def open_receive(self, deadline: Deadline) -> tuple[Channel, int]:
+        """A stream to a `receive` process, ready for a push, and the protocol to speak. Raises as `open_door`."""
         ...
 
     def close(self) -> None:
@@ -140,6 +140,11 @@ def greet(channel: Channel, device: str, deadline: Deadline) -> Greeting:
     if greeting.error is not None:
         raise error_of_kind(greeting.kind, f"{device}: {greeting.error}", (greeting.hint or "").replace("NAME", device))
     return greeting
+
+
+def agreed(greeting: Greeting) -> int:
+    """The protocol that a channel speaks after this greeting: the highest that both sides have."""
+    return max(set(PROTOCOLS_SPOKEN) & set(greeting.protocols))
 
 
 def _no_greeting(channel: Channel, device: str) -> AgentMissingError:

@@ -18,7 +18,7 @@ from typing import IO, BinaryIO, Literal
 from kedge_agent.wire import GREETING_PREFIX
 
 from ..errors import AgentMissingError
-from .base import Channel, Deadline, Door, greet
+from .base import Channel, Deadline, Door, agreed, greet
 
 __all__ = ["LocalAgent", "ProcessChannel"]
 
@@ -148,20 +148,19 @@ class LocalAgent:
 
     def open_door(self, door: Door, deadline: Deadline) -> Channel:
         """See `Transport.open_door`."""
-        return self._open(["dial-stdio", door], deadline)
+        return self._open(["dial-stdio", door], deadline)[0]
 
-    def open_receive(self, deadline: Deadline) -> Channel:
+    def open_receive(self, deadline: Deadline) -> tuple[Channel, int]:
         """See `Transport.open_receive`."""
         return self._open(["receive"], deadline)
 
-    def _open(self, arguments: list[str], deadline: Deadline) -> Channel:
+    def _open(self, arguments: list[str], deadline: Deadline) -> tuple[Channel, int]:
         channel = ProcessChannel([*self._command, *arguments])
         try:
-            greet(channel, self.name, deadline)
+            return channel, agreed(greet(channel, self.name, deadline))
         except BaseException:
             channel.close()
             raise
-        return channel
 
     def close(self) -> None:
         """Stop the agent if we started it; idempotent, and may be called again after an interrupt."""

@@ -21,7 +21,7 @@ from ..errors import (
     UnknownHostKeyError,
     UnreachableError,
 )
-from .base import Channel, Deadline, Door, greet
+from .base import Channel, Deadline, Door, agreed, greet
 from .hostkeys import HostKey, disabled_algorithms, quiet_paramiko
 
 if TYPE_CHECKING:
@@ -157,9 +157,9 @@ class SshTransport:
 
     def open_door(self, door: Door, deadline: Deadline) -> Channel:
         """See `Transport.open_door`."""
-        return self._open_agent(f"dial-stdio {door}", deadline)
+        return self._open_agent(f"dial-stdio {door}", deadline)[0]
 
-    def open_receive(self, deadline: Deadline) -> Channel:
+    def open_receive(self, deadline: Deadline) -> tuple[Channel, int]:
         """See `Transport.open_receive`."""
         return self._open_agent("receive", deadline)
 
@@ -207,7 +207,7 @@ class SshTransport:
         if client is not None:
             client.close()
 
-    def _open_agent(self, arguments: str, deadline: Deadline) -> Channel:
+    def _open_agent(self, arguments: str, deadline: Deadline) -> tuple[Channel, int]:
         if self.address.state is None:
             raise AgentMissingError(
                 f"{self.name}: no agent is known there", hint=f"install it: kedge device provision {self.name}"
@@ -216,11 +216,10 @@ class SshTransport:
         channel = _SshChannel(self._execute(f"exec {binary} {arguments}", deadline))
         try:
             with _translated(self.name, self.address):
-                greet(channel, self.name, deadline)
+                return channel, agreed(greet(channel, self.name, deadline))
         except BaseException:
             channel.close()
             raise
-        return channel
 
     def _execute(self, command: str, deadline: Deadline) -> paramiko.Channel:
         self.connect(deadline)

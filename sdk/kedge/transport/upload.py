@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from kedge_agent.formats.frames import frame_length
 from kedge_agent.formats.manifest import FileEntry
+from kedge_agent.formats.offer import Offer
 from kedge_agent.wire import (
     ENCODING_RAW,
     FRAME_BYTES,
@@ -38,10 +40,20 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class UploadResult:
-    """What a push sent: bytes of frames, and how many the device had already."""
+    """What a push did.
+
+    sent_bytes: of content that the device lacked. wire_bytes: payload that travelled for it, encodings and repetitions
+    included. skipped_bytes: of files or frames that were in their place. copied_bytes: that the device made of what it
+    had elsewhere. delta_frames: that travelled as a difference. resent_frames: that were sent a second time.
+    """
 
     sent_bytes: int
+    wire_bytes: int
     skipped_bytes: int
+    copied_bytes: int
+    delta_frames: int
+    resent_frames: int
+    seconds: float
 
 
 class _Incoming(threading.Thread):
@@ -134,16 +146,24 @@ def upload(
     manifest: bytes,
     files: Sequence[tuple[FileEntry, Path]],
     progress: Progress = lambda done, total: None,
+    *,
+    offer: Offer | None = None,
+    protocol: int,
+    limit_bytes_per_s: int | None = None,
 ) -> UploadResult:
     """Push a release through a channel to a `receive` process.
 
     Args:
         files: entries in manifest order, each with the path of its bytes on this machine.
+        offer: what comes with the manifest; None: nothing does.
+        protocol: that the channel speaks (`Transport.open_receive`).
+        limit_bytes_per_s: send no faster; None: as fast as it goes.
 
     Raises:
         KedgeError: what the device reports (no space, integrity, busy), or that the link broke.
             Frames acknowledged by then are on the device's disk and are not sent again.
     """
+    begin = time.monotonic()
     incoming = _Incoming(channel, device)
     channel.settimeout(_PATIENCE_S)
     try:
@@ -172,7 +192,7 @@ def upload(
     finally:
         channel.close()
     everything = sum(entry.size_bytes for entry, _ in files)
-    return UploadResult(total, everything - total)
+    return UploadResult(total, total, everything - total, 0, 0, 0, time.monotonic() - begin)
 
 
 def _wanted(want: Any, files: Sequence[tuple[FileEntry, Path]]) -> list[tuple[int, int]]:
