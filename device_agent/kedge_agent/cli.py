@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     hardware.add_argument("--jetson", action="store_true", help="for a Jetson")
     commands.add_parser("status", help="print what is being served, as JSON")
     commands.add_parser("receive", help="receive a release on standard input (the host runs this)")
+    accept = commands.add_parser("import", help="accept a release from a .kedge archive, by the rules of a push")
+    accept.add_argument("archive", metavar="FILE|-", help="the archive; - is standard input")
+    commands.add_parser(
+        "ssh-command", help="what a key may do that may push and call alone (authorized_keys names this)"
+    )
     dial = commands.add_parser("dial-stdio", help="join standard input and output to a door (the host runs this)")
     dial.add_argument("door", choices=DOORS)
     return parser
@@ -88,7 +94,7 @@ def _outcome(arguments: argparse.Namespace) -> int:
     try:
         _run(arguments, state)
     except AgentError as error:
-        _report(arguments.command, error)
+        _report(error)
         return FAULTS[error.kind].exit_code
     except BrokenPipeError:
         # The host hung up; there is nobody left to tell.
@@ -99,12 +105,7 @@ def _outcome(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _report(command: str, error: AgentError) -> None:
-    if command == "dial-stdio":
-        # The host reads the reason where it waits for a greeting.
-        greeting = Greeting(PROTOCOLS_SPOKEN, __version__, error.message, error.hint, error.kind)
-        sys.stdout.buffer.write(render_greeting(greeting))
-        sys.stdout.buffer.flush()
+def _report(error: AgentError) -> None:
     print(f"kedge-agent: error: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"  hint: {error.hint}", file=sys.stderr)
@@ -128,20 +129,61 @@ def _run(arguments: argparse.Namespace, state: Path) -> None:
         _status(state)
     elif arguments.command == "receive":
         _receive(state)
+    elif arguments.command == "import":
+        _import(state, arguments.archive)
     elif arguments.command == "dial-stdio":
         from .dial import dial
 
-        dial(state, arguments.door)
+        with _greeted_with_the_reason():
+            dial(state, arguments.door)
+    elif arguments.command == "ssh-command":
+        from .forced import allowed_command
+
+        with _greeted_with_the_reason():
+            words = allowed_command(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+        _run(_parser().parse_args(words), state)
+
+
+@contextlib.contextmanager
+def _greeted_with_the_reason() -> Iterator[None]:
+    """What goes wrong before the greeting takes its place: the host reads the reason where it waits for one."""
+    try:
+        yield
+    except AgentError as error:
+        _greet(Greeting(PROTOCOLS_SPOKEN, __version__, error.message, error.hint, error.kind))
+        raise
+
+
+def _greet(greeting: Greeting) -> None:
+    sys.stdout.buffer.write(render_greeting(greeting))
+    sys.stdout.buffer.flush()
 
 
 def _receive(state: Path) -> None:
+    from .settings import settings_of
     from .store.layout import Layout
     from .store.receive import receive
 
+    with _greeted_with_the_reason():
+        rules = settings_of(state).releases
     source = io.BufferedReader(_ImpatientInput(), buffer_size=64 * 1024)
-    sys.stdout.buffer.write(render_greeting(Greeting(PROTOCOLS_SPOKEN, __version__)))
-    sys.stdout.buffer.flush()
-    receive(Layout(state), source, sys.stdout.buffer)
+    _greet(Greeting(PROTOCOLS_SPOKEN, __version__))
+    receive(Layout(state), source, sys.stdout.buffer, rules)
+
+
+def _import(state: Path, archive: str) -> None:
+    from .settings import settings_of
+    from .store.files import translate_os_error
+    from .store.import_archive import import_archive
+    from .store.layout import Layout
+
+    rules = settings_of(state).releases
+    try:
+        with open(0 if archive == "-" else archive, "rb", closefd=archive != "-") as source:
+            digest = import_archive(Layout(state), source, rules)
+    except OSError as error:
+        raise translate_os_error(error, f"reading {archive}") from error
+    print(json.dumps({"release": digest}))
 
 
 class _ImpatientInput(io.RawIOBase):
@@ -225,7 +267,7 @@ def _unit(arguments: argparse.Namespace, config: Path | None) -> None:
 
 
 def _stop(state: Path, config: Path | None) -> None:
-    from .settings import Settings, read_settings, settings_path
+    from .settings import Settings, read_settings, settings_of
     from .store.layout import Layout
 
     layout = Layout(state)
@@ -236,7 +278,7 @@ def _stop(state: Path, config: Path | None) -> None:
         os.kill(pid, signal.SIGTERM)
     settings = Settings()
     with contextlib.suppress(AgentError):
-        settings = read_settings(settings_path(state, config))
+        settings = read_settings(config) if config is not None else settings_of(state)
     patience_s = settings.drain_s + _STOP_S
     deadline = time.monotonic() + patience_s
     while _holder(layout.lock) is not None:

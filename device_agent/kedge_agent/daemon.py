@@ -25,7 +25,7 @@ from .serving.building import Builds
 from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
 from .serving.shared_memory import Regions
-from .settings import Settings, read_settings, settings_path
+from .settings import Settings, read_settings, remember_config, settings_path
 from .store.files import make_directory, translate_os_error
 from .store.layout import SYSTEM_SOCKETS, Layout, socket_directory
 from .systemd import Notifier
@@ -150,6 +150,7 @@ def _run(layout: Layout, options: Options, signals: _Signals) -> None:
         if options.ephemeral:
             # Only whoever holds the folder may remove it: a second agent on it is refused above.
             stack.callback(shutil.rmtree, options.state, ignore_errors=True)
+        remember_config(layout.root, options.config)
         _log_to(layout.log)
         _serve(layout, configuration, signals)
 

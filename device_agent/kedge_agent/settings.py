@@ -16,15 +16,25 @@ from .errors import AgentError
 from .formats.manifest import is_model_name
 from .runtime.pool import PoolRules
 from .serving.server import Limits
-from .store.files import read_bounded, translate_os_error
+from .store.files import read_bounded, translate_os_error, write_atomic
 from .store.layout import SYSTEM_STATE
 from .store.rules import OFF, REQUIRED, ReleaseRules
 from .wire import WireError, parse_json
 
-__all__ = ["SYSTEM_SETTINGS", "Settings", "parse_settings", "read_settings", "settings_path"]
+__all__ = [
+    "SYSTEM_SETTINGS",
+    "Settings",
+    "parse_settings",
+    "read_settings",
+    "remember_config",
+    "settings_of",
+    "settings_path",
+]
 
 SYSTEM_SETTINGS = Path("/etc/kedge/agent.json")
 
+_CONFIG_NOTE = "agent.config"
+_MAX_PATH_BYTES = 4096
 _MAX_BYTES = 256 * 1024
 _PREFIX = re.compile(r"/[A-Za-z0-9._-]{2,199}")
 T = TypeVar("T")
@@ -65,6 +75,34 @@ def settings_path(state: Path, config: Path | None) -> Path:
     if config is not None:
         return config
     return SYSTEM_SETTINGS if state == SYSTEM_STATE else state / "agent.json"
+
+
+def remember_config(state: Path, config: Path | None) -> None:
+    """Leave the file that the daemon was told to read where `settings_of` finds it; None: it was told none.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    note = state / _CONFIG_NOTE
+    if config is None:
+        note.unlink(missing_ok=True)
+    else:
+        write_atomic(note, str(config).encode("utf-8", "surrogateescape"), mode=0o600)
+
+
+def settings_of(state: Path) -> Settings:
+    """The settings that the daemon on this state folder reads, or would: what comes by itself obeys the same rules.
+
+    Raises:
+        AgentError: as `read_settings`.
+    """
+    try:
+        config = Path(read_bounded(state / _CONFIG_NOTE, _MAX_PATH_BYTES).decode("utf-8", "surrogateescape"))
+    except FileNotFoundError:
+        return read_settings(settings_path(state, None))
+    except OSError as error:
+        raise translate_os_error(error, f"reading {state / _CONFIG_NOTE}") from error
+    return read_settings(config, must_exist=True)
 
 
 def read_settings(path: Path, *, must_exist: bool = False) -> Settings:
