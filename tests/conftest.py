@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kedge.build.gates import GateOptions
 from kedge.build.release import BuildOptions, build_release
 from kedge.config import cache_dir
 from kedge.release.bundle import Release
@@ -44,7 +45,7 @@ def release(tmp_path: Path) -> Release:
 def make_release(folder: Path, *, version: int, name: str = "digits", seed: int = 0) -> Release:
     """A release of the small classifier; another seed gives other weights."""
     model = models.classifier(folder / f"{name}-{version}.onnx", seed=seed)
-    options = BuildOptions(name, version)
+    options = BuildOptions(name, version, GateOptions(probation_s=0))
     golden = {"image": models.images()}
     return build_release(model, host_target(), folder / f"{name}-{version}.release", options, golden).release
 

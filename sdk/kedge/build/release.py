@@ -29,6 +29,7 @@ from ..release.bundle import Release, write_release
 from ..targets import Target
 from .cache import CachedEngine, EngineCache
 from .engines import build_engine, host_builders, order_of
+from .gates import GateOptions, gates_of
 from .golden import made_up_inputs, select_samples
 from .memory import estimate
 from .plan import Plan, plan, require_room
@@ -44,8 +45,8 @@ class BuildOptions:
     """What the user may say about a release.
 
     name: the model's name on the device. version: its integer version.
-    cosine_min, relative_error_max: limits of the parity gate, as decimal strings.
-    accuracy: measured figures to record, as decimal strings by name.
+    gates: conditions that the device checks; where they say nothing, those that the model notes.
+    accuracy: measured figures to record, as decimal strings by name; None: those that the model notes.
     pack: True packs the model where that makes it smaller, False never does, None where it is worthwhile; engines and
         what a device is to compile are never packed.
     runtime, compute_capabilities: see `plan`. shapes: profiles of inputs whose shape is not fixed.
@@ -57,8 +58,7 @@ class BuildOptions:
 
     name: str
     version: int = 1
-    cosine_min: str = "0.999"
-    relative_error_max: str = "0.02"
+    gates: GateOptions = field(default_factory=GateOptions)
     accuracy: Mapping[str, str] | None = None
     pack: bool | None = None
     runtime: str | None = None
@@ -187,9 +187,7 @@ def build_release(
             "inputs": _record(inputs, "golden-in", sources),
             "outputs": _record(outputs, "golden-out", sources),
         },
-        "gates": {
-            "parity": {"cosine_min": options.cosine_min, "relative_error_max": options.relative_error_max},
-        },
+        "gates": gates_of(spec.notes, options.gates).to_manifest(),
         "provenance": {
             "source_sha256": source.sha256,
             "kedge": __version__,
@@ -199,8 +197,8 @@ def build_release(
             "ir_version": spec.ir_version,
             "golden_inputs": "made up" if golden is None else "given",
             "accuracy": dict(options.accuracy or {}),
-            # The ranges are the artefact's, which is what the device reads.
-            **{key: note for key, note in spec.notes.items() if key != "calibrated"},
+            # The ranges are the artefact's and the gates the manifest's, which is what the device reads.
+            **{key: note for key, note in spec.notes.items() if key not in ("calibrated", "gates")},
         },
     }
     if reference is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import Output, inventory_option, long_output_options, path_type, read_inventory, shapes_option
+from .units import parse_size
 
 if TYPE_CHECKING:
     from ..build.release import Built
@@ -27,10 +28,24 @@ __all__ = ["build"]
 )
 @click.option("--golden", type=path_type, help="Real inputs (.npy or .npz) to record for the parity gate.")
 @click.option("--reference", type=path_type, help="The model whose outputs are golden.  [default: MODEL itself]")
-@click.option("--min-cosine", default="0.999", show_default=True, help="Parity gate: least cosine similarity.")
+@click.option("--min-cosine", help="Parity gate: least cosine similarity.  [default: 0.999]")
+@click.option("--max-relative-error", help="Parity gate: largest error over largest output.  [default: 0.02]")
+@click.option("--max-abs-error", help="Parity gate: largest error, in the output's own unit.  [default: any]")
+@click.option("--p99-ms", help="Latency gate: 99th percentile of compute on the device, in ms.  [default: any]")
+@click.option("--p99-ratio", help="Latency gate: the same over the live release's, as 1.2.  [default: any]")
 @click.option(
-    "--max-relative-error", default="0.02", show_default=True, help="Parity gate: largest error over largest output."
+    "--peak-memory",
+    type=parse_size,
+    metavar="SIZE",
+    help="Memory gate: of a process that runs it, as 512MiB.  [default: any]",
 )
+@click.option(
+    "--probation",
+    type=click.IntRange(0, 86400),
+    metavar="SECONDS",
+    help="How long the device watches it after the switch.  [default: the device's own]",
+)
+@click.option("--max-error-share", help="Share of requests that may fail meanwhile.  [default: 0.01]")
 @click.option(
     "--pack/--no-pack",
     default=None,
@@ -79,8 +94,10 @@ def build(
 
     Where the target's runtime takes engines, one is compiled here if that is possible (TensorRT for RTX: always,
     also without a GPU), taken from the cache if it was built before, or left to the first device.
+    Gates come from these options, else from the recipe that the model was optimised by, else the defaults stand.
     Beside the release, FOLDER.build.json and .build.html say what was built.
     """
+    from ..build.gates import GateOptions
     from ..build.release import BuildOptions, build_release, model_name_for, plan_model
     from ..build.serving import parse_serving
     from ..build.shapes import parse_shapes
@@ -93,8 +110,16 @@ def build(
     asked = BuildOptions(
         name=options["name"] or model_name_for(model),
         version=options["model_version"],
-        cosine_min=options["min_cosine"],
-        relative_error_max=options["max_relative_error"],
+        gates=GateOptions(
+            cosine_min=options["min_cosine"],
+            relative_error_max=options["max_relative_error"],
+            max_abs_error_max=options["max_abs_error"],
+            p99_ms=options["p99_ms"],
+            p99_ratio_max=options["p99_ratio"],
+            memory_peak_bytes=options["peak_memory"],
+            probation_s=options["probation"],
+            error_share_max=options["max_error_share"],
+        ),
         pack=options["pack"],
         runtime=options["runtime"],
         compute_capabilities=tuple(options["also_for"]),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..build.gates import GateOptions
 from ..build.release import BuildOptions, build_release
 from ..deploy.push import deploy
 from ..errors import IncompatibleError
@@ -25,7 +26,7 @@ _ROUND_MS = 200
 _ROUNDS = 3
 _START_S = 60.0
 # Candidates are compared in time here, not in accuracy: the gate of their deployment asks for nothing.
-_NO_GATE = ("-1", "1000000")
+_NO_GATE = GateOptions(cosine_min="-1", relative_error_max="1000000", probation_s=0)
 
 
 class DeviceProbe:
@@ -54,7 +55,7 @@ class DeviceProbe:
         with tempfile.TemporaryDirectory(prefix="kedge-probe-") as folder:
             for index, path in enumerate(models.values()):
                 release = Path(folder) / f"{index}.release"
-                options = BuildOptions(f"kedge-probe-{index}", 1, *_NO_GATE)
+                options = BuildOptions(f"kedge-probe-{index}", 1, _NO_GATE)
                 deploy(self._transport, build_release(path, self._target, release, options).release)
         client = AgentClient(self._transport)
         try:

@@ -1,6 +1,8 @@
-"""What kedge notes in an ONNX file's metadata: how inputs are prepared, their range, what was done to the model.
+"""What kedge notes in an ONNX file's metadata.
 
-The file carries them from `kedge optimize` to `kedge build`, which copies them into the manifest.
+How inputs are prepared, their range, what was done to the model, how accurate it was before and after, and which gates
+it must pass on a device. The file carries them from `kedge optimize` to `kedge build`, which copies them
+into the manifest.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["read_notes", "write_notes"]
 
 _PREFIX = "kedge."
-_KEYS = ("preprocess", "optimize", "calibrated")
+_KEYS = ("preprocess", "optimize", "calibrated", "gates", "accuracy")
 _MAX_BYTES = 1 << 16
 
 
