@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from kedge.build.gates import GateOptions, gates_of
 from kedge.build.release import BuildOptions, build_release
 from kedge.cli import main
 from kedge.errors import BadInputError
+from kedge.model.onnx_io import read_model
+from kedge.optimize.pipeline import optimise
+from kedge.optimize.recipe import read_recipe
 from kedge.release.bundle import open_release
 from kedge.targets import host_target
 from kedge_agent.formats.gates import LatencyGate, ParityLimits, ProbationRules
@@ -27,6 +32,24 @@ EVERYTHING: dict[str, Any] = {
     "probation_s": 60,
     "error_share_max": 0.001,
 }
+
+RECIPE = """
+target = "cpu-generic-x86_64"
+
+[model]
+source = "MODEL"
+
+[[pass]]
+kind = "simplify"
+
+[gates]
+p99_ms = 12
+probation_s = 30
+error_share_max = 0.001
+
+[gates.outputs.logits]
+relative_error_max = 0.1
+"""
 
 
 def test_what_is_not_stated_is_not_in_the_manifest_but_for_parity() -> None:
@@ -112,3 +135,35 @@ def test_the_command_line_states_gates(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_size_without_a_known_unit_is_a_usage_error(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "m.onnx", "--target", "x", "--peak-memory", size]) == 2
     assert size in capsys.readouterr().err
+
+
+def test_a_recipe_s_gates_reach_the_manifest_through_the_model(tmp_path: Path) -> None:
+    written = tmp_path / "r.toml"
+    written.write_text(RECIPE.replace("MODEL", str(models.classifier(tmp_path / "given.onnx"))))
+    recipe = read_recipe(written)
+    done = optimise(recipe, tmp_path / "made.onnx", lambda step, share: None)
+    asked = BuildOptions("digits", 1, GateOptions(cosine_min="0.5"))
+    manifest = build_release(done.model, host_target(), tmp_path / "r", asked).release.manifest
+    assert manifest.gates.latency == LatencyGate(12.0, None)
+    assert manifest.gates.parity.of("logits") == ParityLimits(0.5, 0.1)
+    assert manifest.gates.probation == ProbationRules(30, 0.001)
+    origin = manifest.provenance["optimize"]
+    assert origin["recipe_sha256"] == hashlib.sha256(written.read_bytes()).hexdigest()
+    assert origin["libraries"]["onnxruntime"] == manifest.provenance["libraries"]["onnxruntime"]
+    assert "gates" not in manifest.provenance
+    again = optimise(replace(recipe, source=str(done.model), gates=None), tmp_path / "again.onnx", lambda *_: None)
+    assert read_model(again.model).notes["gates"] == read_model(done.model).notes["gates"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("p99 = 1", "gates has no key 'p99'"),
+        ('p99_ms = "fast"', "p99_ms"),
+        ("memory_peak_bytes = 0.5", "memory_peak_bytes"),
+    ],
+)
+def test_a_recipe_whose_gates_cannot_be_used_is_refused(tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE.replace("p99_ms = 12", line))
+    with pytest.raises(BadInputError, match=reason):
+        read_recipe(tmp_path / "r.toml")

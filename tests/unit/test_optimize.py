@@ -220,6 +220,11 @@ def test_the_whole_way_proves_what_it_kept_and_leaves_the_files_alone(
     assert ("stem" in layers) == (target == RTX)
     assert document["histograms"]
     assert document["robustness"]["points"]
+    noted = read_model(out).notes["accuracy"]
+    assert noted["samples"] == 300
+    for side in ("before", "after"):
+        assert float(noted[side]["top1"]) == document[side]["metrics"]["top1"]["share"]
+    assert noted["simulated"] == (target == RTX)
     # No device was asked, and this host's time says nothing of a GPU's.
     assert (document["after"]["latency"] is None) == (target == RTX)
 

@@ -196,9 +196,10 @@ def build_release(
             "opset": spec.opset,
             "ir_version": spec.ir_version,
             "golden_inputs": "made up" if golden is None else "given",
-            "accuracy": dict(options.accuracy or {}),
+            "accuracy": {},
             # The ranges are the artefact's and the gates the manifest's, which is what the device reads.
             **{key: note for key, note in spec.notes.items() if key not in ("calibrated", "gates")},
+            **({} if options.accuracy is None else {"accuracy": dict(options.accuracy)}),
         },
     }
     if reference is not None:

@@ -21,7 +21,7 @@ from ..model.samples import Samples
 from ..targets import Target, load_target
 from .latency import HostProbe
 from .proof.guard import refuse_overlap
-from .prove import Proof, prove
+from .prove import Evaluated, Proof, evaluate, prove
 from .recipe import Recipe
 from .source import Source, load_source
 from .stages import Stage, run_passes, samples_digest
@@ -92,23 +92,37 @@ def optimise(recipe: Recipe, out: Path, progress: Progress, probe: LatencyProbe 
     out.parent.mkdir(parents=True, exist_ok=True)
     final = stages[-1].graph if stages else loaded.source.graph
     final = final.copy()
-    write_notes(final.proto, _notes(recipe, loaded, stages))
+    evaluated = evaluate(recipe, loaded.source, final, work, loaded.evaluation)
+    write_notes(final.proto, _notes(recipe, loaded, stages, evaluated))
     final.write(out)
-    proof = prove(recipe, loaded.source, final, stages, work, loaded.evaluation, out)
+    proof = prove(recipe, loaded.source, final, stages, work, loaded.evaluation, evaluated, out)
     document = _document(recipe, loaded, stages, proof)
     return Optimised(out, document, None if proof.gate is None else bool(proof.gate["passed"]))
 
 
-def _notes(recipe: Recipe, loaded: _Loaded, stages: list[Stage]) -> dict[str, Any]:
-    """What goes with the file: how inputs are prepared, the range of those of calibration, and the passes."""
-    passes = [{"kind": stage.record["kind"], "parameters": stage.record["parameters"]} for stage in stages]
-    notes: dict[str, Any] = {"optimize": {"source_sha256": loaded.source.sha256, "passes": passes}}
+def _notes(recipe: Recipe, loaded: _Loaded, stages: list[Stage], evaluated: Evaluated) -> dict[str, Any]:
+    """What goes with the file: where it comes from, how inputs are prepared, their range, accuracy, gates."""
+    origin: dict[str, Any] = {
+        "source_sha256": loaded.source.sha256,
+        "kedge": __version__,
+        "libraries": _libraries(),
+        "passes": [{"kind": stage.record["kind"], "parameters": stage.record["parameters"]} for stage in stages],
+    }
+    if recipe.sha256 is not None:
+        origin["recipe_sha256"] = recipe.sha256
+    notes: dict[str, Any] = {"optimize": origin}
+    if loaded.evaluation is not None:
+        notes["accuracy"] = evaluated.to_note(loaded.evaluation)
     if recipe.preprocess is not None:
         notes["preprocess"] = recipe.preprocess.to_manifest()
     if loaded.calibration is not None:
         notes["calibrated"] = observed_ranges(loaded.calibration)
     elif "calibrated" in loaded.source.spec.notes:
         notes["calibrated"] = loaded.source.spec.notes["calibrated"]
+    if recipe.gates is not None:
+        notes["gates"] = recipe.gates.to_note()
+    elif "gates" in loaded.source.spec.notes:
+        notes["gates"] = loaded.source.spec.notes["gates"]
     return notes
 
 

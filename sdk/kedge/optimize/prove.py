@@ -20,10 +20,10 @@ from .prune.counts import count
 from .quantize.simulate import simulation
 from .recipe import Recipe
 from .source import Source
-from .stages import Stage
+from .stages import Stage, samples_digest
 from .work import Latency, Work
 
-__all__ = ["Proof", "prove"]
+__all__ = ["Evaluated", "Proof", "evaluate", "prove"]
 
 _BLAMED = 5
 
@@ -40,37 +40,93 @@ class Proof:
     gate: dict[str, Any] | None
 
 
-def prove(
-    recipe: Recipe, source: Source, final: Graph, stages: list[Stage], work: Work, evaluation: Samples | None, out: Path
-) -> Proof:
-    """Compare the model as it was given with the one that was made.
+@dataclass(frozen=True)
+class Evaluated:
+    """Both models on the evaluation data: METRICS of the report and how they compare, None without such data.
+
+    runnable: what stands in for the artefact here, where this host would not compute it alike; else the artefact.
+    simulated: such a stand-in was computed.
+    """
+
+    runnable: Graph
+    simulated: bool
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+    comparison: Comparison | None = None
+
+    def to_note(self, samples: Samples) -> dict[str, Any]:
+        """The accuracy that goes with the file: top-1, F1 and the user's figures, and on what."""
+        return {
+            "samples": samples.count,
+            "data_sha256": samples_digest(samples),
+            "simulated": self.simulated,
+            "before": _figures(self.before),
+            "after": _figures(self.after),
+        }
+
+
+def _figures(metrics: dict[str, Any] | None) -> dict[str, float]:
+    if metrics is None:
+        return {}
+    shares = {name: metrics[name]["share"] for name in ("top1", "top5") if metrics[name] is not None}
+    f1 = {} if metrics["f1_macro"] is None else {"f1_macro": metrics["f1_macro"]}
+    return {**shares, **f1, **metrics["user"]}
+
+
+def evaluate(recipe: Recipe, source: Source, final: Graph, work: Work, evaluation: Samples | None) -> Evaluated:
+    """Run the model as it was given, and the one that was made, on data that no pass saw.
 
     Raises:
         BadInputError: a metric of the user's fails, or the data do not run.
     """
     faithful = work.target.runtimes[0] != "onnxruntime"
-    # What is computed here: the artefact, or what stands in for it where this host would not compute it alike.
-    runnable = (simulation(final) or final) if faithful else final
-    metrics: dict[str, Any] = {"before": None, "after": None}
-    comparison: Comparison | None = None
-    if evaluation is not None:
-        user = tuple(user_metric(reference, recipe.base) for reference in recipe.data.metrics)
-        before = run_all(source.graph, evaluation, progress=work.progress, step="evaluating the model as given")
-        after = run_all(runnable, evaluation, faithful=faithful, progress=work.progress, step="evaluating the result")
-        comparison = compare(before, after, evaluation.labels)
-        for name, outputs in (("before", before), ("after", after)):
-            metrics[name] = measure(outputs, evaluation.labels, evaluation.classes, user).to_json()
+    stand_in = simulation(final) if faithful else None
+    runnable, simulated = stand_in or final, stand_in is not None
+    if evaluation is None:
+        return Evaluated(runnable, simulated)
+    user = tuple(user_metric(reference, recipe.base) for reference in recipe.data.metrics)
+    before = run_all(source.graph, evaluation, progress=work.progress, step="evaluating the model as given")
+    after = run_all(runnable, evaluation, faithful=faithful, progress=work.progress, step="evaluating the result")
+    return Evaluated(
+        runnable,
+        simulated,
+        before=measure(before, evaluation.labels, evaluation.classes, user).to_json(),
+        after=measure(after, evaluation.labels, evaluation.classes, user).to_json(),
+        comparison=compare(before, after, evaluation.labels),
+    )
+
+
+def prove(
+    recipe: Recipe,
+    source: Source,
+    final: Graph,
+    stages: list[Stage],
+    work: Work,
+    evaluation: Samples | None,
+    evaluated: Evaluated,
+    out: Path,
+) -> Proof:
+    """Compare the model as it was given with the one that was made.
+
+    Args:
+        evaluated: what `evaluate` found on the same data. out: the file of the model that was made.
+
+    Raises:
+        BadInputError: the data do not run.
+    """
+    faithful = work.target.runtimes[0] != "onnxruntime"
+    runnable, comparison = evaluated.runnable, evaluated.comparison
     latency = _latency(source, out, work, evaluation)
     layers = _layers(source.graph, runnable, stages, work, evaluation)
     sides = {}
-    for name, graph in (("before", source.graph), ("after", final)):
+    for name, graph, metrics in (("before", source.graph, evaluated.before), ("after", final, evaluated.after)):
         counts = count(graph)
         timed = latency.get(name)
         sides[name] = {
             "bytes": len(graph.proto.SerializeToString()),
             "parameters": counts.parameters,
             "macs": counts.macs,
-            "metrics": metrics[name],
+            "metrics": metrics,
             "latency": None if timed is None else timed.to_json(),
         }
     return Proof(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError, first_line
+from ..model.gates import GateOptions
 from ..model.preprocess import Preprocess
 from .passes import make_pass
 from .work import Pass
@@ -71,7 +73,8 @@ class Recipe:
     """One model's way through optimisation.
 
     base: the folder that references are relative to. max_drop: the gate, as a share of samples, or None.
-    name: of the result, where no path is given: no folders in it.
+    gates: that a device is to check of the result; None: nothing is stated.
+    name: of the result, where no path is given: no folders in it. sha256: of the recipe's file; None: there is none.
     """
 
     source: str
@@ -85,6 +88,8 @@ class Recipe:
     max_drop: float | None = None
     robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
     base: Path | None = None
+    gates: GateOptions | None = None
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         if Path(self.name).name != self.name or "\\" in self.name:
@@ -104,7 +109,8 @@ def read_recipe(path: Path) -> Recipe:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise BadInputError(f"{path} is too large for a recipe", hint="see the recipes under examples/")
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        body = tomllib.loads(content.decode("utf-8"))
     except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error.strerror}", hint="give the path of a recipe") from error
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, and so is text that is not UTF-8
@@ -115,7 +121,7 @@ def read_recipe(path: Path) -> Recipe:
         body,
         "the recipe",
         {"name": str, "target": str, "seed": int, "model": dict, "data": dict, "preprocess": dict, "pass": list}
-        | {"gate": dict, "robustness": dict},
+        | {"gate": dict, "gates": dict, "robustness": dict},
     )
     model = _take(top.get("model", {}), "[model]", {"source": str, "input_shape": list})
     for table, key, where in (
@@ -147,6 +153,8 @@ def read_recipe(path: Path) -> Recipe:
         max_drop=float(gate["max_drop"]) if "max_drop" in gate else None,
         robustness=RobustnessSettings(**robustness),
         base=path.resolve().parent,
+        gates=GateOptions.from_mapping(top["gates"], f"{path}: gates") if "gates" in top else None,
+        sha256=hashlib.sha256(content).hexdigest(),
     )
 
 
