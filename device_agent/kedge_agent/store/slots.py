@@ -1,0 +1,195 @@
+"""Where agents lie, which of them runs, and what became of the last attempt to replace it.
+
+STATE/agent/<digest>/    an unpacked bundle: site/, run.py, and manifest.json where it was pushed
+STATE/agent/current      → the one that the launcher starts: replaced by one rename, it is the truth
+STATE/agent/previous     → the one before it
+STATE/agent/trial.json   an upgrade is under way; gone when it has ended, in whatever way
+STATE/agent/upgrade.json how the last one ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import AgentError
+from ..formats.manifest import is_digest
+from ..wire import WireError, parse_json
+from .files import exclusive_lock, fsync_directory, make_directory, read_bounded, write_atomic
+from .layout import Layout
+
+__all__ = [
+    "COMMITTED",
+    "FALLEN_BACK",
+    "REFUSED",
+    "Outcome",
+    "Trial",
+    "begin_trial",
+    "changing_agents",
+    "commit_trial",
+    "end_trial",
+    "has_slot",
+    "own_slot",
+    "read_outcome",
+    "read_trial",
+    "settle",
+    "slot",
+    "slot_named",
+]
+
+COMMITTED = "committed"
+FALLEN_BACK = "fallen-back"
+REFUSED = "refused"
+"""The new agent serves; it was to, and the old one serves again; it never was to."""
+
+_MAX_BYTES = 64 * 1024
+_REASON_CHARACTERS = 1000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An upgrade that is under way: to `bundle`, from `former`; version: of the agent that began it."""
+
+    bundle: str
+    former: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an upgrade ended.
+
+    from_version: of the agent that it began with. reason: None where it was committed. at_s: seconds since 1970 by the
+    device's clock. doors_ms, models_ms: for how long nobody listened, and until every model served; None: not measured.
+    """
+
+    bundle: str
+    former: str
+    from_version: str
+    state: str
+    reason: str | None = None
+    at_s: int = 0
+    doors_ms: float | None = None
+    models_ms: float | None = None
+
+
+def slot(layout: Layout, digest: str) -> Path:
+    """The folder of a bundle."""
+    if not is_digest(digest):
+        raise AgentError(f"not a bundle: {digest[:80]!r}")
+    return _folder(layout) / digest
+
+
+def has_slot(layout: Layout, digest: str) -> bool:
+    """Whether this bundle has been unpacked here."""
+    return (slot(layout, digest) / "run.py").is_file()
+
+
+def slot_named(layout: Layout, link: str) -> str | None:
+    """The bundle that `current` or `previous` names; None where there is no such link."""
+    try:
+        name = os.readlink(_folder(layout) / link)
+    except OSError:
+        return None
+    return name if is_digest(name) else None
+
+
+def own_slot(layout: Layout) -> str | None:
+    """The bundle that this very process was started from; None where the agent was installed otherwise."""
+    # site/kedge_agent/store/slots.py, below the slot
+    mine = Path(__file__).resolve().parents[3]
+    inside = mine.parent == _folder(layout).resolve() and is_digest(mine.name)
+    return mine.name if inside else None
+
+
+@contextlib.contextmanager
+def changing_agents(layout: Layout) -> Iterator[None]:
+    """One push of a bundle, upgrade or provisioning at a time.
+
+    Raises:
+        AgentError: somebody else is at it (busy).
+    """
+    make_directory(_folder(layout), mode=0o755)
+    with exclusive_lock(_folder(layout) / ".lock", "somebody else is changing the agent of this device"):
+        yield
+
+
+def read_trial(layout: Layout) -> Trial | None:
+    """The upgrade that is under way. A mark that cannot be read is none: the old agent then serves on."""
+    try:
+        body = parse_json(read_bounded(_mark(layout), _MAX_BYTES))
+        trial = Trial(**body)
+        if not (is_digest(trial.bundle) and is_digest(trial.former) and isinstance(trial.version, str)):
+            raise WireError("not an upgrade")
+    except (OSError, AgentError, WireError, TypeError):
+        return None
+    return trial
+
+
+def begin_trial(layout: Layout, trial: Trial) -> None:
+    """Mark, durably, that an upgrade is under way."""
+    write_atomic(_mark(layout), json.dumps(asdict(trial)).encode(), mode=0o600)
+
+
+def commit_trial(layout: Layout, trial: Trial) -> None:
+    """Have the launcher start the new agent from now on; durable when this returns."""
+    _point(layout, "previous", trial.former)
+    _point(layout, "current", trial.bundle)
+
+
+def end_trial(layout: Layout, outcome: Outcome) -> None:
+    """Record how it ended, then take the mark away."""
+    reason = outcome.reason and outcome.reason[:_REASON_CHARACTERS]
+    body = {**asdict(outcome), "reason": reason, "at_s": int(time.time())}
+    write_atomic(_folder(layout) / "upgrade.json", json.dumps(body).encode(), mode=0o600)
+    _mark(layout).unlink(missing_ok=True)
+    fsync_directory(_folder(layout))
+
+
+def read_outcome(layout: Layout) -> Outcome | None:
+    """How the last upgrade ended; None where there was none that one could read of."""
+    try:
+        return Outcome(**parse_json(read_bounded(_folder(layout) / "upgrade.json", _MAX_BYTES), floats=True))
+    except (OSError, AgentError, WireError, TypeError):
+        return None
+
+
+def settle(layout: Layout) -> Outcome | None:
+    """End what a power cut, or the end of both agents, left under way; whoever calls holds the state folder's lock.
+
+    `current` alone says how: only a proven agent is ever put there, so nothing is tried again.
+    """
+    if not _mark(layout).exists():
+        return None
+    trial = read_trial(layout)
+    if trial is None:
+        _mark(layout).unlink(missing_ok=True)
+        return None
+    if slot_named(layout, "current") == trial.bundle:
+        outcome = Outcome(trial.bundle, trial.former, trial.version, COMMITTED)
+    else:
+        reason = "the agents ended before the new one was proven: power failed, or somebody ended them"
+        outcome = Outcome(trial.bundle, trial.former, trial.version, FALLEN_BACK, reason)
+    end_trial(layout, outcome)
+    return outcome
+
+
+def _folder(layout: Layout) -> Path:
+    return layout.root / "agent"
+
+
+def _mark(layout: Layout) -> Path:
+    return _folder(layout) / "trial.json"
+
+
+def _point(layout: Layout, link: str, digest: str) -> None:
+    partial = _folder(layout) / f".{link}.new"
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(digest)
+    partial.replace(_folder(layout) / link)
+    fsync_directory(_folder(layout))
