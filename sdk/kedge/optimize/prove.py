@@ -45,7 +45,7 @@ class Evaluated:
     """Both models on the evaluation data: METRICS of the report and how they compare, None without such data.
 
     runnable: what stands in for the artefact here, where this host would not compute it alike; else the artefact.
-    simulated: such a stand-in was computed.
+    simulated: the target's runtime is not this host's.
     """
 
     runnable: Graph
@@ -80,16 +80,15 @@ def evaluate(recipe: Recipe, source: Source, final: Graph, work: Work, evaluatio
         BadInputError: a metric of the user's fails, or the data do not run.
     """
     faithful = work.target.runtimes[0] != "onnxruntime"
-    stand_in = simulation(final) if faithful else None
-    runnable, simulated = stand_in or final, stand_in is not None
+    runnable = (simulation(final) or final) if faithful else final
     if evaluation is None:
-        return Evaluated(runnable, simulated)
+        return Evaluated(runnable, faithful)
     user = tuple(user_metric(reference, recipe.base) for reference in recipe.data.metrics)
     before = run_all(source.graph, evaluation, progress=work.progress, step="evaluating the model as given")
     after = run_all(runnable, evaluation, faithful=faithful, progress=work.progress, step="evaluating the result")
     return Evaluated(
         runnable,
-        simulated,
+        faithful,
         before=measure(before, evaluation.labels, evaluation.classes, user).to_json(),
         after=measure(after, evaluation.labels, evaluation.classes, user).to_json(),
         comparison=compare(before, after, evaluation.labels),
