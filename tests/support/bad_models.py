@@ -142,7 +142,7 @@ def variant(
     change: Callable[[dict[str, Any]], None] = lambda body: None,
     files: Mapping[str, bytes] | None = None,
 ) -> Release:
-    """Another release: the manifest as `change` leaves it, and some files with other content; all of its hashes hold."""
+    """Another release: the manifest as `change` leaves it, some files with other content; all of its hashes hold."""
     body = json.loads(release.manifest_bytes)
     sources: dict[str, Path | bytes] = {entry["name"]: release.folder / entry["name"] for entry in body.pop("files")}
     change(body)
