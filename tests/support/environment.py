@@ -5,6 +5,7 @@ KEDGE_REQUIRE=sshd,… turns those skips into failures: CI names what it has ins
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib
 import importlib.util
 import os
@@ -79,6 +80,14 @@ def modelopt() -> None:
     """Skip where NVIDIA's ModelOpt is not installed."""
     if importlib.util.find_spec("modelopt") is None:
         lacks("modelopt", "no ModelOpt on this machine (pip install 'kedge[modelopt]')")
+
+
+def fuse() -> None:
+    """Skip where no file system in user space can be made; whether it can be mounted shows when it is."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        lacks("fuse", "this user may not use /dev/fuse")
+    if importlib.util.find_spec("mfusepy") is None or ctypes.util.find_library("fuse3") is None:
+        lacks("fuse", "no libfuse 3 on this machine (Debian: libfuse3-3, fuse3; pip: mfusepy)")
 
 
 @cache
