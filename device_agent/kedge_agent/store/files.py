@@ -1,4 +1,10 @@
-"""Durable file operations. Everything here returns only after the bytes and the names are on disk."""
+"""Durable file operations. Everything here returns only after the bytes and the names are on disk.
+
+An error of fsync is never passed over, and never answered by another fsync: the kernel may have dropped what it could
+not write and call the file clean, so that the next one succeeds. Whoever meets one gives the file up: what was not
+synced counts as lost, a frame is not acknowledged, and its file is removed, for its pages in memory would still hash
+as if they were on the disk.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +13,31 @@ import errno
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import AgentError
 
-__all__ = ["exclusive_lock", "fsync_directory", "make_directory", "read_bounded", "translate_os_error", "write_atomic"]
+__all__ = [
+    "exclusive_lock",
+    "fsync_directory",
+    "make_directory",
+    "move_aside",
+    "read_bounded",
+    "translate_os_error",
+    "write_atomic",
+]
 
 
 def fsync_directory(path: Path) -> None:
-    """Make renames and new names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Make renames and new names in a folder durable.
+
+    Raises:
+        OSError: it cannot be opened, or the disk fails. What was renamed shows under its new name all the same, and may
+            lie under its old one after a power cut.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:
@@ -25,21 +45,35 @@ def fsync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path, mode: int = 0o755) -> None:
-    """Create a folder and its parents, each durable in its own parent."""
+    """Create a folder and its parents, each durable in its own parent.
+
+    Raises:
+        OSError: as the file system says.
+    """
     if path.is_dir():
+        # Whoever made it may have been killed before its name was on disk.
+        with contextlib.suppress(PermissionError):
+            fsync_directory(path.parent)
         return
     if path.parent != path:
         make_directory(path.parent, mode)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=mode)
-        fsync_directory(path.parent)
+    fsync_directory(path.parent)
+
+
+def move_aside(path: Path) -> None:
+    """Rename a folder that lies in the place of a file: it is nothing of ours, and a rename does not replace it."""
+    if path.is_dir() and not path.is_symlink():
+        path.rename(path.with_name(f".{path.name}.damaged-{time.time_ns()}"))
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace a file's content by one rename: readers see the old bytes or the new ones.
 
     Raises:
-        OSError: as the file system says; the old file is then untouched.
+        OSError: as the file system says. The old file is untouched, but where only the folder's fsync failed: readers
+            then see the new one, and may see the old one after a power cut.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -48,6 +82,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
+        move_aside(path)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -86,7 +121,10 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # A file that was removed meanwhile keeps nobody out: the next one locks another of its name.
+            if not os.path.samestat(os.fstat(handle), path.stat()):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
             raise AgentError(busy, kind="busy", hint=hint) from None
         yield
     finally:

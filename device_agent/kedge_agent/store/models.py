@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..errors import AgentError
 from ..failpoints import reached
 from ..formats.manifest import is_digest, is_model_name
 from ..wire import WireError, parse_json
-from .files import fsync_directory, make_directory, read_bounded, write_atomic
+from .files import fsync_directory, make_directory, move_aside, read_bounded, write_atomic
 from .layout import Layout
 
 __all__ = [
@@ -102,8 +101,7 @@ def prepare_switch(layout: Layout, model: str, state: ModelState, back: ModelSta
     """
     folder = layout.model(model)
     make_directory(folder)
-    for name in ("state.next", "state.back"):
-        _clear(folder / name)
+    move_aside(folder / "state.back")
     if back is None:
         (folder / "state.back").unlink(missing_ok=True)
     else:
@@ -138,7 +136,7 @@ def write_state(layout: Layout, model: str, state: ModelState, back: ModelState 
 def _rename(layout: Layout, model: str, name: str, place: str) -> None:
     folder = layout.model(model)
     target = folder / "state.json"
-    _clear(target)
+    move_aside(target)
     os.replace(folder / name, target)
     reached(place)
     fsync_directory(folder)
@@ -147,17 +145,11 @@ def _rename(layout: Layout, model: str, name: str, place: str) -> None:
         _point_current(folder, Path("../../releases") / state.current)
 
 
-def _clear(path: Path) -> None:
-    """A folder in the place of a file is nothing of ours, and a rename does not replace it: it is moved aside."""
-    if path.is_dir() and not path.is_symlink():
-        path.rename(path.with_name(f".{path.name}.damaged-{time.time_ns()}"))
-
-
 def _point_current(folder: Path, destination: Path) -> None:
     # For people only: a failure here must not undo a switch that has happened.
     link = folder / f".current.{os.getpid()}"
     with contextlib.suppress(OSError):
-        _clear(folder / "current")
+        move_aside(folder / "current")
         link.unlink(missing_ok=True)
         link.symlink_to(destination)
         link.replace(folder / "current")

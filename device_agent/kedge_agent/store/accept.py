@@ -1,0 +1,159 @@
+"""Accept a release: prove its files whole, move them into the store, and have its folder appear by one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import AgentError
+from ..failpoints import reached
+from ..formats.manifest import MANIFEST_NAME, FileEntry, Manifest
+from ..formats.offer import Offer, offer_bytes
+from .files import fsync_directory, make_directory, write_atomic
+from .layout import Layout
+from .objects import link_everywhere, link_names, place_object
+from .proof import good_frames, is_whole
+from .releases import (
+    ACCEPTED_NAME,
+    OFFER_NAME,
+    Acceptance,
+    acceptance_bytes,
+    read_acceptance,
+    read_offer,
+    read_release,
+    release_digests,
+)
+from .signers import Verdict
+
+__all__ = ["accept"]
+
+_RESERVED = (MANIFEST_NAME, ACCEPTED_NAME, OFFER_NAME)
+
+
+def accept(
+    layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer, verdict: Verdict, staging: Path
+) -> None:
+    """Make a release a part of the store; of one that is there already, mend the files and keep the better verdict.
+
+    The caller holds `deploying` and `using_store`, and has judged the release.
+
+    Args:
+        staging: a folder on the store's file system. A file of the release lies there under its sha256, or the caller
+            has found it in the store with every byte as it should be. The folder is gone afterwards.
+
+    Raises:
+        AgentError: files are not what the manifest names (integrity), or have names that they may not (bad_input).
+        OSError: as the file system says. What was moved stays; the same call may be made again.
+    """
+    reached("accept.judged")
+    for entry in manifest.files:
+        if entry.name in _RESERVED:
+            raise AgentError(f"a file of a release may not be called {entry.name}", hint="build the release again")
+    staged = {entry.sha256: staging / entry.sha256 for entry in manifest.files}
+    for entry in manifest.files:
+        _prove(layout, entry, staged[entry.sha256])
+    folders = {
+        place_object(layout, entry, staged[entry.sha256]) for entry in manifest.files if staged[entry.sha256].exists()
+    }
+    for folder in folders:
+        fsync_directory(folder)
+    link_everywhere(layout, {entry.sha256 for entry in manifest.files})
+    reached("accept.objects")
+    release = layout.release(manifest.digest)
+    if release.is_dir():
+        _renew(layout, manifest, manifest_data, offer, verdict)
+    else:
+        _make(layout, manifest, manifest_data, offer, verdict)
+    shutil.rmtree(staging, ignore_errors=True)
+    reached("accept.cleaned")
+
+
+def _prove(layout: Layout, entry: FileEntry, staged: Path) -> None:
+    if not staged.exists():
+        if layout.object(entry.sha256).is_file():
+            return
+        if entry.size_bytes:
+            raise AgentError(f"{entry.name} is neither here nor in the store", kind="integrity", hint="run it again")
+        staged.touch()
+    if not is_whole(staged, entry):
+        bad = len(entry.frames) - len(good_frames(staged, entry))
+        if bad:
+            raise AgentError(
+                f"{entry.name}: {bad} frames have other bytes on the device's disk than arrived",
+                kind="integrity",
+                hint="run it again, only these are sent; if this returns, suspect the device's storage",
+            )
+        raise AgentError(
+            f"the frames of {entry.name} do not add up to its sha256", kind="integrity", hint="build the release again"
+        )
+    handle = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError:
+        # The kernel may have dropped what it could not write, and would call the file clean the next time.
+        staged.unlink()
+        raise
+    finally:
+        os.close(handle)
+
+
+def _make(layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer, verdict: Verdict) -> None:
+    release = layout.release(manifest.digest)
+    make_directory(release.parent)
+    partial = release.with_name(f".{manifest.digest}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    link_names(layout, partial, manifest.files)
+    write_atomic(partial / MANIFEST_NAME, manifest_data, mode=0o444)
+    write_atomic(partial / OFFER_NAME, offer_bytes(offer), mode=0o444)
+    record = acceptance_bytes(manifest.digest, _acceptance(layout, verdict))
+    write_atomic(partial / ACCEPTED_NAME, record, mode=0o444)
+    reached("accept.folder")
+    with contextlib.suppress(FileNotFoundError):
+        # No folder, whatever it is: it would be in the way.
+        release.unlink()
+    partial.rename(release)
+    reached("accept.renamed")
+    fsync_directory(release.parent)
+
+
+def _renew(layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer, verdict: Verdict) -> None:
+    """Mend a release's folder where it lies, and record anew that it was accepted, by the better of both verdicts."""
+    release = layout.release(manifest.digest)
+    # Whoever renamed it there may have been killed before that was on disk.
+    fsync_directory(release.parent)
+    with contextlib.suppress(AgentError):
+        read_release(layout, manifest.digest)
+        manifest_data = b""
+    if manifest_data:
+        write_atomic(release / MANIFEST_NAME, manifest_data, mode=0o444)
+    link_names(layout, release, manifest.files)
+    acceptance = _acceptance(layout, verdict)
+    with contextlib.suppress(AgentError):
+        acceptance, offer = _better(layout, manifest.digest, acceptance, offer)
+    write_atomic(release / OFFER_NAME, offer_bytes(offer), mode=0o444)
+    write_atomic(release / ACCEPTED_NAME, acceptance_bytes(manifest.digest, acceptance), mode=0o444)
+
+
+def _better(layout: Layout, digest: str, new: Acceptance, offer: Offer) -> tuple[Acceptance, Offer]:
+    """What a release had once, it keeps: a device that asks for less today may ask for more tomorrow."""
+    known, had = read_acceptance(layout, digest), read_offer(layout, digest)
+    if (known.signed, len(known.keys)) > (new.signed, len(new.keys)):
+        new = replace(new, signed=True, keys=known.keys, threshold=known.threshold, attested=known.attested)
+        offer = replace(offer, signatures=had.signatures, base=had.base, attestation=had.attestation)
+    if known.downgrade_serial > new.downgrade_serial:
+        new = replace(new, downgrade_floor=known.downgrade_floor, downgrade_serial=known.downgrade_serial)
+        offer = replace(offer, downgrade=had.downgrade)
+    return new, offer
+
+
+def _acceptance(layout: Layout, verdict: Verdict) -> Acceptance:
+    last = 0
+    for digest in release_digests(layout):
+        with contextlib.suppress(AgentError):
+            last = max(last, read_acceptance(layout, digest).sequence)
+    return Acceptance(**vars(verdict), sequence=last + 1, at_s=int(time.time()))
