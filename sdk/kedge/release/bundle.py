@@ -21,11 +21,19 @@ from kedge_agent.formats.manifest import (
     manifest_bytes,
     parse_manifest,
 )
-from kedge_agent.wire import MAX_MANIFEST_BYTES
+from kedge_agent.formats.offer import MAX_SIGNATURES_BYTES, Offer, Signed
+from kedge_agent.wire import MAX_JSON_BYTES, MAX_MANIFEST_BYTES
 
 from ..errors import BadInputError, IntegrityError, KedgeError
 
-__all__ = ["Release", "open_release", "write_release"]
+__all__ = ["ATTESTATION", "BASE", "DOWNGRADE", "SIDE_FILES", "Release", "open_release", "write_release", "write_side"]
+
+BASE = "base.json"
+ATTESTATION = "attestation.json"
+DOWNGRADE = "downgrade.json"
+_DOCUMENTS = (BASE, ATTESTATION, DOWNGRADE)
+SIDE_FILES = frozenset(name + end for name in (MANIFEST_NAME, *_DOCUMENTS) for end in ("", ".sig")) - {MANIFEST_NAME}
+"""What may lie beside a release's files and is none of them: signatures, and statements that are signed themselves."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Release:
             IntegrityError: a file is missing, has other bytes, or does not belong here.
         """
         expected = {entry.name for entry in self.manifest.files} | {MANIFEST_NAME}
-        stray = sorted(set(os.listdir(self.folder)) - expected)
+        stray = sorted(set(os.listdir(self.folder)) - expected - SIDE_FILES)
         if stray:
             raise IntegrityError(f"{self.folder} holds files the manifest does not name: {', '.join(stray[:5])}")
         done = 0
@@ -67,6 +75,34 @@ class Release:
                 raise IntegrityError(f"{path} has other bytes than the manifest names", hint="build the release again")
             done += entry.size_bytes
             progress(done, self.manifest.total_bytes)
+
+    @property
+    def signatures(self) -> bytes:
+        """Armoured signatures of the manifest, one after another; empty where there are none.
+
+        Raises:
+            IntegrityError: they cannot be read.
+        """
+        return _read_side(self.folder / f"{MANIFEST_NAME}.sig", MAX_SIGNATURES_BYTES) or b""
+
+    def offer(self) -> Offer:
+        """What goes with the release to a device: its signatures and the statements that lie beside it.
+
+        Raises:
+            IntegrityError: one of them cannot be read.
+        """
+        return Offer(
+            signatures=self.signatures,
+            base=self._signed(BASE),
+            attestation=self._signed(ATTESTATION),
+            downgrade=self._signed(DOWNGRADE),
+        )
+
+    def _signed(self, name: str) -> Signed | None:
+        document = _read_side(self.folder / name, MAX_JSON_BYTES)
+        if document is None:
+            return None
+        return Signed(document, _read_side(self.folder / f"{name}.sig", MAX_SIGNATURES_BYTES) or b"")
 
     def model_bytes(self, artefact: Artefact) -> int:
         """Size of an artefact as it is loaded; of a packed one its header says it.
@@ -101,6 +137,48 @@ class Release:
                     raise _not_packed(path, error) from error
 
 
+def _read_side(path: Path, limit: int) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+        data.decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}", hint="remove it, or make it again") from error
+    if len(data) > limit:
+        raise IntegrityError(f"{path} has more than {limit} bytes", hint="remove it, or make it again")
+    if path.suffix == ".sig" and not data.isascii():
+        raise IntegrityError(f"{path} holds no signatures", hint="remove it, and sign again: kedge release sign")
+    return data
+
+
+def write_side(folder: Path, name: str, signed: Signed) -> None:
+    """Put a document and its signatures beside a release; what was there under this name is replaced.
+
+    Args:
+        name: one of BASE, ATTESTATION, DOWNGRADE; or the manifest's, of which the signatures alone are written.
+
+    Raises:
+        BadInputError: the folder cannot be written.
+    """
+    if name != MANIFEST_NAME:
+        _replace(folder / name, signed.document)
+    if signed.signatures:
+        _replace(folder / f"{name}.sig", signed.signatures)
+    else:
+        (folder / f"{name}.sig").unlink(missing_ok=True)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be written: {error.strerror}") from error
+
+
 def _not_packed(path: Path, error: Exception) -> IntegrityError:
     return IntegrityError(f"{path} cannot be unpacked: {error}", hint="build the release again")
 
@@ -125,6 +203,9 @@ def open_release(folder: Path) -> Release:
         release = Release(folder, parse_manifest(data), data)
     except ManifestError as error:
         raise IntegrityError(f"{path}: {error}", hint="build the release again") from error
+    reserved = SIDE_FILES & {entry.name for entry in release.manifest.files}
+    if reserved:
+        raise IntegrityError(f"{path} names {min(reserved)} as a file of the model", hint="give it another name")
     for entry, file in release.files():
         size = file.stat().st_size if file.is_file() else None
         if size != entry.size_bytes:
@@ -139,7 +220,7 @@ def _is_release(folder: Path) -> bool:
         release = open_release(folder)
     except KedgeError:
         return False
-    return set(os.listdir(folder)) == {entry.name for entry in release.manifest.files} | {MANIFEST_NAME}
+    return set(os.listdir(folder)) - SIDE_FILES == {entry.name for entry in release.manifest.files} | {MANIFEST_NAME}
 
 
 def write_release(folder: Path, sources: Mapping[str, Path | bytes], body: Mapping[str, Any]) -> Release:

@@ -1,0 +1,145 @@
+"""Sign releases and statements with SSH keys that people have already, through ssh-keygen; verify them on the host."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+from kedge_agent.formats.manifest import MANIFEST_NAME
+from kedge_agent.formats.offer import MAX_SIGNATURES_BYTES, Signed
+from kedge_agent.formats.sshkeygen import Finding, Signers, keygen, keygen_problem, verify_signatures
+from kedge_agent.formats.sshsig import (
+    DOWNGRADE_NAMESPACE,
+    MAX_SIGNATURES,
+    RELEASE_NAMESPACE,
+    Signature,
+    SignatureError,
+    split_signatures,
+)
+from kedge_agent.formats.statements import Downgrade, statement_bytes
+
+from ..errors import BadInputError, IntegrityError
+from .bundle import Release, write_side
+
+__all__ = ["check_signatures", "downgrade", "sign", "sign_document", "signatures_of"]
+
+# A passphrase and a touch take the time that they take.
+_TIMEOUT_S = 600.0
+
+
+def sign_document(document: bytes, key: Path, namespace: str, signatures: bytes = b"") -> bytes:
+    """Sign a document; returns its signatures, armoured: those that there were, and this one in the place of the key's.
+
+    Args:
+        key: a private key file, or the .pub file of a key that ssh-agent or a FIDO token holds. Its passphrase, or a
+            touch of the token, is asked for on the terminal.
+        signatures: that the document has already.
+
+    Raises:
+        BadInputError: ssh-keygen could not sign; it has said why on standard error.
+        IntegrityError: the signatures that were there cannot be read.
+    """
+    own = _split(_signed_by(document, key, namespace))
+    if len(own) != 1 or own[0].namespace != namespace:
+        raise BadInputError(
+            f"ssh-keygen made no signature with {key}", hint="give a plain key: no certificate is taken"
+        )
+    others = [each for each in _split(signatures) if (each.key, each.namespace) != (own[0].key, namespace)]
+    if len(others) + 1 > MAX_SIGNATURES:
+        raise BadInputError(f"there are {MAX_SIGNATURES} signatures already", hint="remove some that nobody needs")
+    together = b"".join(each.armour for each in (*others, own[0]))
+    if len(together) > MAX_SIGNATURES_BYTES:
+        raise BadInputError(f"the signatures take more than {MAX_SIGNATURES_BYTES} bytes", hint="sign with fewer keys")
+    return together
+
+
+def sign(release: Release, key: Path) -> Signature:
+    """Sign a release: its manifest, which covers every byte. The signature is added beside it; the digest stays.
+
+    Returns:
+        The signature that was added.
+
+    Raises:
+        KedgeError: as `sign_document`; the folder cannot be written.
+    """
+    signatures = sign_document(release.manifest_bytes, key, RELEASE_NAMESPACE, release.signatures)
+    write_side(release.folder, MANIFEST_NAME, Signed(release.manifest_bytes, signatures))
+    return _split(signatures)[-1]
+
+
+def signatures_of(release: Release) -> tuple[Signature, ...]:
+    """The signatures of a release, not verified.
+
+    Raises:
+        IntegrityError: they cannot be read.
+    """
+    return _split(release.signatures)
+
+
+def check_signatures(release: Release, signers: Path, revoked: Path | None = None) -> tuple[Finding, ...]:
+    """Verify the signatures of a release as a device with these signers does.
+
+    Raises:
+        IntegrityError: they cannot be read, or ssh-keygen cannot run.
+    """
+    if not signers.is_file():
+        raise BadInputError(f"{signers} is no file of allowed signers", hint="docs/signing.md shows one")
+    try:
+        return verify_signatures(
+            release.manifest_bytes,
+            release.signatures,
+            RELEASE_NAMESPACE,
+            release.manifest.model,
+            Signers(signers.absolute(), revoked),
+        )
+    except SignatureError as error:
+        raise _unreadable(error) from error
+
+
+def downgrade(release: Release, key: Path | None) -> Signed:
+    """State that this release is wanted although a device may have had a later version; it counts once on each.
+
+    Args:
+        key: signs the statement; None leaves it unsigned, which does for devices that ask for no signatures.
+
+    Raises:
+        KedgeError: as `sign_document`.
+    """
+    manifest = release.manifest
+    document = statement_bytes(Downgrade(manifest.model, release.digest, manifest.version, int(time.time())))
+    if key is None:
+        return Signed(document)
+    return Signed(document, sign_document(document, key, DOWNGRADE_NAMESPACE))
+
+
+def _split(data: bytes) -> tuple[Signature, ...]:
+    try:
+        return split_signatures(data)
+    except SignatureError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: SignatureError) -> IntegrityError:
+    return IntegrityError(str(error), hint="sign again: kedge release sign")
+
+
+def _signed_by(document: bytes, key: Path, namespace: str) -> bytes:
+    program, problem = keygen(), keygen_problem()
+    if program is None or problem is not None:
+        what, hint = problem or ("ssh-keygen is not installed", "")
+        raise BadInputError(what, hint=hint)
+    if not key.is_file():
+        raise BadInputError(f"there is no key {key}", hint="make one: ssh-keygen -t ed25519 -f KEY")
+    command = [program, "-q", "-Y", "sign", "-f", str(key), "-n", namespace]
+    try:
+        # Its error output stays the user's terminal: it asks there for a touch, and says there what went wrong.
+        done = subprocess.run(command, input=document, stdout=subprocess.PIPE, check=False, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BadInputError(f"ssh-keygen could not sign with {key}: {error}") from error
+    if done.returncode != 0:
+        raise BadInputError(
+            f"ssh-keygen could not sign with {key}",
+            hint="of a key in ssh-agent give the .pub file, and see that ssh-add -L lists it",
+        )
+    return done.stdout
