@@ -6,15 +6,19 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import AgentError
 from ..failpoints import reached
-from ..formats.manifest import MANIFEST_NAME, FileEntry, Manifest
+from ..formats.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
 from ..formats.offer import Offer, offer_bytes
 from .files import fsync_directory, make_directory, write_atomic
 from .layout import Layout
+from .locks import deploying
+from .models import read_state
 from .objects import link_everywhere, link_names, place_object
 from .proof import good_frames, is_whole
 from .releases import (
@@ -26,10 +30,12 @@ from .releases import (
     read_offer,
     read_release,
     release_digests,
+    releases_of,
 )
-from .signers import Verdict
+from .rules import ReleaseRules
+from .signers import Verdict, judge
 
-__all__ = ["accept"]
+__all__ = ["ReleaseParcel", "accept"]
 
 _RESERVED = (MANIFEST_NAME, ACCEPTED_NAME, OFFER_NAME)
 
@@ -157,3 +163,47 @@ def _acceptance(layout: Layout, verdict: Verdict) -> Acceptance:
         with contextlib.suppress(AgentError):
             last = max(last, read_acceptance(layout, digest).sequence)
     return Acceptance(**vars(verdict), sequence=last + 1, at_s=int(time.time()))
+
+
+class ReleaseParcel:
+    """A release that is being pushed: a `parcel.Parcel`.
+
+    Args:
+        manifest_data: its manifest's very bytes.
+        offer: what came before it; `Offer()` where nothing did.
+
+    Raises:
+        ManifestError: it is none.
+    """
+
+    def __init__(self, layout: Layout, rules: ReleaseRules, manifest_data: bytes, offer: Offer) -> None:
+        self._layout = layout
+        self._rules = rules
+        self._data = manifest_data
+        self._offer = offer
+        self._manifest = parse_manifest(manifest_data)
+        self.digest = self._manifest.digest
+        self.label = f"release {self.digest[:12]}"
+        self.files = self._manifest.files
+
+    def lock(self) -> AbstractContextManager[None]:
+        """No other deploy of its model."""
+        return deploying(self._layout, self._manifest.model)
+
+    def judge(self) -> None:
+        """By signatures, the floor of versions, and attestations: `signers.judge`."""
+        judge(self._layout, self._rules, self._data, self._offer)
+
+    def relatives(self) -> Sequence[tuple[FileEntry, ...]]:
+        """The files of the live release of its model, of the one before, and of the others, the last accepted first."""
+        digests = releases_of(self._layout, self._manifest.model)
+        with contextlib.suppress(AgentError):
+            state = read_state(self._layout, self._manifest.model)
+            first = (state.current, state.previous) if state is not None else ()
+            digests.sort(key=lambda digest: first.index(digest) if digest in first else len(first))
+        return [read_release(self._layout, digest).files for digest in digests if digest != self.digest]
+
+    def accept(self, staging: Path) -> None:
+        """Judge it once more, with all of it here, and make it a part of the store: `accept`."""
+        verdict = judge(self._layout, self._rules, self._data, self._offer)
+        accept(self._layout, self._manifest, self._data, self._offer, verdict, staging)
