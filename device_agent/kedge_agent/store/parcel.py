@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import AgentError
-from ..formats.manifest import FileEntry, parse_manifest
-from ..formats.offer import Offer
-from .accept import accept
-from .layout import Layout
-from .locks import deploying
-from .models import read_state
-from .releases import read_release, releases_of
-from .rules import ReleaseRules
-from .signers import judge
+from ..formats.manifest import FileEntry
 
-__all__ = ["Parcel", "ReleaseParcel"]
-
-_MAX_RELATIVES = 8
+__all__ = ["Parcel"]
 
 
 class Parcel(Protocol):
@@ -64,52 +52,3 @@ class Parcel(Protocol):
             staging: files that were not in the store lie there under their sha256. The folder is gone afterwards.
         """
         ...
-
-
-class ReleaseParcel:
-    """A release of a model: see `Parcel`.
-
-    Args:
-        data: the manifest's very bytes.
-        offer: what came with them.
-
-    Raises:
-        ManifestError: it is no manifest.
-    """
-
-    def __init__(self, layout: Layout, rules: ReleaseRules, data: bytes, offer: Offer) -> None:
-        self._layout = layout
-        self._rules = rules
-        self._data = data
-        self._offer = offer
-        self._manifest = parse_manifest(data)
-        self.digest = self._manifest.digest
-        self.label = f"release {self.digest[:12]}"
-        self.files = self._manifest.files
-
-    def lock(self) -> AbstractContextManager[None]:
-        """One push, activation or rollback of a model at a time."""
-        return deploying(self._layout, self._manifest.model)
-
-    def judge(self) -> None:
-        """By signatures, the floor of versions, and attestations."""
-        judge(self._layout, self._rules, self._data, self._offer)
-
-    def relatives(self) -> Sequence[tuple[FileEntry, ...]]:
-        """Of the same model's releases: the live one, the one before it, then those that were accepted last."""
-        model = self._manifest.model
-        state = None
-        with contextlib.suppress(AgentError):
-            state = read_state(self._layout, model)
-        first = [state.current, state.previous] if state is not None else []
-        digests = dict.fromkeys([each for each in first if each is not None] + releases_of(self._layout, model))
-        found = []
-        for digest in list(digests)[:_MAX_RELATIVES]:
-            with contextlib.suppress(AgentError):
-                found.append(read_release(self._layout, digest).files)
-        return found
-
-    def accept(self, staging: Path) -> None:
-        """Its files become objects, and its folder appears by one rename."""
-        verdict = judge(self._layout, self._rules, self._data, self._offer)
-        accept(self._layout, self._manifest, self._data, self._offer, verdict, staging)

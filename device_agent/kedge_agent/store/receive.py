@@ -20,12 +20,13 @@ from ..formats.delta import encodings
 from ..formats.manifest import FileEntry, ManifestError
 from ..formats.offer import Offer, parse_offer
 from ..wire import ENCODING_DELTA, ENCODING_RAW, MESSAGE_HEADER, Message, WireError, read_message
+from .accept import ReleaseParcel
 from .files import exclusive_lock, fsync_directory, make_directory, translate_os_error
 from .holdings import Frames, copy_frames, find_bases, find_missing, missing_bytes, reserved_bytes, staged
 from .incoming import IncomingFrames
 from .layout import Layout
 from .locks import using_store
-from .parcel import Parcel, ReleaseParcel
+from .parcel import Parcel
 from .rules import ReleaseRules
 
 __all__ = ["receive"]
