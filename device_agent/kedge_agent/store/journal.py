@@ -1,34 +1,39 @@
 """What is being done to each model, and what came of it: one file of checksummed records that is only appended to.
 
 The file has its full size from the beginning, so that a full disk keeps nobody from writing down how a deploy ended. A
-record is a line: crc32 of the rest in eight hexadecimal digits, a space, JSON. A line whose checksum is wrong, as a
-power cut leaves one, ends the journal: nothing after it was ever acknowledged.
+record is a line: crc32 of the rest in eight hexadecimal digits, a space, JSON. A line whose checksum is wrong is no
+record: a power cut leaves one at the end, which was never acknowledged, and a bit that flipped one in the middle, whose
+neighbours still count. What follows the last record is zeros.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import threading
 import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..failpoints import reached
 from ..wire import WireError, parse_json
-from .files import make_directory, write_atomic
+from .files import make_directory, move_aside, write_atomic
 from .layout import Layout
 
-__all__ = ["FINAL_STEPS", "STEPS", "Entry", "Journal"]
+__all__ = ["FINAL_STEPS", "STEPS", "Entry", "Journal", "read_unfinished"]
 
 _LOG = logging.getLogger("kedge.journal")
 
 STEPS = ("begun", "gated", "switching", "switched", "reverting", "committed", "reverted", "refused", "rolled-back")
 """begun: nothing changed yet. gated: the gates were passed. switching: the state is about to be renamed. switched: it
-was, and is on probation. reverting: it is about to be renamed back. The others are how it ended."""
+was, and is on probation. reverting: it is about to be renamed back. The others are how it ended: reverted, to what had
+served before; rolled-back, to the release that the record names."""
 
 FINAL_STEPS = ("committed", "reverted", "refused", "rolled-back")
 
@@ -36,6 +41,7 @@ _BYTES = 256 * 1024
 _KEPT = 200
 _MAX_LINE = 16 * 1024
 _ROOM = 8 * _MAX_LINE
+_MAX_TEXT = 1000
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,7 @@ class Journal:
         self._end = _BYTES
         try:
             make_directory(layout.root, mode=0o700)
-            self._entries, self._end = self._read()
-            self._drop_torn()
+            self._open()
         except OSError as error:
             _LOG.error("the journal cannot be opened: %s", error)
 
@@ -96,14 +101,16 @@ class Journal:
             if self._end + (_ROOM if step == "begun" else len(line)) > _BYTES:
                 self._compact()
             reached("journal.append")
+            end, self._end = self._end, _BYTES
+            # Until it is on disk: whatever goes wrong from here on, the next record makes another file.
             handle = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                _write_all(handle, line, self._end)
+                _write_all(handle, line, end)
                 reached("journal.written")
                 os.fdatasync(handle)
             finally:
                 os.close(handle)
-            self._end += len(line)
+            self._end = end + len(line)
             self._entries.append(entry)
             reached("journal.synced")
             return entry
@@ -111,76 +118,109 @@ class Journal:
     def unfinished(self) -> list[Entry]:
         """The last record of each model whose deploy has not ended."""
         with self._guard:
-            last = {entry.model: entry for entry in self._entries}
-        return [entry for entry in last.values() if entry.step not in FINAL_STEPS]
+            return _unfinished(self._entries)
 
     def history(self, model: str | None = None) -> list[Entry]:
         """Records of a model, or of all, oldest first; the last few hundred are kept."""
         with self._guard:
             return [entry for entry in self._entries if model in (None, entry.model)]
 
-    def _read(self) -> tuple[list[Entry], int]:
+    def _open(self) -> None:
+        move_aside(self._path)
         try:
-            with self._path.open("rb") as handle:
-                data = handle.read(_BYTES)
-        except FileNotFoundError:
-            data = b""
-        except IsADirectoryError:
+            data = _content(self._path)
+        except OSError:
             self._path.rename(self._path.with_name(f"journal.damaged-{time.time_ns()}"))
-            data = b""
-        entries: list[Entry] = []
-        end = 0
-        while (stop := data.find(b"\n", end, end + _MAX_LINE)) >= 0:
-            entry = _entry(data[end:stop])
-            if entry is None:
-                break
-            entries.append(entry)
-            end = stop + 1
-        return entries, end
-
-    def _drop_torn(self) -> None:
-        """What follows the last whole record must not be taken for one later."""
-        if not self._path.exists() or self._path.stat().st_size != _BYTES:
+            raise
+        self._entries, end = _entries(data)
+        if len(data) != _BYTES:
             self._compact()
             return
-        handle = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            if os.pread(handle, _BYTES, self._end).strip(b"\0"):
-                _write_all(handle, bytes(_BYTES - self._end), self._end)
+        if data[end:].strip(b"\0"):
+            # It must not be taken for a record later, when the next one has been written over its beginning.
+            handle = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                _write_all(handle, bytes(_BYTES - end), end)
                 os.fdatasync(handle)
-        finally:
-            os.close(handle)
+            finally:
+                os.close(handle)
+        self._end = end
 
     def _compact(self) -> None:
-        """Write the file anew: the latest records, and room for more. A torn record goes with it."""
-        unfinished = {entry.sequence for entry in {entry.model: entry for entry in self._entries}.values()}
-        recent = self._entries[-_KEPT:]
-        first = recent[0].sequence if recent else 0
-        kept = [entry for entry in self._entries if entry.sequence >= first or entry.sequence in unfinished]
+        """Write the file anew: the latest records, and room for more."""
+        unfinished = {entry.sequence for entry in _unfinished(self._entries)}
+        kept: list[Entry] = []
+        left = _BYTES // 4
+        for entry in reversed(self._entries):
+            left -= len(_line(entry))
+            # The last one always: numbers go on from it.
+            if not kept or entry.sequence in unfinished or (left >= 0 and len(kept) < _KEPT):
+                kept.append(entry)
+        kept.reverse()
         lines = b"".join(map(_line, kept))
-        while len(lines) > _BYTES // 4:
-            kept = kept[len(kept) // 2 :]
-            lines = b"".join(map(_line, kept))
         write_atomic(self._path, lines.ljust(_BYTES, b"\0"), mode=0o600)
         self._entries, self._end = kept, len(lines)
 
 
+def read_unfinished(layout: Layout) -> set[str]:
+    """Releases whose deploys have not ended, by what is written; for whoever is not the daemon. Changes nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return {entry.release for entry in _unfinished(_entries(_content(layout.root / "journal"))[0])}
+
+
+def _unfinished(entries: list[Entry]) -> list[Entry]:
+    last = {entry.model: entry for entry in entries}
+    return [entry for entry in last.values() if entry.step not in FINAL_STEPS]
+
+
+def _content(path: Path) -> bytes:
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as handle:
+        return handle.read(_BYTES)
+    return b""
+
+
+def _entries(data: bytes) -> tuple[list[Entry], int]:
+    """The records of a journal, and where the last one ends."""
+    entries: list[Entry] = []
+    end = start = 0
+    while (stop := data.find(b"\n", start)) >= 0:
+        entry = _entry(data[start:stop])
+        start = stop + 1
+        if entry is not None and (not entries or entry.sequence > entries[-1].sequence):
+            entries.append(entry)
+            end = start
+    return entries, end
+
+
 def _line(entry: Entry) -> bytes:
-    text = json.dumps(entry.to_json(), allow_nan=False).encode()
+    text = json.dumps(_plain(entry.to_json()), allow_nan=False).encode()
     if len(text) > _MAX_LINE - 16:
-        # Only a reason can be as long as that.
         text = json.dumps(Entry(entry.sequence, entry.model, entry.release, entry.step, entry.at_s).to_json()).encode()
     return b"%08x %b\n" % (zlib.crc32(text), text)
 
 
+def _plain(value: Any) -> Any:
+    """What fits into a record: long texts cut, and numbers that JSON has none for as text."""
+    if isinstance(value, str):
+        return value[:_MAX_TEXT]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
 def _entry(line: bytes) -> Entry | None:
+    if len(line) > _MAX_LINE or line[:9] != b"%08x " % zlib.crc32(line[9:]):
+        return None
     try:
-        if int(line[:8], 16) != zlib.crc32(line[9:]):
-            return None
         body = parse_json(line[9:], floats=True)
         own = {key: body.pop(key) for key in ("sequence", "model", "release", "step", "at_s")}
         return Entry(**own, body=body)
-    except (ValueError, WireError, KeyError, TypeError, AttributeError):
+    except (WireError, KeyError, TypeError, AttributeError):
         return None
 
 

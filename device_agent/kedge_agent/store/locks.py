@@ -40,11 +40,13 @@ def using_store(layout: Layout) -> Iterator[None]:
 @contextlib.contextmanager
 def collecting(layout: Layout) -> Iterator[bool]:
     """The store to oneself; False at once where somebody uses it, and nothing may then be removed."""
-    try:
-        with _store_lock(layout, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            yield True
-    except BlockingIOError:
-        yield False
+    with contextlib.ExitStack() as stack:
+        alone = True
+        try:
+            stack.enter_context(_store_lock(layout, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            alone = False
+        yield alone
 
 
 @contextlib.contextmanager

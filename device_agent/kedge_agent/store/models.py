@@ -25,6 +25,7 @@ __all__ = [
     "interrupted_load",
     "list_models",
     "loading",
+    "named_releases",
     "prepare_switch",
     "read_state",
     "switch",
@@ -66,6 +67,18 @@ def way_back(layout: Layout, model: str) -> ModelState | None:
         AgentError: it is damaged (integrity).
     """
     return _read(layout.model(model) / "state.back", model)
+
+
+def named_releases(layout: Layout, model: str) -> set[str]:
+    """Releases that a model serves, may go back to, or is about to serve: by all that is written about it.
+
+    Raises:
+        AgentError: a part of it is damaged (integrity); nobody can then tell.
+    """
+    folder = layout.model(model)
+    states = [_read(folder / name, model) for name in ("state.json", "state.back", "state.next")]
+    named = {digest for state in states if state is not None for digest in (state.current, state.previous)}
+    return {digest for digest in named if digest is not None}
 
 
 def _read(path: Path, model: str) -> ModelState | None:
@@ -182,6 +195,6 @@ def list_models(layout: Layout) -> list[str]:
     """Names of the models that have a folder, sorted."""
     try:
         names = os.listdir(layout.root / "models")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in names if is_model_name(name))

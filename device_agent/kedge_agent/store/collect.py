@@ -1,0 +1,193 @@
+"""Remove from the store what nobody needs: releases, then the objects that they alone named, and what was cut short.
+
+What is named by a state, by an unfinished deploy or by a manifest that cannot be read stays, whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import AgentError
+from ..failpoints import reached
+from ..formats.manifest import Manifest, is_digest
+from .files import exclusive_lock, fsync_directory
+from .journal import read_unfinished
+from .layout import Layout
+from .locks import collecting
+from .models import named_releases
+from .releases import Acceptance, read_acceptance, read_release, release_digests
+from .rules import ReleaseRules
+
+__all__ = ["Collected", "collect"]
+
+_PARTIALS = 4
+_ENGINES = 8
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What was removed. releases: digests. The others are counts; freed_bytes: of the disk, as far as files tell."""
+
+    releases: tuple[str, ...]
+    objects: int
+    partials: int
+    engines: int
+    freed_bytes: int
+
+
+def collect(
+    layout: Layout, rules: ReleaseRules, *, pressed: bool = False, keep: Collection[str] = ()
+) -> Collected | None:
+    """Remove what nobody needs; None, and nothing is removed, where somebody uses the store.
+
+    Of each model stay the releases that its state, the way back and the state to come name, those of unfinished deploys,
+    and the `rules.keep` accepted last of the others, of which one that was accepted after the live one always. Of pushes
+    that broke off stay the 4 latest and those under way, of engines built here the 8 latest.
+
+    Args:
+        pressed: the disk is full. Of releases only those stay that a state or a deploy names, of pushes only those under
+            way, of engines the latest.
+        keep: digests of releases, and sha256 of objects, that stay as well.
+
+    Raises:
+        OSError: a folder of the store cannot be read, or the disk fails. What is named still holds.
+    """
+    with collecting(layout) as alone:
+        if not alone:
+            return None
+        releases, named, held = _sort(layout, rules, pressed, frozenset(keep))
+        freed = _remove_releases(layout, releases)
+        reached("collect.removed")
+        objects = _remove_objects(layout, named | set(keep), held)
+        partials = _remove_partials(layout, 0 if pressed else _PARTIALS, frozenset(keep))
+        engines = _remove_engines(layout, 1 if pressed else _ENGINES)
+        return Collected(
+            releases=releases,
+            objects=len(objects),
+            partials=len(partials),
+            engines=len(engines),
+            freed_bytes=freed + sum(objects) + sum(partials) + sum(engines),
+        )
+
+
+def _sort(
+    layout: Layout, rules: ReleaseRules, pressed: bool, keep: frozenset[str]
+) -> tuple[tuple[str, ...], set[str], set[tuple[int, int]]]:
+    """Releases that may go; objects that those name which stay; and files of those whose manifests cannot be read."""
+    models: dict[str, list[tuple[Acceptance, Manifest]]] = {}
+    held: set[tuple[int, int]] = set()
+    for digest in release_digests(layout):
+        try:
+            manifest = read_release(layout, digest)
+        except AgentError:
+            held |= {(found.st_dev, found.st_ino) for _, found in _files(layout.release(digest))}
+            continue
+        acceptance = Acceptance(signed=False)
+        with contextlib.suppress(AgentError):
+            acceptance = read_acceptance(layout, digest)
+        models.setdefault(manifest.model, []).append((acceptance, manifest))
+    keep |= read_unfinished(layout)
+    going: list[str] = []
+    named: set[str] = set()
+    for model, found in models.items():
+        going_here = _going(layout, model, found, 0 if pressed else rules.keep, pressed, keep)
+        going += going_here
+        for _, manifest in found:
+            if manifest.digest not in going_here:
+                named |= {entry.sha256 for entry in manifest.files}
+    return tuple(going), named, held
+
+
+def _going(
+    layout: Layout,
+    model: str,
+    found: list[tuple[Acceptance, Manifest]],
+    most: int,
+    pressed: bool,
+    keep: frozenset[str],
+) -> list[str]:
+    try:
+        kept = named_releases(layout, model) | keep
+    except AgentError:
+        return []
+    live = max((acceptance.sequence for acceptance, manifest in found if manifest.digest in kept), default=0)
+    others = [each for each in found if each[1].digest not in kept]
+    others.sort(key=lambda each: (each[0].sequence, each[1].version), reverse=True)
+    # It waits for its deploy.
+    if others and not pressed and others[0][0].sequence > live:
+        most = max(most, 1)
+    return [manifest.digest for _, manifest in others[most:]]
+
+
+def _remove_releases(layout: Layout, digests: Collection[str]) -> int:
+    folder = layout.root / "releases"
+    for digest in digests:
+        layout.release(digest).rename(folder / f".{digest}.removed")
+    reached("collect.marked")
+    if digests:
+        # Before any of its files goes, a release is none any more, whatever a power cut brings back.
+        fsync_directory(folder)
+    with contextlib.suppress(FileNotFoundError):
+        return sum(_remove(each) for each in sorted(folder.glob(".*")))
+    return 0
+
+
+def _remove_objects(layout: Layout, named: Collection[str], held: Collection[tuple[int, int]]) -> list[int]:
+    freed: list[int] = []
+    for path, found in _files(layout.root / "objects" / "sha256"):
+        sha256 = path.parent.name + path.name
+        if is_digest(sha256) and sha256 not in named and (found.st_dev, found.st_ino) not in held:
+            path.unlink()
+            freed.append(_bytes(found))
+    return freed
+
+
+def _remove_partials(layout: Layout, most: int, keep: Collection[str]) -> list[int]:
+    freed: list[int] = []
+    for path in _latest_first(layout.incoming)[most:]:
+        if path.name in keep:
+            continue
+        with contextlib.suppress(AgentError), exclusive_lock(path / ".lock", "it is being pushed"):
+            freed.append(_remove(path))
+    return freed
+
+
+def _remove_engines(layout: Layout, most: int) -> list[int]:
+    freed: list[int] = []
+    for path in _latest_first(layout.root / "engines")[most:]:
+        gone = path.with_name(f".{path.name}.removed")
+        path.rename(gone)
+        freed.append(_remove(gone))
+    return freed
+
+
+def _latest_first(folder: Path) -> list[Path]:
+    """Folders in a folder that are named by a hash, by when a file in them was last written."""
+    try:
+        found = [Path(each.path) for each in os.scandir(folder) if is_digest(each.name) and each.is_dir()]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda path: max((each.st_mtime for _, each in _files(path)), default=0.0), reverse=True)
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            with contextlib.suppress(FileNotFoundError):
+                yield path, path.lstat()
+
+
+def _remove(folder: Path) -> int:
+    freed = sum(_bytes(found) for _, found in _files(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def _bytes(found: os.stat_result) -> int:
+    return found.st_blocks * 512 if found.st_nlink == 1 else 0

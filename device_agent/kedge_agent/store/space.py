@@ -1,0 +1,60 @@
+"""Room on the device's disk: found before the first byte travels, and made where the store has what nobody needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from ..errors import AgentError
+from .collect import collect
+from .files import make_directory
+from .layout import Layout
+from .rules import ReleaseRules
+
+__all__ = ["SPARE_BYTES", "free_bytes", "has_room", "make_room"]
+
+SPARE_BYTES = 16 * 1024 * 1024
+"""Kept free beside what a push needs: manifests, state files and the log must still fit."""
+
+
+def free_bytes(layout: Layout) -> int:
+    """Bytes that anybody may still write where the store lies."""
+    found = os.statvfs(layout.root)
+    return found.f_bavail * found.f_frsize
+
+
+def has_room(layout: Layout, need_bytes: int) -> bool:
+    """Whether so many bytes fit, and some to spare; nothing always fits."""
+    return need_bytes <= 0 or free_bytes(layout) >= need_bytes + SPARE_BYTES
+
+
+def make_room(layout: Layout, rules: ReleaseRules, need_bytes: int, keep: Collection[str] = ()) -> None:
+    """Remove what nobody needs until so many bytes fit, and some to spare.
+
+    It must not be called by who holds `using_store`; what was found in the store before has to be looked for again.
+
+    Args:
+        keep: as `collect` says: what is being pushed, and the objects that it names.
+
+    Raises:
+        AgentError: they do not fit (space); it says what is missing.
+        OSError: as `collect` says.
+    """
+    make_directory(layout.root, mode=0o700)
+    if has_room(layout, need_bytes):
+        return
+    collected = collect(layout, rules, pressed=True, keep=keep)
+    if has_room(layout, need_bytes):
+        return
+    free = free_bytes(layout)
+    made = (
+        "somebody else uses the store, so nothing could be removed from it"
+        if collected is None
+        else f"{collected.freed_bytes} were freed"
+    )
+    raise AgentError(
+        f"{need_bytes} bytes are needed and {SPARE_BYTES} to spare; {layout.root} has {free} free, "
+        f"{need_bytes + SPARE_BYTES - free} too few ({made})",
+        kind="space",
+        hint="free disk space on the device, or put the agent's state folder on a larger disk",
+    )
