@@ -1,0 +1,184 @@
+"""Follow what a device does by itself with a release that it has: stage, gate, switch, probation.
+
+The deploy is a job of the device's, which ends it or takes it back whether or not anybody listens. So a connection that
+breaks costs nothing but news: it is made again, and the news that came meanwhile are asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import (
+    AgentMissingError,
+    BadInputError,
+    BusyError,
+    GateRefusedError,
+    IncompatibleError,
+    KedgeError,
+    OutcomeUnknownError,
+    UnreachableError,
+    error_of_kind,
+)
+from ..transport.client import AgentClient
+
+__all__ = ["RUNNING", "Event", "deploy_state", "ended", "follow", "require_done"]
+
+RUNNING = "running"
+_ENDS = ("done", "reverted", "refused")
+
+_WAIT_S = 5
+_FIRST_PAUSE_S = 0.2
+_MOST_PAUSE_S = 5.0
+_MOST_STARTS = 5
+
+Event = Callable[[Mapping[str, Any]], None]
+"""Told of each event as the device tells it (docs/wire-protocol.md)."""
+
+
+def deploy_state(client: AgentClient, device: str, release: str, after: int = 0, wait_s: int = 0) -> dict[str, Any]:
+    """What the device tells of the last deploy of a release: state, step, events, next, result, error.
+
+    Raises:
+        BadInputError: it knows of none.
+        KedgeError: the device cannot be reached.
+    """
+    answer: dict[str, Any] = client.get(
+        f"/kedge/v1/deploys/{release}?after={after}&wait={wait_s}", expect=("state", "events", "next")
+    )
+    events, following = answer["events"], answer["next"]
+    if answer["state"] not in (RUNNING, *_ENDS) or type(following) is not int or not isinstance(events, list):
+        raise IncompatibleError(
+            f"{device}: the agent's answer makes no sense: a deploy that is {str(answer['state'])[:80]!r}",
+            hint=f"bring the agent to this version: kedge device upgrade {device}",
+        )
+    return answer
+
+
+def ended(answer: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What tells one end of a deploy from another; None while it runs, or where there was none."""
+    if answer is None or answer["state"] == RUNNING:
+        return None
+    return {"state": answer["state"], "error": answer.get("error"), "next": answer["next"]}
+
+
+def follow(
+    client: AgentClient,
+    device: str,
+    release: str,
+    *,
+    begin: Callable[[], None],
+    before: Mapping[str, Any] | None,
+    event: Event,
+    until: str | None,
+    patience_s: float,
+) -> dict[str, Any]:
+    """Have a release deployed, and follow it until it has ended.
+
+    Args:
+        begin: asks the device for it; called again where the device turns out to have heard nothing.
+        before: how an earlier deploy of the release had ended (`ended`).
+        event: told of each event once, also of those before a connection was lost.
+        until: a step at whose beginning to leave the device alone, None: none.
+        patience_s: how long a connection that was lost is tried to be made again.
+
+    Returns:
+        The device's last answer; of a deploy that still runs where `until` was reached.
+
+    Raises:
+        OutcomeUnknownError: the device cannot be reached any more; it goes on by itself.
+        KedgeError: what the device says.
+    """
+    link = _Link(device, patience_s)
+    told: list[Any] = []
+    after, starts, asked, heard, lost = 0, 0, False, False, False
+    while True:
+        try:
+            if not asked:
+                starts += 1
+                begin()
+                asked = heard = True
+            # An agent that was started anew counts its events from the beginning.
+            answer = deploy_state(client, device, release, *((0, 0) if lost else (after, _WAIT_S)))
+        except BusyError as error:
+            if not asked:
+                raise
+            link.pause(error)
+            continue
+        except (UnreachableError, OutcomeUnknownError, AgentMissingError) as error:
+            # Whether the device heard a request that it did not answer, its next answer tells.
+            asked = lost = True
+            link.pause(error)
+            continue
+        except BadInputError:
+            # It knows of no such deploy: it never heard of it, or was ended before it had written it down.
+            if not asked or starts >= _MOST_STARTS:
+                raise
+            asked = heard = False
+            continue
+        link.held()
+        if not heard and before is not None and ended(answer) == before and starts < _MOST_STARTS:
+            asked = False
+            continue
+        heard = True
+        news = [each for each in answer["events"] if not lost or each not in told]
+        after, lost = answer["next"], False
+        for each in news:
+            told.append(each)
+            if isinstance(each, dict):
+                event(each)
+                if until is not None and each.get("event") == "step" and each.get("step") == until:
+                    return answer
+        if answer["state"] != RUNNING:
+            return answer
+
+
+class _Link:
+    """Keeps the time since the device last answered."""
+
+    def __init__(self, device: str, patience_s: float) -> None:
+        self._device = device
+        self._patience_s = patience_s
+        self.held()
+
+    def held(self) -> None:
+        """It answered."""
+        self._last = time.monotonic()
+        self._pause_s = _FIRST_PAUSE_S
+
+    def pause(self, error: KedgeError) -> None:
+        """It did not; wait a little before the next try.
+
+        Raises:
+            OutcomeUnknownError: it has not for too long.
+        """
+        left = self._last + self._patience_s - time.monotonic()
+        if left <= 0:
+            raise OutcomeUnknownError(
+                f"the connection was lost while the device deployed: {error.message}",
+                hint=f"{self._device} finishes or goes back by itself; the same command picks up and tells the end",
+            ) from error
+        time.sleep(min(self._pause_s, left))
+        self._pause_s = min(self._pause_s * 2, _MOST_PAUSE_S)
+
+
+def require_done(device: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a deploy that has ended well.
+
+    Raises:
+        GateRefusedError: a gate refused the release, or it was taken back in its probation.
+        KedgeError: what else the device refused it for.
+    """
+    if answer["state"] == "done":
+        result = answer.get("result")
+        return dict(result) if isinstance(result, dict) else {}
+    error = answer.get("error")
+    stated: Mapping[str, Any] = error if isinstance(error, dict) else {}
+    reason, hint = str(stated.get("error") or "it gives no reason")[:1000], str(stated.get("hint") or "")[:1000]
+    if answer["state"] == "reverted":
+        raise GateRefusedError(
+            f"{device} went back to the release before: {reason}",
+            hint=hint or f"see: kedge history --on {device}",
+        )
+    raise error_of_kind(str(stated.get("kind") or "gate"), f"{device}: {reason}", hint)

@@ -1,0 +1,55 @@
+"""Deploys whose end this host has not been told yet: so that the same command tells it, and the one after tries anew.
+
+A small file a deploy, written before the device is asked and removed when its end is known, under
+`$XDG_STATE_HOME/kedge/deploys`. Without it a release that was refused a week ago could not be told from one that was
+refused while the connection was down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import state_dir
+
+__all__ = ["Pending"]
+
+_MAX_BYTES = 64 * 1024
+
+
+class Pending:
+    """The record of one release's deploy to one device.
+
+    Args:
+        device: its name in the inventory.
+    """
+
+    def __init__(self, device: str, release: str) -> None:
+        self._path = state_dir() / "deploys" / f"{device}-{release}.json"
+
+    def read(self) -> tuple[bool, Mapping[str, Any] | None]:
+        """Whether an end is owed, and how the deploy before it had ended (None: there was none)."""
+        try:
+            with self._path.open("rb") as file:
+                body = json.loads(file.read(_MAX_BYTES))
+            before = body["before"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            # Nothing is lost with a damaged one but the news of an end.
+            return False, None
+        return True, before if isinstance(before, dict) else None
+
+    def write(self, before: Mapping[str, Any] | None) -> None:
+        """An end is owed from now on. Where it cannot be written, the deploy goes on without."""
+        partial = self._path.with_suffix(f".{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial.write_text(json.dumps({"before": before}), encoding="utf-8")
+            partial.replace(self._path)
+
+    def forget(self) -> None:
+        """The end was told."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
