@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve in the foreground", parents=[settings, threads])
     serve.add_argument("--parent-pipe", action="store_true", help="stop when standard input ends")
+    serve.add_argument("--standby", type=int, help=argparse.SUPPRESS)
     serve.add_argument("--ephemeral", action="store_true", help="remove the state folder at the end")
     commands.add_parser("start", help="serve in the background", parents=[settings, threads])
     commands.add_parser("stop", help="stop the background agent", parents=[settings])
@@ -118,7 +119,8 @@ def _run(arguments: argparse.Namespace, state: Path) -> None:
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         from .daemon import Options, serve
 
-        serve(Options(state, arguments.threads, arguments.parent_pipe, arguments.ephemeral, config))
+        options = (arguments.threads, arguments.parent_pipe, arguments.ephemeral, config, arguments.standby)
+        serve(Options(state, *options))
     elif arguments.command == "start":
         _start(state, config, arguments.threads)
     elif arguments.command == "stop":

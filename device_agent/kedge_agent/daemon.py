@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import fcntl
 import logging
-import logging.handlers
 import os
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Iterator
+from typing import NoReturn
 
 from . import __version__
+from .configuration import Configuration, Options
 from .doors import Doors
 from .errors import AgentError
+from .handover import Upgrades, feeding, serve_command
+from .process import Signals, hold, log_to, socket_folder, wait_for_parent
 from .runtime.table import RUNTIMES, runtime_named
+from .serving.agent_routes import with_agent_routes
 from .serving.building import Builds
 from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
 from .serving.shared_memory import Regions
-from .settings import Settings, read_settings, remember_config, settings_path
+from .settings import remember_config
+from .standby import Standby
 from .store.files import make_directory, translate_os_error
-from .store.layout import SYSTEM_SOCKETS, Layout, socket_directory
+from .store.layout import Layout
+from .store.slots import settle
 from .systemd import Notifier
 from .watchdog import Watchdog, ask_health
 from .wire import PROTOCOLS_SPOKEN, Greeting, render_greeting
@@ -36,83 +39,8 @@ __all__ = ["Options", "serve"]
 
 _LOG = logging.getLogger("kedge.daemon")
 
-_LOG_BYTES = 4 * 1024 * 1024
 _MODELS_S = 20.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the daemon runs.
-
-    state: the state folder.
-    threads: intra-operator threads of each model; 0: as the settings have it.
-    parent_pipe: stop when standard input ends, which it does when the parent dies.
-    ephemeral: remove the state folder on the way out.
-    config: the file of settings; None: where `settings_path` finds it.
-    """
-
-    state: Path
-    threads: int = 0
-    parent_pipe: bool = False
-    ephemeral: bool = False
-    config: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threads <= 1024:
-            raise AgentError(f"threads are 0 to 1024, not {self.threads}")
-
-
-class _Signals:
-    """SIGTERM, SIGINT and SIGHUP, in a pipe.
-
-    Whichever thread the kernel gives a signal to writes it there. A main thread that waited on a lock would sleep on.
-    """
-
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        signal.set_wakeup_fd(self._writer)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)
-
-    def next(self) -> int:
-        """Wait for the next one."""
-        return os.read(self._reader, 1)[0]
-
-    def put(self, number: int) -> None:
-        """As if it had come from outside."""
-        os.write(self._writer, bytes([number]))
-
-
-class _Configuration:
-    """The settings in force, and why the file on disk is not, where it is not.
-
-    Raises:
-        AgentError: as `read_settings`.
-    """
-
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self.parent_pipe = options.parent_pipe
-        self.path = settings_path(options.state, options.config)
-        self.settings = self.read()
-        self.problem: str | None = None
-
-    def read(self) -> Settings:
-        """The settings on disk.
-
-        Raises:
-            AgentError: as `read_settings`.
-        """
-        return read_settings(self.path, must_exist=self._options.config is not None)
-
-    def threads(self) -> int:
-        """Intra-operator threads of each model."""
-        return self._options.threads or self.settings.threads or len(os.sched_getaffinity(0))
-
-    def to_json(self) -> Mapping[str, Any]:
-        """As the agent's information has it: the file, and what keeps its present content from being in force."""
-        return {"file": str(self.path), "problem": self.problem}
+_HANDED_S = 5.0
 
 
 def serve(options: Options) -> None:
@@ -125,54 +53,102 @@ def serve(options: Options) -> None:
         AgentError: another agent holds the state folder (busy), it or the settings cannot be used, or requests were
             cut because they did not end in time (busy).
     """
-    signals = _Signals()
     # systemd's watchdog ends a wedged agent with SIGABRT: then every thread says where it stood.
     faulthandler.enable()
     # onnxruntime (seen: 1.32) else keeps an identifier of the device, and a database of what it tells its maker.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    if options.parent_pipe:
-        threading.Thread(target=_wait_for_parent, args=(signals,), daemon=True).start()
     layout = Layout(options.state)
+    notifier = Notifier(os.environ)
     try:
-        _run(layout, options, signals)
+        configuration = Configuration(options)
+        # A signal ends a standby as it ends any program: it serves nobody yet.
+        standby = _stand_by(options.standby, layout, configuration) if options.standby is not None else None
+        signals = Signals()
+        if options.parent_pipe:
+            threading.Thread(target=wait_for_parent, args=(signals,), daemon=True).start()
+        upgrades = _run(layout, options, configuration, signals, notifier, standby)
+        if upgrades.leaving and not upgrades.hand_over(notifier, signals.handle):
+            _start_anew(layout, options)
     except OSError as error:
         raise translate_os_error(error, f"using {error.filename or options.state}") from error
 
 
-def _run(layout: Layout, options: Options, signals: _Signals) -> None:
-    configuration = _Configuration(options)
+def _stand_by(handle: int, layout: Layout, configuration: Configuration) -> Standby:
+    standby = Standby(handle, layout)
+    runtimes = {name: runtime_named(name) for name in RUNTIMES}
+    standby.rehearse(runtimes, configuration.threads(), configuration.settings.rules_of)
+    standby.wait()
+    return standby
+
+
+def _start_anew(layout: Layout, options: Options) -> NoReturn:
+    """Be the agent that is current, in this very process: whoever watches it need not know."""
+    command = serve_command(layout.root, layout.root / "agent" / "current", options.successor())
+    os.execv(command[0], command)  # noqa: S606  (the command is our own)
+
+
+def _run(
+    layout: Layout,
+    options: Options,
+    configuration: Configuration,
+    signals: Signals,
+    notifier: Notifier,
+    standby: Standby | None,
+) -> Upgrades:
     with contextlib.ExitStack() as stack:
         if options.ephemeral and not options.state.is_dir():
             # Whoever started us has cleaned up and gone: nothing may be made again.
             raise AgentError(f"{options.state} is gone", kind="not_found")
         make_directory(layout.root, mode=0o700)
-        stack.enter_context(_hold(layout))
+        stack.enter_context(hold(layout, _HANDED_S if standby is not None else 0.0))
         if options.ephemeral:
             # Only whoever holds the folder may remove it: a second agent on it is refused above.
             stack.callback(shutil.rmtree, options.state, ignore_errors=True)
         remember_config(layout.root, options.config)
-        _log_to(layout.log)
-        _serve(layout, configuration, signals)
+        log_to(layout.log)
+        if standby is not None:
+            standby.take()
+            notifier.muted = True
+        elif (ended := settle(layout)) is not None:
+            _LOG.error("an upgrade of the agent was cut short: %s", ended.reason or ended.state)
+        return _serve(layout, options, configuration, signals, notifier, standby)
 
 
-def _serve(layout: Layout, configuration: _Configuration, signals: _Signals) -> None:
+def _serve(
+    layout: Layout,
+    options: Options,
+    configuration: Configuration,
+    signals: Signals,
+    notifier: Notifier,
+    standby: Standby | None,
+) -> Upgrades:
     runtimes = {name: runtime_named(name) for name in RUNTIMES}
     regions = Regions(configuration.settings.shared_memory_prefix)
     repository = Repository(layout, runtimes, configuration.threads(), configuration.settings.rules_of, rehearse=True)
     builds = Builds(layout)
-    notifier = Notifier(os.environ)
+    upgrades = Upgrades(
+        layout,
+        options.successor(),
+        lambda: {live.manifest.model: live.manifest.digest for live in repository.live()},
+        lambda: signals.put(signal.SIGUSR1),
+        installed=not (options.parent_pipe or options.ephemeral),
+    )
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_socket_folder(layout))
+        folder = stack.enter_context(socket_folder(layout))
         stack.callback(regions.close)
         stack.callback(repository.close)
         stack.callback(builds.close)
         control = control_handler(repository, regions, layout, runtimes, builds, configuration.to_json)
+        control = with_agent_routes(upgrades, control)
         doors = Doors(folder, inference_handler(repository, regions), control, configuration.settings)
         stack.callback(doors.close)
         _LOG.info("kedge-agent %s serving on %s", __version__, folder)
         notifier.ready("loading models")
+        if standby is not None:
+            standby.opened()
         # Loading goes on behind an open door: the device answers at once, whatever a model weighs.
-        threading.Thread(target=_load, args=(repository, notifier), daemon=True).start()
+        load = (layout, options, repository, notifier, doors, standby)
+        threading.Thread(target=_load, args=load, daemon=True).start()
         # Whoever starts an agent for itself asks it next, and for a model.
         wait_s = _MODELS_S if configuration.parent_pipe else 0.0
         threading.Thread(target=_greet, args=(repository, wait_s), daemon=True).start()
@@ -183,14 +159,21 @@ def _serve(layout: Layout, configuration: _Configuration, signals: _Signals) -> 
                 notifier.ready("serving" if configuration.problem is None else f"old settings: {configuration.problem}")
         drain_s = configuration.settings.drain_s
         _LOG.info("stopping")
-        notifier.stopping("answering the requests inside")
+        if upgrades.leaving:
+            stack.enter_context(feeding(notifier))
+            notifier.status("another agent takes over")
+        else:
+            notifier.stopping("answering the requests inside")
+        upgrades.closed_at = time.monotonic()
         if not doors.drain(drain_s):
             _LOG.error("requests are cut: they did not end within %g s", drain_s)
-            raise AgentError(
-                f"stopped, and cut requests that did not end within {drain_s:g} s",
-                kind="busy",
-                hint="give them longer: drain_s in the agent's settings",
-            )
+            if not upgrades.leaving:
+                raise AgentError(
+                    f"stopped, and cut requests that did not end within {drain_s:g} s",
+                    kind="busy",
+                    hint="give them longer: drain_s in the agent's settings",
+                )
+    return upgrades
 
 
 def _greet(repository: Repository, wait_s: float) -> None:
@@ -200,13 +183,28 @@ def _greet(repository: Repository, wait_s: float) -> None:
         sys.stdout.buffer.flush()
 
 
-def _load(repository: Repository, notifier: Notifier) -> None:
+def _load(
+    layout: Layout,
+    options: Options,
+    repository: Repository,
+    notifier: Notifier,
+    doors: Doors,
+    standby: Standby | None,
+) -> None:
     repository.start()
+    if standby is not None:
+        try:
+            standby.prove(repository, doors.path("infer"))
+        except Exception:
+            _LOG.exception("this agent does not serve what the one before it did, which is gone")
+            _start_anew(layout, options)
+        notifier.muted = False
+        notifier.ready("serving")
     notifier.status("serving")
 
 
 @contextlib.contextmanager
-def _watched(notifier: Notifier, doors: Doors, repository: Repository, configuration: _Configuration) -> Iterator[None]:
+def _watched(notifier: Notifier, doors: Doors, repository: Repository, configuration: Configuration) -> Iterator[None]:
     """Feed systemd's watchdog meanwhile, where it has one for us."""
     if notifier.watchdog_s is None:
         yield
@@ -226,7 +224,7 @@ def _watched(notifier: Notifier, doors: Doors, repository: Repository, configura
         watchdog.close()
 
 
-def _reload(configuration: _Configuration, doors: Doors, repository: Repository, regions: Regions) -> None:
+def _reload(configuration: Configuration, doors: Doors, repository: Repository, regions: Regions) -> None:
     """Put the settings on disk in force, or keep those that are, and say why."""
     try:
         settings = configuration.read()
@@ -239,52 +237,3 @@ def _reload(configuration: _Configuration, doors: Doors, repository: Repository,
     repository.threads, repository.rules_of = configuration.threads(), settings.rules_of
     regions.prefix = settings.shared_memory_prefix
     _LOG.info("settings were read again: %s", configuration.path)
-
-
-@contextlib.contextmanager
-def _socket_folder(layout: Layout) -> Iterator[Path]:
-    folder = socket_directory(layout.root)
-    # Who may use a door is decided by the socket's own mode and group.
-    make_directory(folder, mode=0o755 if folder == SYSTEM_SOCKETS else 0o700)
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-            if folder != SYSTEM_SOCKETS:
-                folder.parent.rmdir()
-
-
-@contextlib.contextmanager
-def _hold(layout: Layout) -> Iterator[None]:
-    handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
-            raise AgentError(
-                f"an agent already serves {layout.root} (process {owner})",
-                kind="busy",
-                hint="stop it first: kedge-agent stop",
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _wait_for_parent(signals: _Signals) -> None:
-    with contextlib.suppress(OSError):
-        while os.read(0, 4096):
-            pass
-    signals.put(signal.SIGTERM)
-
-
-def _log_to(path: Path) -> None:
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=2)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)

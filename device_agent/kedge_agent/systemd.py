@@ -16,12 +16,15 @@ class Notifier:
 
     Args:
         environment: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are read from it.
+
+    muted: says nothing; as long as another process is the service.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
         self._watchdog = environment.get("WATCHDOG_USEC", "")
         self._watched = environment.get("WATCHDOG_PID") or str(os.getpid())
+        self.muted = False
 
     @property
     def watchdog_s(self) -> float | None:
@@ -46,12 +49,16 @@ class Notifier:
         """Feed the watchdog."""
         self._send("WATCHDOG=1")
 
+    def main_process(self, pid: int) -> None:
+        """Another process is the service from now on; it must be one of the service's own."""
+        self._send(f"MAINPID={pid}")
+
     def stopping(self, status: str) -> None:
         """The service ends."""
         self._send("STOPPING=1", f"STATUS={status}")
 
     def _send(self, *lines: str) -> None:
-        if not self._address:
+        if not self._address or self.muted:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         # A manager that does not listen must not end the service.

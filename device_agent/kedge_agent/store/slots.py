@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,8 +30,10 @@ __all__ = [
     "REFUSED",
     "Outcome",
     "Trial",
+    "agents_folder",
     "begin_trial",
     "changing_agents",
+    "clean_slots",
     "commit_trial",
     "end_trial",
     "has_slot",
@@ -49,6 +52,8 @@ REFUSED = "refused"
 
 _MAX_BYTES = 64 * 1024
 _REASON_CHARACTERS = 1000
+_POLL_S = 0.05
+_INTERRUPTED = "the agents ended before the new one was proven: power failed, or somebody ended them"
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def slot(layout: Layout, digest: str) -> Path:
     """The folder of a bundle."""
     if not is_digest(digest):
         raise AgentError(f"not a bundle: {digest[:80]!r}")
-    return _folder(layout) / digest
+    return agents_folder(layout) / digest
 
 
 def has_slot(layout: Layout, digest: str) -> bool:
@@ -93,7 +98,7 @@ def has_slot(layout: Layout, digest: str) -> bool:
 def slot_named(layout: Layout, link: str) -> str | None:
     """The bundle that `current` or `previous` names; None where there is no such link."""
     try:
-        name = os.readlink(_folder(layout) / link)
+        name = os.readlink(agents_folder(layout) / link)
     except OSError:
         return None
     return name if is_digest(name) else None
@@ -103,19 +108,32 @@ def own_slot(layout: Layout) -> str | None:
     """The bundle that this very process was started from; None where the agent was installed otherwise."""
     # site/kedge_agent/store/slots.py, below the slot
     mine = Path(__file__).resolve().parents[3]
-    inside = mine.parent == _folder(layout).resolve() and is_digest(mine.name)
+    inside = mine.parent == agents_folder(layout).resolve() and is_digest(mine.name)
     return mine.name if inside else None
 
 
 @contextlib.contextmanager
-def changing_agents(layout: Layout) -> Iterator[None]:
+def changing_agents(layout: Layout, wait_s: float = 0.0) -> Iterator[None]:
     """One push of a bundle, upgrade or provisioning at a time.
+
+    Args:
+        wait_s: for how long to wait for somebody who is at it.
 
     Raises:
         AgentError: somebody else is at it (busy).
     """
-    make_directory(_folder(layout), mode=0o755)
-    with exclusive_lock(_folder(layout) / ".lock", "somebody else is changing the agent of this device"):
+    make_directory(agents_folder(layout), mode=0o755)
+    end = time.monotonic() + wait_s
+    with contextlib.ExitStack() as stack:
+        while True:
+            lock = exclusive_lock(agents_folder(layout) / ".lock", "somebody else is changing the agent of this device")
+            try:
+                stack.enter_context(lock)
+                break
+            except AgentError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(_POLL_S)
         yield
 
 
@@ -146,23 +164,29 @@ def end_trial(layout: Layout, outcome: Outcome) -> None:
     """Record how it ended, then take the mark away."""
     reason = outcome.reason and outcome.reason[:_REASON_CHARACTERS]
     body = {**asdict(outcome), "reason": reason, "at_s": int(time.time())}
-    write_atomic(_folder(layout) / "upgrade.json", json.dumps(body).encode(), mode=0o600)
+    write_atomic(agents_folder(layout) / "upgrade.json", json.dumps(body).encode(), mode=0o600)
     _mark(layout).unlink(missing_ok=True)
-    fsync_directory(_folder(layout))
+    fsync_directory(agents_folder(layout))
 
 
 def read_outcome(layout: Layout) -> Outcome | None:
     """How the last upgrade ended; None where there was none that one could read of."""
     try:
-        return Outcome(**parse_json(read_bounded(_folder(layout) / "upgrade.json", _MAX_BYTES), floats=True))
+        return Outcome(**parse_json(read_bounded(agents_folder(layout) / "upgrade.json", _MAX_BYTES), floats=True))
     except (OSError, AgentError, WireError, TypeError):
         return None
 
 
-def settle(layout: Layout) -> Outcome | None:
+def settle(layout: Layout, reason: str = _INTERRUPTED) -> Outcome | None:
     """End what a power cut, or the end of both agents, left under way; whoever calls holds the state folder's lock.
 
     `current` alone says how: only a proven agent is ever put there, so nothing is tried again.
+
+    Args:
+        reason: why the new agent was not proven, where it was not.
+
+    Raises:
+        OSError: as the file system says.
     """
     if not _mark(layout).exists():
         return None
@@ -173,23 +197,34 @@ def settle(layout: Layout) -> Outcome | None:
     if slot_named(layout, "current") == trial.bundle:
         outcome = Outcome(trial.bundle, trial.former, trial.version, COMMITTED)
     else:
-        reason = "the agents ended before the new one was proven: power failed, or somebody ended them"
         outcome = Outcome(trial.bundle, trial.former, trial.version, FALLEN_BACK, reason)
     end_trial(layout, outcome)
     return outcome
 
 
-def _folder(layout: Layout) -> Path:
+def clean_slots(layout: Layout) -> None:
+    """Remove every slot but the current one and the one before it, and what an unpacking left."""
+    kept = {slot_named(layout, "current"), slot_named(layout, "previous")}
+    if None in kept or read_trial(layout) is not None:
+        return
+    for entry in agents_folder(layout).iterdir():
+        left = entry.name.startswith(".") and entry.name.endswith((".partial", ".damaged"))
+        if (is_digest(entry.name) and entry.name not in kept) or left:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def agents_folder(layout: Layout) -> Path:
+    """Where the slots are."""
     return layout.root / "agent"
 
 
 def _mark(layout: Layout) -> Path:
-    return _folder(layout) / "trial.json"
+    return agents_folder(layout) / "trial.json"
 
 
 def _point(layout: Layout, link: str, digest: str) -> None:
-    partial = _folder(layout) / f".{link}.new"
+    partial = agents_folder(layout) / f".{link}.new"
     partial.unlink(missing_ok=True)
     partial.symlink_to(digest)
-    partial.replace(_folder(layout) / link)
-    fsync_directory(_folder(layout))
+    partial.replace(agents_folder(layout) / link)
+    fsync_directory(agents_folder(layout))

@@ -1,0 +1,303 @@
+"""The agent that runs has another one take its place, and takes it back where that one does not serve.
+
+The new agent is started beside this one, has a child process load each model that is served, and says so. Then the upgrade is
+marked on disk; this agent answers the requests inside, closes its doors, lets go of the models and of the state
+folder's lock, and tells the new one to take over. It waits until that one has proven itself, and ends; or it starts
+anew, by running itself again in the same process. docs/adr/0011 has the reasons; `standby` is the other side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import AgentError
+from .failpoints import reached
+from .handover_link import Link
+from .store.layout import Layout
+from .store.locks import deploying
+from .store.models import list_models
+from .store.slots import (
+    FALLEN_BACK,
+    REFUSED,
+    Outcome,
+    Trial,
+    begin_trial,
+    changing_agents,
+    end_trial,
+    has_slot,
+    own_slot,
+    read_outcome,
+    slot,
+    slot_named,
+)
+from .systemd import Notifier
+from .wire import PROTOCOLS_SPOKEN
+
+__all__ = ["Upgrades", "feeding", "serve_command"]
+
+_LOG = logging.getLogger("kedge.upgrade")
+
+# Loading one model is the longest that a standby is silent for.
+_SILENCE_S = 300.0
+_TAKEOVER_S = 30.0
+_SLOWER = 3
+_LOCK_S = 5.0
+_FEED_S = 5.0
+
+
+def serve_command(state: Path, folder: Path, options: Sequence[str]) -> list[str]:
+    """How the agent of a slot serves: as the launcher starts it."""
+    return [sys.executable, "-I", str(folder / "run.py"), "--state", str(state), "serve", *options]
+
+
+@dataclass
+class _Upgrade:
+    """One that is under way. step: "standby", "rehearse", "drain" or "takeover"."""
+
+    trial: Trial
+    stack: contextlib.ExitStack
+    step: str = "standby"
+    child: subprocess.Popen[bytes] | None = None
+    link: Link | None = None
+    began: float = 0.0
+    prepared_s: float = 0.0
+
+
+class Upgrades:
+    """What the control door asks of this agent about itself.
+
+    Args:
+        options: of `serve`, for whoever takes over.
+        live: the release that each model serves now.
+        leave: have the main thread stop serving, and then call `hand_over`.
+        installed: False where this process is not to be replaced: it ends with its parent.
+
+    leaving: another agent is to take over. closed_at: when the doors were closed for it, of `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        options: Sequence[str],
+        live: Callable[[], Mapping[str, str]],
+        leave: Callable[[], None],
+        *,
+        installed: bool,
+    ) -> None:
+        self._layout = layout
+        self._options = options
+        self._live = live
+        self._leave = leave
+        self._own = own_slot(layout) if installed else None
+        self._guard = threading.Lock()
+        self._now: _Upgrade | None = None
+        self.leaving = False
+        self.closed_at = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """What this agent is, what is under way, and how the last time ended."""
+        now, last = self._now, read_outcome(self._layout)
+        return {
+            "version": __version__,
+            "protocols": list(PROTOCOLS_SPOKEN),
+            "bundle": self._own,
+            "previous": slot_named(self._layout, "previous"),
+            "pid": os.getpid(),
+            "python": platform.python_version(),
+            "arch": platform.machine(),
+            "glibc": platform.libc_ver()[1],
+            "upgrade": None if now is None else {"bundle": now.trial.bundle, "step": now.step},
+            "last": None if last is None else asdict(last),
+        }
+
+    def start(self, bundle: str) -> dict[str, Any]:
+        """Have the agent of a bundle take this one's place; returns at once.
+
+        Raises:
+            AgentError: it is not here (not_found), this agent does not run from a bundle (incompatible), or another
+                upgrade is under way (busy).
+        """
+        with self._guard:
+            if self._own is None:
+                raise AgentError(
+                    "this agent was not installed by kedge, and cannot replace itself",
+                    kind="incompatible",
+                    hint="upgrade it in the way it was installed, or once: kedge device provision NAME",
+                )
+            if bundle == self._own:
+                return {"bundle": bundle, "state": "current"}
+            if self._now is None:
+                self._begin(bundle, self._own)
+            elif self._now.trial.bundle != bundle:
+                raise AgentError("another upgrade is under way", kind="busy", hint="wait for it to finish")
+        return {"bundle": bundle, "state": "running"}
+
+    def _begin(self, bundle: str, own: str) -> None:
+        if not has_slot(self._layout, bundle):
+            raise AgentError(
+                f"agent {bundle[:12]} is not on this device", kind="not_found", hint="push it: kedge device upgrade"
+            )
+        stack = contextlib.ExitStack()
+        stack.enter_context(changing_agents(self._layout, wait_s=_LOCK_S))
+        self._now = _Upgrade(Trial(bundle, own, __version__), stack)
+        threading.Thread(target=self._prepare, args=(self._now,), name="upgrade", daemon=True).start()
+
+    def _prepare(self, upgrade: _Upgrade) -> None:
+        _LOG.info("agent %s is started beside this one", upgrade.trial.bundle[:12])
+        try:
+            self._rehearse(upgrade)
+            # From here on nobody begins to change what a model serves.
+            for model in list_models(self._layout):
+                upgrade.stack.enter_context(deploying(self._layout, model))
+            begin_trial(self._layout, upgrade.trial)
+            reached("upgrade.marked")
+        except Exception as error:  # whatever it is, this agent serves on
+            _LOG.error("the upgrade is off: %s", error)
+            self._end(upgrade, REFUSED, str(error))
+            with self._guard:
+                upgrade.stack.close()
+                self._now = None
+            return
+        assert upgrade.link is not None
+        upgrade.link.tell(marked=True)
+        upgrade.step = "drain"
+        self.leaving = True
+        self._leave()
+
+    def _rehearse(self, upgrade: _Upgrade) -> None:
+        upgrade.began = time.monotonic()
+        ours, theirs = socket.socketpair()
+        upgrade.link = Link(ours)
+        environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
+        options = ["--standby", str(theirs.fileno()), *self._options]
+        with theirs:
+            upgrade.child = subprocess.Popen(
+                serve_command(self._layout.root, slot(self._layout, upgrade.trial.bundle), options),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env=environment,
+                cwd="/",
+            )
+        upgrade.link.tell(models=dict(self._live()))
+        upgrade.step = "rehearse"
+        while True:
+            try:
+                said = upgrade.link.hear(_SILENCE_S)
+            except TimeoutError:
+                raise AgentError(f"the new agent said nothing for {_SILENCE_S:g} s", kind="internal") from None
+            if said is None:
+                raise AgentError(f"the new agent {_how_it_ended(upgrade.child)}", kind="internal")
+            if "error" in said:
+                raise AgentError(f"the new agent would not serve: {said['error']}", kind="internal")
+            if "ready" in said:
+                break
+        upgrade.prepared_s = time.monotonic() - upgrade.began
+
+    def hand_over(self, notifier: Notifier, signals: int) -> bool:
+        """With doors, models and lock given up, have the new agent take over, and see it serve.
+
+        Args:
+            signals: a file descriptor of signals' numbers: one that ends this agent ends the upgrade.
+
+        Returns:
+            Whether this agent is done: the new one serves, or somebody wants none. False: it must serve again.
+        """
+        upgrade = self._now
+        assert upgrade is not None
+        assert upgrade.link is not None
+        assert upgrade.child is not None
+        upgrade.step = "takeover"
+        upgrade.stack.close()
+        reached("upgrade.released")
+        upgrade.link.tell(go=True, closed_at=self.closed_at)
+        with feeding(notifier):
+            reason = self._await(upgrade, signals)
+        if reason is None:
+            _LOG.info("agent %s serves; this one ends", upgrade.trial.bundle[:12])
+            notifier.main_process(upgrade.child.pid)
+            return True
+        stopped = reason == ""
+        upgrade.child.kill()
+        upgrade.child.wait()
+        if slot_named(self._layout, "current") != upgrade.trial.bundle:
+            self._end(upgrade, FALLEN_BACK, reason or "the agent was stopped meanwhile")
+        _LOG.error("this agent serves again: %s", reason or "it was stopped")
+        return stopped
+
+    def _await(self, upgrade: _Upgrade, signals: int) -> str | None:
+        """None: it serves. Empty: somebody wants this agent to stop. Else why it does not serve."""
+        assert upgrade.link is not None
+        assert upgrade.child is not None
+        limit_s = _TAKEOVER_S + _SLOWER * upgrade.prepared_s
+        end = time.monotonic() + limit_s
+        while True:
+            try:
+                said = upgrade.link.hear(max(0.0, end - time.monotonic()), signals)
+            except TimeoutError:
+                return f"the new agent did not serve within {limit_s:.0f} s"
+            except InterruptedError:
+                if os.read(signals, 1)[0] == signal.SIGHUP:
+                    continue
+                return ""
+            if said is None:
+                return f"the new agent {_how_it_ended(upgrade.child)}"
+            if "committed" in said:
+                return None
+            if "failed" in said:
+                return f"the new agent could not serve: {said['failed']}"
+
+    def _end(self, upgrade: _Upgrade, state: str, reason: str) -> None:
+        if upgrade.child is not None:
+            upgrade.child.kill()
+            upgrade.child.wait()
+        if upgrade.link is not None:
+            upgrade.link.close()
+        trial = upgrade.trial
+        # Where it cannot be written down, the next start finds the mark and writes less.
+        with contextlib.suppress(OSError):
+            end_trial(self._layout, Outcome(trial.bundle, trial.former, trial.version, state, reason))
+
+
+@contextlib.contextmanager
+def feeding(notifier: Notifier) -> Iterator[None]:
+    """Tell systemd's watchdog meanwhile that all is well: what happens now has deadlines of its own."""
+    over = threading.Event()
+
+    def feed() -> None:
+        while not over.wait(_FEED_S):
+            notifier.alive()
+
+    notifier.alive()
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _how_it_ended(child: subprocess.Popen[bytes]) -> str:
+    try:
+        code = child.wait(5)
+    except subprocess.TimeoutExpired:
+        return "hung up"
+    if code >= 0:
+        return f"ended with status {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+    return f"was ended by {name}" + ("; memory may have run out" if name == "SIGKILL" else "")

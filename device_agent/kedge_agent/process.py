@@ -1,0 +1,114 @@
+"""What the daemon's process has and holds: signals, the state folder's lock, the sockets' folder, the log."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import logging.handlers
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import AgentError
+from .store.files import make_directory
+from .store.layout import SYSTEM_SOCKETS, Layout, socket_directory
+
+__all__ = ["Signals", "hold", "log_to", "socket_folder", "wait_for_parent"]
+
+_LOG_BYTES = 4 * 1024 * 1024
+_POLL_S = 0.02
+
+
+class Signals:
+    """SIGTERM, SIGINT and SIGHUP, in a pipe.
+
+    Whichever thread the kernel gives a signal to writes it there. A main thread that waited on a lock would sleep on.
+    """
+
+    def __init__(self) -> None:
+        self.handle, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+
+    def next(self) -> int:
+        """Wait for the next one."""
+        return os.read(self.handle, 1)[0]
+
+    def put(self, number: int) -> None:
+        """As if it had come from outside."""
+        os.write(self._writer, bytes([number]))
+
+
+@contextlib.contextmanager
+def socket_folder(layout: Layout) -> Iterator[Path]:
+    """The folder of the daemon's sockets; removed at the end, where nothing else is in it."""
+    folder = socket_directory(layout.root)
+    # Who may use a door is decided by the socket's own mode and group.
+    make_directory(folder, mode=0o755 if folder == SYSTEM_SOCKETS else 0o700)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            if folder != SYSTEM_SOCKETS:
+                folder.parent.rmdir()
+
+
+@contextlib.contextmanager
+def hold(layout: Layout, patience_s: float) -> Iterator[None]:
+    """Hold the state folder's lock.
+
+    Args:
+        patience_s: for how long to wait for it.
+
+    Raises:
+        AgentError: another agent holds it (busy).
+    """
+    handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + patience_s
+    try:
+        while not _locked(handle):
+            if time.monotonic() < end:
+                time.sleep(_POLL_S)
+                continue
+            owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
+            raise AgentError(
+                f"an agent already serves {layout.root} (process {owner})",
+                kind="busy",
+                hint="stop it first: kedge-agent stop",
+            )
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_parent(signals: Signals) -> None:
+    """Put SIGTERM when standard input ends."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    signals.put(signal.SIGTERM)
+
+
+def log_to(path: Path) -> None:
+    """Log to a file, of which three are kept."""
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=2)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)

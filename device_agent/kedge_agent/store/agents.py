@@ -1,0 +1,166 @@
+"""Agents that are pushed: judged by their signatures, unpacked into a slot of their own, and started by nobody yet.
+
+Their wheels stay in the store as objects, so that the next bundle sends what has changed and nothing else: of the 35 MB
+of numpy and onnxruntime, usually nothing. They go with the slot that names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from ..errors import AgentError
+from ..failpoints import reached
+from ..formats.bundle import AgentBundle, parse_bundle
+from ..formats.manifest import MANIFEST_NAME, FileEntry, ManifestError
+from ..formats.offer import Offer, offer_bytes
+from ..wire import MAX_JSON_BYTES
+from .files import fsync_directory, read_bounded, write_atomic
+from .layout import Layout
+from .objects import place_object
+from .proof import is_whole
+from .releases import ACCEPTED_NAME, OFFER_NAME
+from .rules import ReleaseRules
+from .signers import judge_agent
+from .slots import agents_folder, changing_agents, has_slot, slot, slot_named
+from .space import SPARE_BYTES, free_bytes, has_room
+from .wheels import unpack_wheel, unpacked_bytes
+
+__all__ = ["AgentParcel", "agent_objects", "run_program"]
+
+
+def run_program(site: Path) -> str:
+    """What the launcher has Python run: the agent of this slot, before any other on the path."""
+    return f"import sys\nsys.path.insert(0, {str(site)!r})\nfrom kedge_agent.cli import main\nsys.exit(main())\n"
+
+
+def agent_objects(layout: Layout) -> set[str]:
+    """Objects that the agents of this device were unpacked from, by their sha256: the collector leaves them."""
+    found: set[str] = set()
+    with contextlib.suppress(FileNotFoundError):
+        for entry in agents_folder(layout).iterdir():
+            with contextlib.suppress(OSError, AgentError, ManifestError):
+                found |= {wheel.sha256 for wheel in _read_bundle(entry).files}
+    return found
+
+
+class AgentParcel:
+    """An agent that is being pushed: a `parcel.Parcel`.
+
+    Args:
+        manifest_data: the very bytes of its bundle's manifest.
+        offer: what came before it.
+
+    Raises:
+        ManifestError: it is none.
+    """
+
+    def __init__(self, layout: Layout, rules: ReleaseRules, manifest_data: bytes, offer: Offer) -> None:
+        self._layout = layout
+        self._rules = rules
+        self._data = manifest_data
+        self._offer = offer
+        self._bundle = parse_bundle(manifest_data)
+        self.digest = self._bundle.digest
+        self.label = f"agent {self.digest[:12]}"
+        self.files = self._bundle.files
+
+    def lock(self) -> AbstractContextManager[None]:
+        """No other push of an agent, no upgrade, no provisioning."""
+        return changing_agents(self._layout)
+
+    def judge(self) -> None:
+        """By its signatures, and by whether it fits this device.
+
+        Raises:
+            AgentError: as `signers.judge_agent`; or it is for another Python or processor (incompatible).
+        """
+        judge_agent(self._rules, self._data, self._offer)
+        here = (f"{sys.version_info.major}.{sys.version_info.minor}", platform.machine())
+        if (self._bundle.python, self._bundle.arch) != here:
+            raise AgentError(
+                f"{self.label} is for Python {self._bundle.python} on {self._bundle.arch}, this is {' on '.join(here)}",
+                kind="incompatible",
+                hint="kedge device upgrade makes one for the device that it asks",
+            )
+
+    def relatives(self) -> Sequence[tuple[FileEntry, ...]]:
+        """The wheels of the agent that runs, and of the one before."""
+        found = []
+        for link in ("current", "previous"):
+            with contextlib.suppress(OSError, AgentError, ManifestError):
+                digest = slot_named(self._layout, link)
+                if digest is not None:
+                    found.append(_read_bundle(slot(self._layout, digest)).files)
+        return found
+
+    def accept(self, staging: Path) -> None:
+        """Judge it once more, keep its wheels, and unpack them into a slot. It is started by an upgrade, not by this.
+
+        Raises:
+            AgentError: it may not be taken, or there is no room for it unpacked (space).
+            OSError: as the file system says.
+        """
+        verdict = judge_agent(self._rules, self._data, self._offer)
+        _keep(self._layout, self.files, staging)
+        if not has_slot(self._layout, self.digest):
+            final = slot(self._layout, self.digest)
+            partial = final.with_name(f".{self.digest}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                self._unpack(partial, final)
+                write_atomic(partial / MANIFEST_NAME, self._data, mode=0o444)
+                write_atomic(partial / OFFER_NAME, offer_bytes(self._offer), mode=0o444)
+                write_atomic(partial / ACCEPTED_NAME, json.dumps(verdict.to_json()).encode(), mode=0o444)
+                # Thousands of small files: one call for all of them.
+                os.sync()
+                partial.rename(final)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            fsync_directory(final.parent)
+        reached("upgrade.unpacked")
+        shutil.rmtree(staging, ignore_errors=True)
+
+    def _unpack(self, partial: Path, final: Path) -> None:
+        wheels = [self._layout.object(entry.sha256) for entry in self.files]
+        need = sum(unpacked_bytes(wheel) for wheel in wheels)
+        if not has_room(self._layout, need):
+            raise AgentError(
+                f"unpacked, {self.label} needs {need} bytes and {SPARE_BYTES} to spare; "
+                f"{self._layout.root} has {free_bytes(self._layout)} free",
+                kind="space",
+                hint="free disk space on the device",
+            )
+        site = partial / "site"
+        site.mkdir(parents=True)
+        for wheel in wheels:
+            unpack_wheel(wheel, site)
+        write_atomic(partial / "run.py", run_program(final / "site").encode())
+
+
+def _read_bundle(folder: Path) -> AgentBundle:
+    return parse_bundle(read_bounded(folder / MANIFEST_NAME, MAX_JSON_BYTES))
+
+
+def _keep(layout: Layout, files: Collection[FileEntry], staging: Path) -> None:
+    """Move the wheels that have arrived into the store, proven and on disk."""
+    folders = set()
+    for entry in files:
+        staged = staging / entry.sha256
+        if not staged.exists():
+            continue
+        if not is_whole(staged, entry):
+            raise AgentError(f"the frames of {entry.name} do not add up to its sha256", kind="integrity")
+        with staged.open("rb") as handle:
+            os.fsync(handle.fileno())
+        folders.add(place_object(layout, entry, staged))
+    for folder in folders:
+        fsync_directory(folder)
