@@ -45,13 +45,13 @@ def collect(
 ) -> Collected | None:
     """Remove what nobody needs; None, and nothing is removed, where somebody uses the store.
 
-    Of each model stay the releases that its state, the way back and the state to come name, those of unfinished deploys,
-    and the `rules.keep` accepted last of the others, of which one that was accepted after the live one always. Of pushes
-    that broke off stay the 4 latest and those under way, of engines built here the 8 latest.
+    Of each model stay the releases that its state, the way back and the state to come name, those of unfinished
+    deploys, and the `rules.keep` accepted last of the others; one that was accepted after the live one stays always. Of
+    pushes that broke off stay the 4 latest and those under way, of engines built here the 8 latest.
 
     Args:
-        pressed: the disk is full. Of releases only those stay that a state or a deploy names, of pushes only those under
-            way, of engines the latest.
+        pressed: the disk is full. Of releases only those stay that a state or a deploy names, of pushes only those
+            under way, of engines the latest.
         keep: digests of releases, and sha256 of objects, that stay as well.
 
     Raises:

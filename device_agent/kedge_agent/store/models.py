@@ -1,6 +1,6 @@
 """Which release each model serves. `state.json`, replaced by one rename, is the truth.
 
-The link `current` beside it is derived, for people; nothing reads it.
+The link `current` beside it is derived, for people; `recovery` alone reads it, where state.json is lost.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = [
     "named_releases",
     "prepare_switch",
     "read_state",
+    "state_to_come",
     "switch",
     "way_back",
     "write_state",
@@ -67,6 +68,11 @@ def way_back(layout: Layout, model: str) -> ModelState | None:
         AgentError: it is damaged (integrity).
     """
     return _read(layout.model(model) / "state.back", model)
+
+
+def state_to_come(layout: Layout, model: str) -> ModelState | None:
+    """The state that `switch` would put in force, or None where none is prepared. Raises as `way_back`."""
+    return _read(layout.model(model) / "state.next", model)
 
 
 def named_releases(layout: Layout, model: str) -> set[str]:
@@ -114,6 +120,9 @@ def prepare_switch(layout: Layout, model: str, state: ModelState, back: ModelSta
     """
     folder = layout.model(model)
     make_directory(folder)
+    # One that nobody put in force is not to stand beside another way back.
+    move_aside(folder / "state.next")
+    (folder / "state.next").unlink(missing_ok=True)
     move_aside(folder / "state.back")
     if back is None:
         (folder / "state.back").unlink(missing_ok=True)
@@ -126,7 +135,8 @@ def switch(layout: Layout, model: str) -> None:
     """Put the prepared state in force, durably, by one rename.
 
     Raises:
-        OSError: as the file system says; the old state then stands.
+        OSError: as the file system says. Which state then stands, `read_state` tells: the new one where only the fsync
+            of the folder failed, and a power cut may bring the old one back. `go_back` is right either way.
     """
     _rename(layout, model, "state.next", "deploy.renamed")
 
@@ -135,7 +145,7 @@ def go_back(layout: Layout, model: str) -> None:
     """Put the state that was prepared for this in force, durably, by one rename.
 
     Raises:
-        OSError: as the file system says, or none was prepared (FileNotFoundError); the state then stands.
+        OSError: as `switch`, or none was prepared (FileNotFoundError), and the state stands.
     """
     _rename(layout, model, "state.back", "revert.renamed")
 
@@ -153,13 +163,14 @@ def _rename(layout: Layout, model: str, name: str, place: str) -> None:
     os.replace(folder / name, target)
     reached(place)
     fsync_directory(folder)
-    state = _read(target, model)
-    if state is not None:
+    # It is for people alone: nothing about it may undo a switch that has happened.
+    with contextlib.suppress(AgentError):
+        state = _read(target, model)
+        assert state is not None
         _point_current(folder, Path("../../releases") / state.current)
 
 
 def _point_current(folder: Path, destination: Path) -> None:
-    # For people only: a failure here must not undo a switch that has happened.
     link = folder / f".current.{os.getpid()}"
     with contextlib.suppress(OSError):
         move_aside(folder / "current")
