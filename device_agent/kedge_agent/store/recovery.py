@@ -46,7 +46,6 @@ def recover_state(layout: Layout, model: str, journal: Journal) -> ModelState | 
     witnesses = (
         told.current,
         told.previous,
-        # Where it was not put in force, the state to come says nothing about what was; but what it replaces is the same.
         _linked(layout, model),
         *((back.current, back.previous) if back is not None else ()),
         coming.previous if coming is not None else None,
