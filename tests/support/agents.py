@@ -56,6 +56,7 @@ class Device:
                     break
             time.sleep(0.01)
         self.answered_s = time.monotonic() - began
+        assert failpoints or self.agent.process.poll() is None, f"the agent did not start: {self.agent.ends()[1]}"
         return self.agent
 
     def restart(self, *options: str, failpoints: str = "", **environment: str) -> Agent:
