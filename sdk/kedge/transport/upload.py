@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import mmap
-import struct
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from kedge_agent.formats.delta import encodings
 from kedge_agent.formats.frames import frame_length
 from kedge_agent.formats.manifest import FileEntry
-from kedge_agent.formats.offer import Offer
-from kedge_agent.wire import (
-    ENCODING_RAW,
-    FRAME_BYTES,
-    FRAME_HEADER,
-    MESSAGE_HEADER,
-    Message,
-    WireError,
-    parse_json,
-    read_message,
-)
+from kedge_agent.formats.offer import AGENT, Offer, offer_bytes
+from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, FRAME_HEADER, MESSAGE_HEADER, Message
 
-from ..errors import IncompatibleError, KedgeError, UnreachableError, error_of_kind
+from ..errors import IncompatibleError, UnreachableError
 from .base import Channel, Deadline
+from .encoding import Base, EncodedFrame, Encoder
+from .known import KnownObjects
+from .listening import Listener, Want, parse_want
 
 __all__ = ["Progress", "UploadResult", "upload"]
 
 # Hashing what a slow device has already may take minutes a gigabyte.
 _PATIENCE_S = 900.0
+# The least that a limited push sends at once: more often would cost more than it evens out.
+_PORTION_S = 0.05
 
 Progress = Callable[[int, int], None]
-"""Called with bytes acknowledged and bytes to send."""
+"""Called with bytes acknowledged and bytes to send, of content."""
 
 
 @dataclass(frozen=True)
@@ -56,90 +50,6 @@ class UploadResult:
     seconds: float
 
 
-class _Incoming(threading.Thread):
-    """Reads the device's messages while we send, so that its refusal is heard at once."""
-
-    def __init__(self, channel: Channel, device: str) -> None:
-        super().__init__(daemon=True)
-        self._reader = channel.makefile("rb")
-        self._device = device
-        self._changed = threading.Condition()
-        self._want: Any = None
-        self._done = False
-        self._error: KedgeError | None = None
-        self.acknowledged = 0
-        self.on_ack: Callable[[int, int], None] = lambda file, frame: None
-
-    def run(self) -> None:
-        """Until DONE, ERROR or the end of the stream."""
-        try:
-            while not self._done:
-                kind, payload = read_message(self._exactly)
-                self._take(kind, payload)
-        except KedgeError as error:
-            self._fail(error)
-        except (WireError, struct.error, AttributeError) as error:
-            self._fail(IncompatibleError(f"{self._device}: {error}", hint="provision the device again"))
-        except (OSError, EOFError) as error:
-            reason = str(error) or "the connection closed"
-            self._fail(UnreachableError(f"{self._device}: {reason} during the push", hint="run it again: it resumes"))
-        except Exception as error:  # a thread's exception would vanish
-            self._fail(UnreachableError(f"{self._device}: {type(error).__name__}: {error}"))
-
-    def _take(self, kind: Message, payload: memoryview) -> None:
-        with self._changed:
-            if kind is Message.WANT:
-                self._want = parse_json(payload)
-            elif kind is Message.ACK:
-                file, frame, _ = FRAME_HEADER.unpack(payload)
-                self.acknowledged += 1
-                self.on_ack(file, frame)
-            elif kind is Message.DONE:
-                self._done = True
-            elif kind is Message.ERROR:
-                body = parse_json(payload)
-                raise error_of_kind(
-                    body.get("kind"), f"{self._device}: {body.get('error')}", str(body.get("hint") or "")
-                )
-            else:
-                raise WireError(f"unexpected message {kind.name}")
-            self._changed.notify_all()
-
-    def _exactly(self, size: int) -> bytes:
-        data = self._reader.read(size)
-        if len(data) < size:
-            raise EOFError
-        return data
-
-    def _fail(self, error: KedgeError) -> None:
-        with self._changed:
-            self._error = error
-            self._changed.notify_all()
-
-    def check(self) -> None:
-        """Raise what the device reported, if it did."""
-        with self._changed:
-            if self._error is not None:
-                raise self._error
-
-    def wait_for(self, condition: Callable[[], Any], deadline: Deadline) -> Any:
-        """Wait until `condition()` is truthy; return it. Raises what the device reports meanwhile."""
-        with self._changed:
-            while self._error is None and not condition():
-                self._changed.wait(min(deadline.remaining(), 1.0))
-            if self._error is not None:
-                raise self._error
-            return condition()
-
-    def want(self) -> Any:
-        """The device's WANT, None until it came."""
-        return self._want
-
-    def done(self) -> bool:
-        """Whether DONE came."""
-        return self._done
-
-
 def upload(
     channel: Channel,
     device: str,
@@ -151,11 +61,11 @@ def upload(
     protocol: int,
     limit_bytes_per_s: int | None = None,
 ) -> UploadResult:
-    """Push a release through a channel to a `receive` process.
+    """Push a release, or an agent, through a channel to a `receive` process.
 
     Args:
         files: entries in manifest order, each with the path of its bytes on this machine.
-        offer: what comes with the manifest; None: nothing does.
+        offer: what comes with the manifest; None: nothing does. Its encodings are filled in here.
         protocol: that the channel speaks (`Transport.open_receive`).
         limit_bytes_per_s: send no faster; None: as fast as it goes.
 
@@ -163,73 +73,170 @@ def upload(
         KedgeError: what the device reports (no space, integrity, busy), or that the link broke.
             Frames acknowledged by then are on the device's disk and are not sent again.
     """
-    begin = time.monotonic()
-    incoming = _Incoming(channel, device)
-    channel.settimeout(_PATIENCE_S)
     try:
-        _send(channel, incoming, Message.MANIFEST, [manifest])
-        incoming.start()
-        want = incoming.wait_for(incoming.want, Deadline.after(_PATIENCE_S, f"{device}: checking what it has"))
-        frames = _wanted(want, files)
-        total = sum(frame_length(files[file][0].size_bytes, frame) for file, frame in frames)
-        acknowledged = 0
-
-        def on_ack(file: int, frame: int) -> None:
-            nonlocal acknowledged
-            acknowledged += frame_length(files[file][0].size_bytes, frame)
-            progress(acknowledged, total)
-
-        incoming.on_ack = on_ack
-        progress(0, total)
-        _send_frames(channel, incoming, files, frames)
-        _send(channel, incoming, Message.COMMIT, [])
-        incoming.wait_for(incoming.done, Deadline.after(_PATIENCE_S, f"{device}: accepting the release"))
-    except OSError as error:
-        # What the device said before it hung up explains more than the broken pipe does.
-        incoming.join(2.0) if incoming.is_alive() else None
-        incoming.check()
-        raise UnreachableError(f"{device}: the push broke off: {error}", hint="run it again: it resumes") from error
+        if protocol == 1 and offer is not None and offer.kind == AGENT:
+            raise IncompatibleError(
+                f"{device}: its agent is too old to be replaced by itself", hint=f"kedge device provision {device}"
+            )
+        push = _Push(channel, device, files, progress, _Link(channel, limit_bytes_per_s))
+        result = push.run(manifest, offer or Offer(), protocol)
     finally:
         channel.close()
-    everything = sum(entry.size_bytes for entry, _ in files)
-    return UploadResult(total, total, everything - total, 0, 0, 0, time.monotonic() - begin)
+    KnownObjects().remember(files)
+    return result
 
 
-def _wanted(want: Any, files: Sequence[tuple[FileEntry, Path]]) -> list[tuple[int, int]]:
-    try:
-        frames = [(int(item["file"]), int(frame)) for item in want["files"] for frame in item["frames"]]
-        for file, frame in frames:
-            if file < 0:
-                raise IndexError(file)
-            frame_length(files[file][0].size_bytes, frame)
-        if len(set(frames)) != len(frames):
-            raise ValueError("a frame twice")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise IncompatibleError("the device asks for frames the release does not have") from error
-    return frames
+class _Link:
+    """Sends messages, no faster than it may, and knows how fast that went."""
+
+    def __init__(self, channel: Channel, limit_bytes_per_s: int | None) -> None:
+        self._channel = channel
+        self._limit = limit_bytes_per_s
+        self._allowed = 0.0
+        self._bytes = 0
+        self._seconds = 0.0
+
+    def send(self, kind: Message, header: bytes = b"", data: bytes | memoryview = b"") -> None:
+        begin = time.monotonic()
+        self._all(MESSAGE_HEADER.pack(kind, len(header) + len(data)) + header)
+        if self._limit is None:
+            self._all(data)
+        else:
+            portion = max(1, int(self._limit * _PORTION_S))
+            for start in range(0, len(data), portion):
+                self._all(data[start : start + portion])
+        if kind is Message.FRAME:
+            self._bytes += len(data)
+            self._seconds += time.monotonic() - begin
+
+    def rate(self) -> float | None:
+        """Bytes a second that the link took while it was given some; None before that."""
+        return self._bytes / max(self._seconds, 1e-6) if self._bytes else None
+
+    def _all(self, data: bytes | memoryview) -> None:
+        if not data:
+            return
+        if self._limit is not None:
+            # What was not used yet may be used later, but no more than a portion of it at once.
+            now = time.monotonic()
+            self._allowed = max(self._allowed, now - _PORTION_S)
+            time.sleep(max(0.0, self._allowed - now))
+            self._allowed += len(data) / self._limit
+        self._channel.sendall(data)
 
 
-def _send_frames(
-    channel: Channel,
-    incoming: _Incoming,
-    files: Sequence[tuple[FileEntry, Path]],
-    frames: Sequence[tuple[int, int]],
-) -> None:
-    opened: dict[int, memoryview] = {}
-    with ExitStack() as stack:
-        for file, frame in frames:
-            entry, path = files[file]
-            if file not in opened:
-                handle = stack.enter_context(path.open("rb"))
-                data = stack.enter_context(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
-                opened[file] = stack.enter_context(memoryview(data))
-            start = frame * FRAME_BYTES
-            with opened[file][start : start + frame_length(entry.size_bytes, frame)] as view:
-                _send(channel, incoming, Message.FRAME, [FRAME_HEADER.pack(file, frame, ENCODING_RAW), view])
+class _Push:
+    """One push; what comes back is counted by the listener's thread while the caller's sends."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        device: str,
+        files: Sequence[tuple[FileEntry, Path]],
+        progress: Progress,
+        link: _Link,
+    ) -> None:
+        self._channel = channel
+        self._device = device
+        self._files = files
+        self._progress = progress
+        self._link = link
+        self._listener = Listener(channel, device, self._on_ack, self._on_again)
+        self._total = 0
+        self._acknowledged = 0
+        self._wire_bytes = 0
+        self._delta_frames = 0
+        self._resent_frames = 0
+        # Frames that travelled in another form than raw, and may be asked for again.
+        self._open: set[tuple[int, int]] = set()
+        self._again: deque[tuple[int, int]] = deque()
+
+    def run(self, manifest: bytes, offer: Offer, protocol: int) -> UploadResult:
+        """All of it; see `upload`."""
+        begin = time.monotonic()
+        self._channel.settimeout(_PATIENCE_S)
+        try:
+            if protocol > 1:
+                self._link.send(Message.OFFER, data=offer_bytes(replace(offer, encodings=encodings())))
+            self._link.send(Message.MANIFEST, data=manifest)
+            self._listener.start()
+            deadline = Deadline.after(_PATIENCE_S, f"{self._device}: checking what it has")
+            body = self._listener.wait_for(self._listener.want, deadline)
+            want = parse_want(body, [entry for entry, _ in self._files], protocol)
+            self._total = sum(self._length(file, frame) for file, frame in want.frames)
+            self._progress(0, self._total)
+            self._send_frames(want)
+            self._link.send(Message.COMMIT)
+            deadline = Deadline.after(_PATIENCE_S, f"{self._device}: accepting what was pushed")
+            self._listener.wait_for(self._listener.done, deadline)
+        except OSError as error:
+            # What the device said before it hung up explains more than the broken pipe does.
+            self._listener.join(2.0) if self._listener.is_alive() else None
+            self._listener.check()
+            raise UnreachableError(
+                f"{self._device}: the push broke off: {error}", hint="run it again: it resumes"
+            ) from error
+        everything = sum(entry.size_bytes for entry, _ in self._files)
+        return UploadResult(
+            sent_bytes=self._total,
+            wire_bytes=self._wire_bytes,
+            skipped_bytes=everything - self._total - want.copied_bytes,
+            copied_bytes=want.copied_bytes,
+            delta_frames=self._delta_frames,
+            resent_frames=self._resent_frames,
+            seconds=time.monotonic() - begin,
+        )
+
+    def _send_frames(self, want: Want) -> None:
+        taken = [each for each in want.encodings if each in encodings()]
+        with closing(Encoder(self._files, taken, _bases(want), self._link.rate)) as encoder:
+            for frame in encoder.encode(want.frames):
+                self._send(frame)
+                self._resend(encoder)
+            deadline = Deadline.after(_PATIENCE_S, f"{self._device}: taking the last frames")
+            while self._open or self._again:
+                self._listener.wait_for(lambda: self._again or not self._open, deadline)
+                self._resend(encoder)
+
+    def _resend(self, encoder: Encoder) -> None:
+        while self._again:
+            file, frame = self._again.popleft()
+            damaged = encoder.distrust(file)
+            if damaged is not None:
+                KnownObjects().forget(damaged)
+            self._resent_frames += 1
+            self._send(encoder.raw(file, frame))
+
+    def _send(self, frame: EncodedFrame) -> None:
+        self._listener.check()
+        if frame.encoding != ENCODING_RAW:
+            self._open.add((frame.file, frame.frame))
+            self._delta_frames += frame.encoding == ENCODING_DELTA
+        self._wire_bytes += len(frame.data)
+        self._link.send(Message.FRAME, FRAME_HEADER.pack(frame.file, frame.frame, frame.encoding), frame.data)
+
+    def _length(self, file: int, frame: int) -> int:
+        return frame_length(self._files[file][0].size_bytes, frame)
+
+    def _on_ack(self, file: int, frame: int) -> None:
+        self._open.discard((file, frame))
+        self._acknowledged += self._length(file, frame)
+        self._progress(self._acknowledged, self._total)
+
+    def _on_again(self, file: int, frame: int) -> None:
+        if (file, frame) in self._open:
+            self._again.append((file, frame))
+            self._open.discard((file, frame))
 
 
-def _send(channel: Channel, incoming: _Incoming, kind: Message, parts: Sequence[bytes | memoryview]) -> None:
-    incoming.check()
-    channel.sendall(MESSAGE_HEADER.pack(kind, sum(len(part) for part in parts)))
-    for part in parts:
-        channel.sendall(part)
+def _bases(want: Want) -> dict[int, Base]:
+    """Of each file, the likest base that this host has too."""
+    known = KnownObjects()
+    out: dict[int, Base] = {}
+    for file, objects in want.bases.items():
+        for index, (sha256, size_bytes) in enumerate(objects):
+            path = known.find(sha256, size_bytes)
+            if path is not None:
+                out[file] = Base(index, sha256, path)
+                break
+    return out

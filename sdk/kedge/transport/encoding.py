@@ -1,0 +1,176 @@
+"""In which form a frame travels: as it is, compressed, or as a difference to what the device has."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedge_agent.formats.delta import BASE_INDEX, compress, slice_of
+from kedge_agent.formats.frames import frame_length
+from kedge_agent.formats.manifest import FileEntry
+from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, ENCODING_ZSTD, FRAME_BYTES
+
+__all__ = ["Base", "EncodedFrame", "Encoder"]
+
+_SAMPLE_BYTES = 256 * 1024
+_SAMPLE_RATIO = 0.95
+# A form that is hardly smaller is not worth what the device does to undo it.
+_WORTH_RATIO = 0.98
+_POOR_RATIO = 0.9
+# Compressing what nothing is known to compare with takes the processor from whoever encrypts: only where the link would
+# take this many times as long as the compressor.
+_SLOW_LINK = 4.0
+
+
+@dataclass(frozen=True)
+class Base:
+    """An object that both sides have. index: as the device counts the bases of this file."""
+
+    index: int
+    sha256: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class EncodedFrame:
+    """A frame as it travels: `data` follows the header of FRAME."""
+
+    file: int
+    frame: int
+    encoding: int
+    data: bytes | memoryview
+
+
+@dataclass
+class _Experience:
+    """What compressing the frames of a file has come to: size over the raw one's, seconds a frame."""
+
+    ratio: float = 1.0
+    seconds: float = 0.0
+    frames: int = 0
+
+    def learn(self, ratio: float, seconds: float) -> None:
+        weight = 0.5 if self.frames else 1.0
+        self.ratio += weight * (ratio - self.ratio)
+        self.seconds += weight * (seconds - self.seconds)
+        self.frames += 1
+
+
+class Encoder:
+    """Frames in the form that is soonest done with: threads compress ahead of whoever sends.
+
+    Args:
+        files: entries in manifest order, each with the path of its bytes.
+        taken: encodings that the device takes.
+        bases: what differences are made against, by the file's index.
+        rate: bytes a second that the link has taken so far; None: nothing has been sent yet.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[FileEntry, Path]],
+        taken: Sequence[int],
+        bases: Mapping[int, Base],
+        rate: Callable[[], float | None],
+    ) -> None:
+        self._files = files
+        self._taken = taken
+        self._bases = dict(bases) if ENCODING_DELTA in taken else {}
+        self._rate = rate
+        self._mapped: dict[Path, memoryview] = {}
+        self._guard = threading.Lock()
+        self._experience: dict[int, _Experience] = {}
+        cores = os.cpu_count() or 1
+        self._workers = max(1, min(4, cores // 2))
+        self._pool = ThreadPoolExecutor(self._workers)
+
+    def close(self) -> None:
+        """Drop what was compressed ahead; idempotent."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def encode(self, frames: Sequence[tuple[int, int]]) -> Iterator[EncodedFrame]:
+        """These frames, by file and index, in this order."""
+        jobs: dict[int, Future[EncodedFrame | None]] = {}
+        ahead = 0
+        for position, (file, frame) in enumerate(frames):
+            while ahead < min(len(frames), position + 1 + 2 * self._workers):
+                if self._is_worth_trying(frames[ahead][0]):
+                    jobs[ahead] = self._pool.submit(self._compressed, *frames[ahead])
+                ahead += 1
+            job = jobs.pop(position, None)
+            packed = None
+            if job is not None and (job.done() or self._is_worth_waiting(file)):
+                packed = job.result()
+            elif job is not None:
+                job.cancel()
+            if packed is None or (packed.encoding == ENCODING_DELTA and file not in self._bases):
+                packed = self.raw(file, frame)
+            yield packed
+
+    def raw(self, file: int, frame: int) -> EncodedFrame:
+        """A frame as it is."""
+        entry, path = self._files[file]
+        start = frame * FRAME_BYTES
+        view = self._bytes(path)[start : start + frame_length(entry.size_bytes, frame)]
+        return EncodedFrame(file, frame, ENCODING_RAW, view)
+
+    def distrust(self, file: int) -> str | None:
+        """The device could not rebuild a frame of this file: no more differences. The base's hash, if there was one."""
+        base = self._bases.pop(file, None)
+        return None if base is None else base.sha256
+
+    def _is_worth_trying(self, file: int) -> bool:
+        known = self._experience.get(file)
+        rate = self._rate()
+        if file in self._bases:
+            if known is None or known.ratio <= _POOR_RATIO:
+                return True
+            return rate is not None and rate * known.seconds < FRAME_BYTES * (1.0 - known.ratio)
+        if ENCODING_ZSTD not in self._taken or rate is None:
+            return False
+        if known is None:
+            return rate < 100e6
+        return known.ratio < _SAMPLE_RATIO and rate * known.seconds * _SLOW_LINK < FRAME_BYTES
+
+    def _is_worth_waiting(self, file: int) -> bool:
+        known, rate = self._experience.get(file), self._rate()
+        if known is None or rate is None:
+            return file in self._bases
+        return rate * known.seconds < FRAME_BYTES * (1.0 - known.ratio)
+
+    def _compressed(self, file: int, frame: int) -> EncodedFrame | None:
+        """In a thread of the pool: the frame made smaller; None where it does not get much smaller."""
+        begin = time.perf_counter()
+        raw = self.raw(file, frame).data
+        base = self._bases.get(file)
+        packed, encoding = b"", ENCODING_ZSTD
+        if base is not None:
+            stored = self._bytes(base.path)
+            offset, length = slice_of(frame, len(stored))
+            packed = BASE_INDEX.pack(base.index) + compress(raw, stored[offset : offset + length])
+            encoding = ENCODING_DELTA
+        else:
+            middle = len(raw) // 2
+            sample = raw[middle : middle + _SAMPLE_BYTES]
+            if len(compress(sample)) <= _SAMPLE_RATIO * len(sample):
+                packed = compress(raw)
+        ratio = len(packed) / len(raw) if packed else 1.0
+        with self._guard:
+            self._experience.setdefault(file, _Experience()).learn(
+                ratio, (time.perf_counter() - begin) * FRAME_BYTES / len(raw)
+            )
+        return EncodedFrame(file, frame, encoding, packed) if ratio < _WORTH_RATIO else None
+
+    def _bytes(self, path: Path) -> memoryview:
+        with self._guard:
+            if path not in self._mapped:
+                with path.open("rb") as handle:
+                    # Unmapped when the last view of it is gone.
+                    self._mapped[path] = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+            return self._mapped[path]
