@@ -2,11 +2,12 @@
 
 A compiler writes other bytes each time it is run, so a key is never built twice: another engine would be another
 release. The key is the sha256 of the ONNX file's sha256, the plan (what decides what the engine computes) and the hard
-keys of the passport. An engine may also serve a machine it was not built for by name: `find` takes any whose passport
-fits.
+keys of the passport; for an engine that a device built, of that key and the device. An engine may also serve a machine
+it was not built for by name: `find` takes any whose passport fits.
 
     $XDG_CACHE_HOME/kedge/engines/<key>/engine          the engine
-    $XDG_CACHE_HOME/kedge/engines/<key>/entry.json      onnx_sha256, plan, passport, engine's sha256 and size, report
+    $XDG_CACHE_HOME/kedge/engines/<key>/entry.json      onnx_sha256, plan, passport, builder, sha256 and size, report
+    $XDG_CACHE_HOME/kedge/engines/<key>/attestations/   signed statements on it, by the release it was built for
     $XDG_CACHE_HOME/kedge/engines/<key>.lock            held while it is built
 """
 
@@ -21,14 +22,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kedge_agent.engine.order import Order, engine_key
 from kedge_agent.formats.frames import hash_file
 from kedge_agent.formats.manifest import is_digest
+from kedge_agent.formats.offer import Signed
 from kedge_agent.formats.passport import Fit, Passport, PassportError, contradiction, fit, parse_passport
 from kedge_agent.formats.plan_header import PlanHeaderError, read_header_of
 from kedge_agent.wire import WireError, parse_json
@@ -36,15 +38,34 @@ from kedge_agent.wire import WireError, parse_json
 from ..config import cache_dir
 from ..errors import IntegrityError
 
-__all__ = ["CachedEngine", "EngineCache", "check_engine"]
+__all__ = ["Builder", "CachedEngine", "EngineCache", "check_engine"]
 
 _MAX_ENTRY_BYTES = 64 << 20
 _LEFT_S = 3600.0
 
 
 @dataclass(frozen=True)
+class Builder:
+    """The device that built an engine. host_key: fingerprint of the key that is pinned for it, or None."""
+
+    device: str
+    host_key: str | None = None
+
+    def is_same(self, other: Builder | None) -> bool:
+        """Whether both are one device, under whatever name it is known."""
+        if other is None:
+            return False
+        if self.host_key is not None and other.host_key is not None:
+            return self.host_key == other.host_key
+        return self.device == other.device
+
+
+@dataclass(frozen=True)
 class CachedEngine:
-    """An engine in the cache. report: what its build came to, plain JSON (docs/build-report.md, `engine`)."""
+    """An engine in the cache. report: what its build came to, plain JSON (docs/build-report.md, `engine`).
+
+    builder: None where it was built on this host.
+    """
 
     key: str
     path: Path
@@ -55,6 +76,15 @@ class CachedEngine:
     size_bytes: int
     report: Mapping[str, Any]
     built: float
+    builder: Builder | None = None
+
+    def attestation(self, release: str) -> Signed | None:
+        """The signed statement that this is the engine of a release's build plan, by the release's digest; or None."""
+        path = self.path.parent / "attestations" / f"{release}.json"
+        try:
+            return Signed(path.read_bytes(), path.with_suffix(".json.sig").read_bytes())
+        except OSError:
+            return None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, without the report."""
@@ -66,6 +96,7 @@ class CachedEngine:
             "sha256": self.sha256,
             "bytes": self.size_bytes,
             "built": self.built,
+            "builder": None if self.builder is None else asdict(self.builder),
         }
 
 
@@ -114,17 +145,40 @@ class EngineCache:
             return None
         return found
 
-    def find(self, onnx_sha256: str, order: Order, here: Passport) -> tuple[CachedEngine, Fit] | None:
-        """An engine of a model that fits a machine: the one of its own passport, else the newest that does."""
+    def find(
+        self,
+        onnx_sha256: str,
+        order: Order,
+        here: Passport,
+        may: Callable[[CachedEngine], bool] = lambda engine: engine.builder is None,
+    ) -> tuple[CachedEngine, Fit] | None:
+        """An engine of a model that fits a machine: the one of its own passport, else the newest that does.
+
+        Args:
+            may: whether one may be taken there at all; those that this host built, unless told otherwise.
+        """
         exact = self.get(engine_key(onnx_sha256, order, here))
-        if exact is not None:
+        if exact is not None and may(exact):
             return exact, fit(exact.passport, here)
-        for entry in sorted(self.entries(), key=lambda each: -each.built):
-            if entry.onnx_sha256 == onnx_sha256 and dict(entry.plan) == order.plan():
-                fitting = fit(entry.passport, here)
-                if fitting.fits and here.compute_capabilities and self.get(entry.key) is not None:
-                    return entry, fitting
+        for entry in self.of_model(onnx_sha256, order):
+            fitting = fit(entry.passport, here)
+            if fitting.fits and here.compute_capabilities and may(entry) and self.get(entry.key) is not None:
+                return entry, fitting
         return None
+
+    def of_model(self, onnx_sha256: str, order: Order) -> list[CachedEngine]:
+        """All engines of a model by this plan, the newest first; their own bytes are not read."""
+        found = [e for e in self.entries() if e.onnx_sha256 == onnx_sha256 and dict(e.plan) == order.plan()]
+        return sorted(found, key=lambda each: -each.built)
+
+    def attest(self, engine: CachedEngine, release: str, statement: Signed) -> None:
+        """Keep a signed statement on an engine, in the place of an older one for the same release."""
+        folder = engine.path.parent / "attestations"
+        folder.mkdir(exist_ok=True)
+        for name, data in ((f"{release}.json.sig", statement.signatures), (f"{release}.json", statement.document)):
+            partial = folder / f".{name}"
+            partial.write_bytes(data)
+            partial.replace(folder / name)
 
     def put(
         self,
@@ -134,12 +188,19 @@ class EngineCache:
         passport: Passport,
         engine: bytes,
         report: Mapping[str, Any],
+        builder: Builder | None = None,
     ) -> CachedEngine:
         """Keep an engine under the key it was asked for by. One that is there already stays, and is returned.
+
+        Args:
+            builder: the device that built it. Its engine has a key of its own, for it may not go where another may; one
+                that it builds again takes the place of the older one.
 
         Raises:
             IntegrityError: the engine is not what its passport says.
         """
+        if builder is not None:
+            key = hashlib.sha256(f"{key} {builder.host_key or builder.device}".encode()).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{key[:12]}.", dir=self.folder))
         try:
@@ -153,10 +214,15 @@ class EngineCache:
                 "sha256": hash_file(path).sha256,
                 "bytes": len(engine),
                 "built": time.time(),
+                "builder": None if builder is None else asdict(builder),
                 "report": dict(report),
             }
             (partial / "entry.json").write_text(json.dumps(body | {"entry_sha256": _digest(body)}), encoding="utf-8")
             there = self.get(key)
+            if there is not None and builder is not None and there.sha256 != body["sha256"]:
+                # The device had to build it again, and knows the new one alone.
+                shutil.rmtree(there.path.parent)
+                there = None
             if there is not None:
                 return there
             partial.chmod(0o755)
@@ -240,7 +306,15 @@ def _entry(key: str, folder: Path, body: Any) -> CachedEngine:
         size_bytes=int(body["bytes"]),
         report=dict(body["report"]),
         built=float(body["built"]),
+        builder=_builder(body.get("builder", {})),
     )
+
+
+def _builder(body: Any) -> Builder | None:
+    if body is None:
+        return None
+    # Kept before builders were noted: it may have come from any device.
+    return Builder(str(body.get("device", "unknown")), body.get("host_key"))
 
 
 def _digest(body: Mapping[str, Any]) -> str:

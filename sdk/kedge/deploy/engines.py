@@ -14,19 +14,21 @@ from typing import Any
 from kedge_agent.engine.order import Order, engine_key, parse_order
 from kedge_agent.engine.report import EngineError
 from kedge_agent.formats.manifest import Artefact, is_digest
+from kedge_agent.formats.offer import Signed
 from kedge_agent.formats.passport import Passport, PassportError, fit, parse_passport
-from kedge_agent.wire import FRAME_BYTES, WireError, parse_json
 
-from ..build.cache import CachedEngine, EngineCache
+from ..build.cache import Builder, CachedEngine, EngineCache
 from ..build.release import Built, engine_artefact
-from ..errors import IncompatibleError, IntegrityError, KedgeError
-from ..release.bundle import Release, write_release
+from ..errors import BadInputError, IncompatibleError, IntegrityError, KedgeError
+from ..release.bundle import ATTESTATION, BASE, Release, write_release, write_side
 from ..report.text import printable
 from ..targets import Target
 from ..transport.base import Deadline, Transport
 from ..transport.client import AgentClient
+from ..transport.ssh import SshTransport
 from ..transport.upload import upload
 from .identity import require_target
+from .pull_engine import nonsense, pull_engine, pull_report, stated
 
 __all__ = ["complete", "engine_on_device", "needs_engine", "prepared", "with_engine"]
 
@@ -35,8 +37,6 @@ Progress = Callable[[str, float], None]
 _CONNECT_S = 30.0
 _CANCEL_S = 5.0
 _POLL_S = 0.02
-_MAX_ENGINE_BYTES = 1 << 33
-_MAX_REPORT_BYTES = 64 << 20
 # What a compiler says of itself in each build; of no news to anyone.
 _SHOWN_LOG = 120
 
@@ -56,6 +56,8 @@ def engine_on_device(
 ) -> tuple[CachedEngine, bool]:
     """The engine of a release for a device: from the cache where one fits, else built there and pulled back.
 
+    One that another device built is taken only where somebody has attested it for this release.
+
     Returns:
         The engine, and whether it was built now.
 
@@ -73,15 +75,55 @@ def engine_on_device(
     kept = cache or EngineCache()
     client = AgentClient(transport)
     try:
-        here = _passport(transport, client, target, order)
+        here, signatures = _passport(transport, client, target, order)
         onnx = release.manifest.file(artefact.file).sha256
-        with kept.building(engine_key(onnx, order, here)):
-            found = kept.find(onnx, order, here)
+        key = engine_key(onnx, order, here)
+        device = _as_builder(transport)
+        with kept.building(key):
+            found = kept.find(
+                onnx, order, here, lambda each: _may(each, device, release, signatures, lambda e: _has(client, key, e))
+            )
             if found is not None:
                 return found[0], False
+            elsewhere = kept.find(onnx, order, here, lambda each: not device.is_same(each.builder))
+            if elsewhere is not None:
+                builder = elsewhere[0].builder
+                whose = "this host" if builder is None else builder.device
+                progress(f"not taking the engine of {whose}: nobody attested it (kedge release attest)", 0.0)
             return _built(transport, client, release, order, onnx, here, kept, progress), True
     finally:
         client.close()
+
+
+def _as_builder(transport: Transport) -> Builder:
+    """A device as the cache notes it."""
+    pinned = transport.address.host_key if isinstance(transport, SshTransport) else None
+    return Builder(transport.name, None if pinned is None else pinned.fingerprint)
+
+
+def _may(
+    engine: CachedEngine, device: Builder, release: Release, signatures: bool, has: Callable[[CachedEngine], bool]
+) -> bool:
+    """Whether a device may be given an engine: one that somebody vouches for; this host's; its own.
+
+    Args:
+        signatures: whether the device asks for them. It then takes nobody's word but a signer's, and knows its own
+            engine as long as it `has` it.
+    """
+    if engine.attestation(release.digest) is not None:
+        return True
+    if signatures:
+        return device.is_same(engine.builder) and has(engine)
+    return engine.builder is None or device.is_same(engine.builder)
+
+
+def _has(client: AgentClient, key: str, engine: CachedEngine) -> bool:
+    """Whether a device has this engine still, from when it built it."""
+    try:
+        answer = client.get(f"/kedge/v1/build/{key}?wait=0", expect=("state", "result"))
+    except BadInputError:
+        return False
+    return isinstance(answer["result"], dict) and answer["result"].get("sha256") == engine.sha256
 
 
 def with_engine(built: Built, engine: CachedEngine, folder: Path, *, compiled: bool) -> Built:
@@ -92,6 +134,9 @@ def with_engine(built: Built, engine: CachedEngine, folder: Path, *, compiled: b
 
 def complete(release: Release, engine: CachedEngine, folder: Path) -> Release:
     """A release with an engine where it had a build plan; all else is the same. Its digest is another one.
+
+    Beside it lies what shows whose it is: the manifest that it completes with its signatures, and the attestation of
+    the engine where there is one.
 
     Args:
         folder: where it is written; not the release's own.
@@ -109,10 +154,16 @@ def complete(release: Release, engine: CachedEngine, folder: Path) -> Release:
     for entry, path in release.files():
         if entry.name in still | golden and entry.name != "model.engine":
             sources[entry.name] = path
-    return write_release(folder, sources, body)
+    whole = write_release(folder, sources, body)
+    write_side(folder, BASE, Signed(release.manifest_bytes, release.signatures))
+    attestation = engine.attestation(release.digest)
+    if attestation is not None:
+        write_side(folder, ATTESTATION, attestation)
+    return whole
 
 
-def _passport(transport: Transport, client: AgentClient, target: Target, order: Order) -> Passport:
+def _passport(transport: Transport, client: AgentClient, target: Target, order: Order) -> tuple[Passport, bool]:
+    """The passport that an engine built there would get, and whether the device asks for signatures."""
     info = client.get("/kedge/v1/info", expect=("compilers", "compatible", "gpu", "os", "arch"))
     require_target(transport.name, info, target)
     stated = info["compilers"].get(order.runtime) if isinstance(info["compilers"], dict) else None
@@ -126,8 +177,9 @@ def _passport(transport: Transport, client: AgentClient, target: Target, order: 
     except PassportError as error:
         raise IncompatibleError(f"{transport.name}: the agent's passport makes no sense: {error}") from error
     if order.compute_capabilities:
-        return replace(here, compute_capabilities=order.compute_capabilities)
-    return here
+        here = replace(here, compute_capabilities=order.compute_capabilities)
+    signatures = info.get("signatures")
+    return here, isinstance(signatures, dict) and signatures.get("required") is True
 
 
 def _built(
@@ -146,11 +198,13 @@ def _built(
     def sent(done: int, total: int) -> None:
         progress("pushing what is to be compiled", done / total if total else 1.0)
 
-    upload(channel, transport.name, release.manifest_bytes, release.files(), sent, protocol=protocol)
+    upload(
+        channel, transport.name, release.manifest_bytes, release.files(), sent, offer=release.offer(), protocol=protocol
+    )
     asked = client.post("/kedge/v1/build", {"release": release.digest}, expect=("job", "state"))
     key = str(asked["job"])
     if not is_digest(key):
-        raise _nonsense(transport.name, "a build without a key")
+        raise nonsense(transport.name, "a build without a key")
     try:
         result = _followed(client, key, transport.name, progress)
     except KeyboardInterrupt:
@@ -158,57 +212,16 @@ def _built(
         with contextlib.suppress(KedgeError):
             client.post(f"/kedge/v1/build/{key}/cancel", timeout_s=_CANCEL_S)
         raise
-    size, sha256, passport = _stated(result, transport.name)
-    engine = _pulled(client, key, size, transport.name, progress)
+    size, sha256, passport = stated(result, transport.name)
+    engine = pull_engine(client, key, size, transport.name, progress)
     if hashlib.sha256(engine).hexdigest() != sha256:
         raise IntegrityError(f"{transport.name}: the engine arrived with other bytes than were built", hint="try again")
     fitting = fit(passport, here)
     if not fitting.fits:
         raise IncompatibleError(f"{transport.name} built another engine than was asked for: {fitting.refusals[0]}")
-    report = _report(client, key, transport.name)
-    return cache.put(engine_key(onnx, order, here), onnx, order, passport, engine, report)
-
-
-def _nonsense(device: str, what: str) -> IncompatibleError:
-    return IncompatibleError(
-        f"{device}: the agent's answer makes no sense: {what[:200]}",
-        hint=f"bring the agent to this version: kedge device provision {device}",
-    )
-
-
-def _stated(result: Any, device: str) -> tuple[int, str, Passport]:
-    """Size, sha256 and passport of what a device says that it built.
-
-    Raises:
-        IncompatibleError: it is no such statement.
-    """
-    if not isinstance(result, dict):
-        raise _nonsense(device, "a build without a result")
-    size, sha256 = result.get("bytes"), result.get("sha256")
-    if type(size) is not int or not 0 < size <= _MAX_ENGINE_BYTES or not is_digest(str(sha256)):
-        raise _nonsense(device, f"an engine of {size} bytes")
-    try:
-        return size, str(sha256), parse_passport(result.get("passport"))
-    except PassportError as error:
-        raise _nonsense(device, str(error)) from error
-
-
-def _report(client: AgentClient, key: str, device: str) -> dict[str, Any]:
-    """What the build came to, as the device tells it; of no weight for anything but the report."""
-    data = bytearray()
-    while len(data) <= _MAX_REPORT_BYTES:
-        path = f"/kedge/v1/engines/{key}?part=report.json&offset={len(data)}"
-        part = client.get_bytes(path, limit_bytes=FRAME_BYTES)
-        data += part
-        if len(part) < FRAME_BYTES:
-            break
-    try:
-        report = parse_json(data, floats=True, limit=_MAX_REPORT_BYTES)
-    except WireError as error:
-        raise _nonsense(device, str(error)) from error
-    if not isinstance(report, dict):
-        raise _nonsense(device, "a report that is no object")
-    return report
+    report = pull_report(client, key, transport.name)
+    key = engine_key(onnx, order, here)
+    return cache.put(key, onnx, order, passport, engine, report, _as_builder(transport))
 
 
 def _followed(client: AgentClient, key: str, device: str, progress: Progress) -> Any:
@@ -218,14 +231,14 @@ def _followed(client: AgentClient, key: str, device: str, progress: Progress) ->
         answer = client.get(f"/kedge/v1/build/{key}?after={after}", expect=("state", "events", "next", "result"))
         events, following = answer["events"], answer["next"]
         if not isinstance(events, list) or type(following) is not int or following < after:
-            raise _nonsense(device, "events of a build")
+            raise nonsense(device, "events of a build")
         for event in events:
             _tell(event, device, progress)
         after = following
         if answer["state"] == "built":
             return answer["result"]
         if answer["state"] != "running":
-            raise _nonsense(device, f"a build that is {answer['state']}")
+            raise nonsense(device, f"a build that is {answer['state']}")
         time.sleep(_POLL_S)
 
 
@@ -243,19 +256,6 @@ def _tell(event: Any, device: str, progress: Progress) -> None:
         progress(f"compiling on {device}: not within {size}, trying again", 0.0)
     elif kind == "log" and str(event.get("line", "")).startswith(("WARNING", "ERROR")):
         progress(f"compiling on {device}: {printable(str(event['line'])[:_SHOWN_LOG])}", 0.0)
-
-
-def _pulled(client: AgentClient, key: str, size: int, device: str, progress: Progress) -> bytes:
-    parts: list[memoryview] = []
-    done = 0
-    while done < size:
-        progress("pulling the engine back", done / size)
-        part = client.get_bytes(f"/kedge/v1/engines/{key}?part=engine&offset={done}", limit_bytes=FRAME_BYTES)
-        if not part:
-            raise IntegrityError(f"{device}: the engine ends after {done} of {size} bytes", hint="try again")
-        parts.append(part)
-        done += len(part)
-    return b"".join(parts)[:size]
 
 
 def _require_runtime(transport: Transport, runtime: str) -> None:
