@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ __all__ = [
     "read_inventory",
     "shapes_option",
 ]
+
+_OURS = ("step", "progress", "result", "error")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,8 +59,12 @@ class Output:
             click.echo(line, err=True)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A live display of steps and bars on a terminal's standard error; events where asked for; else nothing."""
+    def progress(self, *, keep: bool = False) -> Iterator[Progress]:
+        """A live display of steps and bars on a terminal's standard error; events where asked for; else nothing.
+
+        Args:
+            keep: steps that have ended stay in sight while the others run.
+        """
         if self.events:
             yield Progress(_Events())
             return
@@ -67,7 +73,7 @@ class Output:
             return
         from .live import live_display
 
-        with live_display() as live:
+        with live_display(keep=keep) as live:
             yield Progress(live)
 
 
@@ -92,6 +98,10 @@ class Display(Protocol):
         """A named step, and the part of it that is done, from 0 to 1."""
         ...
 
+    def event(self, event: Mapping[str, Any]) -> None:
+        """What a device tells of its own work."""
+        ...
+
 
 class Progress:
     """The current step and how far it is."""
@@ -114,6 +124,11 @@ class Progress:
         if self._display is not None:
             self._display.share(name, share)
 
+    def event(self, event: Mapping[str, Any]) -> None:
+        """What a device tells of its own work."""
+        if self._display is not None:
+            self._display.event(event)
+
 
 class _Events:
     """Lines of JSON; of a step's many small advances one for each hundredth."""
@@ -135,6 +150,11 @@ class _Events:
             self.step(name)
         if self._worth(share):
             emit({"event": "progress", "step": name, "share": round(share, 4)})
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        # Its word for what happened may not be taken for one of ours.
+        if event.get("event") not in (*_OURS, None):
+            emit(dict(event))
 
     def _worth(self, share: float) -> bool:
         if self._told <= share < min(self._told + 0.01, 1.0) or share == self._told:

@@ -4,67 +4,91 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 
 from .common import Output, inventory_option, long_output_options, on_option, output_options, path_type, read_inventory
+from .units import parse_rate
 
 __all__ = ["deploy", "rollback", "status"]
 
 
 @click.command()
-@click.argument("release", type=path_type)
+@click.argument("release", type=path_type, metavar="RELEASE|ARCHIVE")
 @click.option("--to", "device", required=True, metavar="DEVICE", help="A device of the inventory, or local.")
+@click.option("--limit", "limit", type=parse_rate, metavar="RATE", help="Push no faster than this, as 50Mbit.")
+@click.option("--allow-downgrade", is_flag=True, help="Take this version though the device has had a later one.")
+@click.option("--key", type=path_type, help="SSH key that signs the downgrade, where the device asks for signatures.")
+@click.option("--no-wait", is_flag=True, help="Return once the device has switched; its probation goes on there.")
 @inventory_option
 @long_output_options
-def deploy(release: Path, device: str, inventory_path: Path | None, out: Output) -> None:
-    """Push a RELEASE folder to a device, and switch its model to it once the parity gate is passed.
+def deploy(
+    release: Path,
+    device: str,
+    limit: int | None,
+    allow_downgrade: bool,
+    key: Path | None,
+    no_wait: bool,
+    inventory_path: Path | None,
+    out: Output,
+) -> None:
+    """Push a RELEASE folder or .kedge archive to a device, which switches to it once its gates are passed.
+
+    The device stages, gates and switches by itself, then watches the release for its probation and goes back to the one
+    before where it does not keep to its limits. When the connection is lost it does so all the same, and the same
+    command picks up and tells how it ended.
 
     Where the release has a build plan and no engine, the engine comes from the cache if one fits the device; else the
     device builds it first, and it is kept for all of the same passport.
     """
     from ..deploy.engines import prepared
+    from ..deploy.push import DEVICE_STEPS
     from ..deploy.push import deploy as run_deploy
+    from ..errors import BadInputError
     from ..fleet.inventory import open_device
-    from ..release.bundle import open_release
+    from ..release.archives import opened
+    from ..release.signing import downgrade
+    from ..report.deploy_text import deploy_tables
 
-    found = open_release(release)
-    with (
-        open_device(device, read_inventory(inventory_path)) as (transport, kind),
-        out.progress() as progress,
-        tempfile.TemporaryDirectory(prefix="kedge-deploy-") as folder,
-    ):
-        # Where the release has a build plan: from the cache, or compiled on the device.
-        found = prepared(transport, kind, found, Path(folder) / "release", progress.share)
-        done = run_deploy(transport, found, progress=progress.bytes, state=progress.step)
-
-    def render() -> None:
-        from ..report.tables import key_values
-        from ..report.text import byte_size, milliseconds
-
-        speed = f" at {byte_size(int(done.sent_bytes / done.push_s))}/s" if done.sent_bytes else ""
-        key_values(
-            [
-                ("device", done.device),
-                ("serves", f"{done.model} version {done.version}, release {done.release[:12]}"),
-                (
-                    "rolls back to",
-                    done.previous[:12] if done.previous else "nothing: this is the model's first release",
-                ),
-                ("sent", f"{byte_size(done.sent_bytes)}{speed}; {byte_size(done.skipped_bytes)} were there already"),
-                *(
-                    (
-                        f"parity of {row['output']}",
-                        f"cosine {row['cosine']:.6f}, relative error {row['relative_error']:.2g}",
-                    )
-                    for row in done.parity
-                ),
-                ("push / activate", f"{milliseconds(done.push_s * 1e3)} / {milliseconds(done.activate_s * 1e3)}"),
-            ]
+    if key is not None and not allow_downgrade:
+        raise BadInputError(
+            "--key signs a downgrade, and none was asked for", hint="to sign the release: kedge release sign"
         )
+    reached: list[str] = []
+    try:
+        with (
+            opened(release) as given,
+            open_device(device, read_inventory(inventory_path)) as (transport, kind),
+            tempfile.TemporaryDirectory(prefix="kedge-deploy-") as folder,
+        ):
+            # Before there is a display: ssh-keygen may ask for a passphrase.
+            older = downgrade(given, key) if allow_downgrade else None
+            with out.progress(keep=True) as progress:
+                # Where the release has a build plan: from the cache, or compiled on the device.
+                found = prepared(transport, kind, given, Path(folder) / "release", progress.share)
 
-    out.result(done.to_json(), render)
+                def state(name: str) -> None:
+                    reached.append(name)
+                    progress.step(name)
+
+                done = run_deploy(
+                    transport,
+                    found,
+                    progress=progress.bytes,
+                    state=state,
+                    event=progress.event,
+                    downgrade=older,
+                    limit_bytes_per_s=limit,
+                    wait=not no_wait,
+                )
+    except KeyboardInterrupt:
+        if reached and reached[-1] in DEVICE_STEPS:
+            out.say("the device finishes or goes back by itself; the same command picks up and tells the end")
+        raise
+    document = done.to_json()
+    out.result(document, lambda: deploy_tables(document))
+    if no_wait and done.probation is None and reached[-1] == "probation":
+        out.say(f"on probation: the device goes back by itself where it must; see: kedge history --on {device}")
 
 
 @click.command()
@@ -86,6 +110,7 @@ def status(device: str, inventory_path: Path | None, out: Output) -> None:
     document = {"device": device, "target": target.name, "agent": info, **found}
 
     def render() -> None:
+        from ..report.status_text import STATUS_COLUMNS, outcome_lines, signature_rows, status_rows
         from ..report.tables import key_values, print_table
         from ..report.text import byte_size
 
@@ -97,29 +122,18 @@ def status(device: str, inventory_path: Path | None, out: Output) -> None:
                 ("runtimes", runtimes),
                 ("memory", f"{byte_size(info['memory']['rss_bytes'])} RSS"),
                 ("state", info["state"]),
+                *signature_rows(info.get("signatures")),
+                *([("safe mode", str(found["safe_mode"]))] if found.get("safe_mode") else []),
             ]
         )
         if not found["models"]:
             click.echo("no model yet: kedge deploy RELEASE --to " + device)
             return
-        print_table("", ["model", "state", "version", "precision", "release", "rolls back to", "problem"], _rows(found))
+        print_table("", STATUS_COLUMNS, status_rows(found["models"]))
+        for line in outcome_lines(found["models"]):
+            click.echo(line)
 
     out.result(document, render)
-
-
-def _rows(found: dict[str, Any]) -> list[list[str]]:
-    return [
-        [
-            row["model"],
-            row["state"],
-            str(row["version"] or "–"),
-            row["precision"] or "–",
-            (row["release"] or row["current"] or "–")[:12],
-            (row["previous"] or "–")[:12],
-            row["problem"] or "",
-        ]
-        for row in found["models"]
-    ]
 
 
 def _duration(seconds: float) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from kedge_agent.formats.manifest import is_model_name
+
+from ..errors import BadInputError
 from ..transport.base import Transport
 from ..transport.client import AgentClient
 
@@ -13,9 +16,15 @@ __all__ = ["read_history"]
 def read_history(transport: Transport, model: str | None = None) -> list[dict[str, Any]]:
     """What was done to the models of a device, oldest first, as its journal tells it (docs/wire-protocol.md).
 
+    Args:
+        model: of this one alone; None: of all.
+
     Raises:
-        KedgeError: the device cannot be reached, or keeps no journal.
+        BadInputError: that names no model, or the agent is too old to keep a journal.
+        KedgeError: the device cannot be reached.
     """
+    if model is not None and not is_model_name(model):
+        raise BadInputError(f"{model!r} is no model's name", hint=f"see: kedge status --on {transport.name}")
     client = AgentClient(transport)
     try:
         query = "" if model is None else f"?model={model}"

@@ -39,7 +39,7 @@ class Deployed:
     loading on the device (docs/bench-report.md, `memory.load`). activate_s: from the end of the push to the switch.
     before, after: what served until then, and what serves now; None: nothing did, or the device does not tell.
     gates: what each gate found. probation: how it went; None: there was none, or it has not ended. limits: the
-    manifest's gates. signed: the device verified signatures; None: it does not tell.
+    manifest's gates. signed: the device verified signatures; None: it does not tell. size_bytes: of all files.
     sent_bytes: of content that the device lacked. wire_bytes: that travelled for it. skipped_bytes: that were in their
     place. copied_bytes: that the device had elsewhere.
     """
@@ -63,6 +63,7 @@ class Deployed:
     probation: dict[str, Any] | None = None
     limits: dict[str, Any] = field(default_factory=dict)
     signed: bool | None = None
+    size_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -288,6 +289,7 @@ class _Deploy:
             probation=of("probation", dict),
             limits=json.loads(self.release.manifest_bytes)["gates"],
             signed=self._signed,
+            size_bytes=manifest.total_bytes,
         )
 
 
