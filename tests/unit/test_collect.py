@@ -1,0 +1,234 @@
+"""What leaves the store, what never does, and what a cut at any point leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kedge.release.bundle import Release
+from kedge_agent.errors import AgentError
+from kedge_agent.formats.digests import sha256_hex
+from kedge_agent.store import space as space_module
+from kedge_agent.store.collect import Collected, collect
+from kedge_agent.store.files import exclusive_lock
+from kedge_agent.store.journal import Journal
+from kedge_agent.store.layout import Layout
+from kedge_agent.store.locks import using_store
+from kedge_agent.store.models import ModelState, prepare_switch, write_state
+from kedge_agent.store.releases import has_release, read_release, release_digests, verify_release
+from kedge_agent.store.rules import ReleaseRules
+from kedge_agent.store.space import SPARE_BYTES, free_bytes, has_room, make_room
+from tests.support.stores import parts_of, put
+
+RULES = ReleaseRules(keep=1)
+NOTHING = Collected((), 0, 0, 0, 0)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state")
+
+
+@pytest.fixture
+def digests(layout: Layout, release: Release, tmp_path: Path) -> list[str]:
+    """Six accepted releases of one model, each with weights of its own; the one accepted first comes first."""
+    return [
+        put(layout, parts_of(release, tmp_path, version=version, weights=bytes([version]) * 5000))
+        for version in range(1, 7)
+    ]
+
+
+def weights_of(layout: Layout, digest: str) -> Path:
+    return layout.object(read_release(layout, digest).file("weights.bin").sha256)
+
+
+def assert_whole(layout: Layout) -> None:
+    """Everything that is named in the store holds."""
+    for digest in release_digests(layout):
+        verify_release(layout, read_release(layout, digest))
+
+
+def test_what_the_state_names_and_the_latest_stay_and_the_rest_goes_with_the_objects_it_alone_named(
+    layout: Layout, digests: list[str]
+) -> None:
+    write_state(layout, "digits", ModelState(digests[2], digests[0]))
+    objects = [weights_of(layout, digest) for digest in digests]
+    done = collect(layout, RULES)
+    assert done is not None
+    assert set(done.releases) == {digests[1], digests[3], digests[4]}
+    assert (done.objects, done.partials, done.engines) == (3, 0, 0)
+    assert done.freed_bytes >= 3 * 5000
+    assert [path.exists() for path in objects] == [True, False, True, False, False, True]
+    assert_whole(layout)
+    assert collect(layout, RULES) == NOTHING
+
+
+def test_under_pressure_only_what_a_state_names_stays(layout: Layout, digests: list[str]) -> None:
+    write_state(layout, "digits", ModelState(digests[2], digests[0]))
+    assert collect(layout, RULES, pressed=True) is not None
+    assert release_digests(layout) == sorted([digests[0], digests[2]])
+    assert_whole(layout)
+
+
+def test_the_way_back_the_state_to_come_and_what_is_asked_for_stay(layout: Layout, digests: list[str]) -> None:
+    write_state(layout, "digits", ModelState(digests[0], None))
+    prepare_switch(layout, "digits", ModelState(digests[1], digests[0]), ModelState(digests[2], digests[3]))
+    loose = weights_of(layout, digests[5])
+    kept = {digests[4], loose.parent.name + loose.name}
+    assert collect(layout, RULES, pressed=True, keep=kept) is not None
+    assert release_digests(layout) == sorted(digests[:5])
+    assert loose.exists()
+
+
+def test_a_release_whose_deploy_has_not_ended_stays(layout: Layout, digests: list[str]) -> None:
+    write_state(layout, "digits", ModelState(digests[0], None))
+    journal = Journal(layout)
+    journal.append("digits", digests[1], "begun")
+    collect(layout, RULES, pressed=True)
+    assert release_digests(layout) == sorted(digests[:2])
+    journal.append("digits", digests[1], "refused")
+    collect(layout, RULES, pressed=True)
+    assert release_digests(layout) == digests[:1]
+
+
+def test_a_release_that_waits_for_its_deploy_stays_where_none_are_kept(layout: Layout, digests: list[str]) -> None:
+    write_state(layout, "digits", ModelState(digests[4], None))
+    collect(layout, ReleaseRules(keep=0))
+    assert release_digests(layout) == sorted(digests[4:])
+    write_state(layout, "digits", ModelState(digests[5], digests[4]))
+    collect(layout, ReleaseRules(keep=0))
+    assert release_digests(layout) == sorted(digests[4:])
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.back", "state.next"])
+def test_nothing_of_a_model_goes_while_nobody_can_tell_what_it_serves(
+    layout: Layout, digests: list[str], release: Release, tmp_path: Path, name: str
+) -> None:
+    other = put(layout, parts_of(release, tmp_path, model="other", weights=b"o" * 5000))
+    write_state(layout, "digits", ModelState(digests[0], None))
+    (layout.model("digits") / name).write_bytes(b"\0" * 100)
+    done = collect(layout, RULES, pressed=True)
+    assert done is not None
+    assert done.releases == (other,)
+    assert release_digests(layout) == sorted(digests)
+
+
+def test_nothing_goes_of_a_release_whose_manifest_cannot_be_read(layout: Layout, digests: list[str]) -> None:
+    write_state(layout, "digits", ModelState(digests[0], None))
+    weights = weights_of(layout, digests[1])
+    manifest = layout.release(digests[1]) / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_bytes(b"{")
+    collect(layout, RULES, pressed=True)
+    assert (layout.release(digests[1]) / "weights.bin").exists()
+    assert weights.exists()
+    assert not has_release(layout, digests[2])
+
+
+def test_nothing_goes_while_somebody_uses_the_store(layout: Layout, digests: list[str]) -> None:
+    with using_store(layout):
+        assert collect(layout, RULES, pressed=True) is None
+    assert release_digests(layout) == sorted(digests)
+
+
+def test_of_pushes_that_broke_off_the_latest_stay_and_the_one_under_way(layout: Layout) -> None:
+    folders = [layout.staging(sha256_hex(bytes([index]))) for index in range(7)]
+    for index, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "part").write_bytes(b"p" * 5000)
+        os.utime(folder / "part", (1000 + index, 1000 + index))
+    with exclusive_lock(folders[0] / ".lock", "held"):
+        os.utime(folders[0] / ".lock", (0, 0))
+        done = collect(layout, RULES)
+        assert done is not None
+        assert (done.partials, done.freed_bytes >= 10_000) == (2, True)
+        assert [folder.exists() for folder in folders] == [True, False, False, True, True, True, True]
+        collect(layout, RULES, pressed=True, keep={folders[5].name})
+        assert [folder.exists() for folder in folders] == [True, False, False, False, False, True, False]
+
+
+def test_what_an_acceptance_or_a_collection_left_that_was_cut_short_goes(layout: Layout, digests: list[str]) -> None:
+    write_state(layout, "digits", ModelState(digests[5], digests[4]))
+    for suffix in ("partial", "damaged", "removed"):
+        left = layout.release(digests[0]).with_name(f".{digests[0]}.{suffix}")
+        left.mkdir()
+        (left / "x").write_bytes(b"x" * 5000)
+    collect(layout, ReleaseRules(keep=6))
+    assert sorted(os.listdir(layout.root / "releases")) == sorted(digests)
+
+
+def test_of_engines_built_here_the_latest_stay_and_what_is_being_built(layout: Layout) -> None:
+    folders = [layout.root / "engines" / sha256_hex(bytes([index])) for index in range(10)]
+    for index, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "engine").write_bytes(b"e" * 5000)
+        os.utime(folder / "engine", (1000 + index, 1000 + index))
+    building = layout.root / "engines" / ".engine-x"
+    timing = layout.root / "engines" / "timing"
+    for folder in (building, timing):
+        folder.mkdir()
+    done = collect(layout, RULES)
+    assert done is not None
+    assert (done.engines, [folder.exists() for folder in folders]) == (2, [False] * 2 + [True] * 8)
+    collect(layout, RULES, pressed=True)
+    assert [folder.exists() for folder in folders] == [False] * 9 + [True]
+    assert building.exists()
+    assert timing.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["collect.marked", "collect.removed"])
+def test_a_collection_that_is_killed_leaves_all_that_is_named_whole_and_the_next_one_ends_it(
+    layout: Layout, digests: list[str], place: str
+) -> None:
+    write_state(layout, "digits", ModelState(digests[5], digests[3]))
+    objects = [weights_of(layout, digest) for digest in digests]
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from kedge_agent.store.collect import collect\n"
+        "from kedge_agent.store.layout import Layout\n"
+        "from kedge_agent.store.rules import ReleaseRules\n"
+        "collect(Layout(Path(sys.argv[1])), ReleaseRules(keep=0))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(layout.root)],
+        env={**os.environ, "KEDGE_FAILPOINTS": f"{place}=kill"},
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == -9
+    assert release_digests(layout) == sorted([digests[3], digests[5]])
+    assert_whole(layout)
+    assert collect(layout, ReleaseRules(keep=0)) is not None
+    assert [path.exists() for path in objects] == [False, False, False, True, False, True]
+    assert sorted(os.listdir(layout.root / "releases")) == sorted([digests[3], digests[5]])
+    assert collect(layout, ReleaseRules(keep=0)) == NOTHING
+
+
+def test_a_store_that_is_not_there_yet_has_nothing_to_collect(layout: Layout) -> None:
+    assert collect(layout, RULES) == NOTHING
+
+
+def test_room_is_made_of_what_nobody_needs_and_where_that_is_too_little_what_is_missing_is_said(
+    layout: Layout, digests: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_state(layout, "digits", ModelState(digests[5], None))
+    assert has_room(layout, 0)
+    assert has_room(layout, 1) == (free_bytes(layout) > SPARE_BYTES)
+    need = 100_000
+    rooms = iter([need + SPARE_BYTES - 1, need + SPARE_BYTES])
+    monkeypatch.setattr(space_module, "free_bytes", lambda _: next(rooms))
+    make_room(layout, RULES, need, keep={digests[0]})
+    assert release_digests(layout) == sorted([digests[0], digests[5]])
+    monkeypatch.setattr(space_module, "free_bytes", lambda _: 1000)
+    with pytest.raises(AgentError, match=r"1000 free, 16876216 too few \(\d+ were freed\)") as caught:
+        make_room(layout, RULES, need)
+    assert caught.value.kind == "space"
+    with using_store(layout), pytest.raises(AgentError, match="nothing could be removed"):
+        make_room(layout, RULES, need)
+    assert_whole(layout)
