@@ -1,0 +1,252 @@
+"""SIGKILL at every step of an activation, and a start in each state in which the journal may be found."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from kedge_agent.failpoints import FAILPOINTS
+from kedge_agent.store.journal import FINAL_STEPS, Journal
+from kedge_agent.store.layout import Layout
+from kedge_agent.store.models import ModelState, write_state
+from tests.support.agents import Device, assert_invariant, damaged_files, recorded_state
+from tests.support.bad_models import obedient_release, order
+from tests.support.deploys import clients, configure, deploy, history, killed, must_deploy, settled
+
+pytestmark = pytest.mark.slow
+
+
+def places(beginning: str) -> list[str]:
+    return [name for name in FAILPOINTS if name.startswith(beginning)]
+
+
+def rearm(device: Device, failpoints: str) -> None:
+    """Start the agent anew, to be killed: in order, for ends out of order are counted."""
+    device.stop()
+    device.start(failpoints=failpoints)
+
+
+def test_every_place_of_an_activation_is_tried_here() -> None:
+    tried = ("deploy.", "revert.", "rollback.", "journal.", "start.", "collect.")
+    # The others are those of a push and of an upgrade.
+    assert {name.split(".")[0] for name in FAILPOINTS if not name.startswith(tried)} <= {"receive", "accept", "upgrade"}
+
+
+@pytest.mark.parametrize("place", places("deploy."))
+def test_a_kill_at_any_step_of_a_deploy_leaves_one_release_live_and_the_deploy_can_be_run_again(
+    device: Device, tmp_path: Path, place: str
+) -> None:
+    first, second = (obedient_release(tmp_path, version=n, probation_s=1) for n in (1, 2))
+    device.start()
+    must_deploy(device, first)
+    device.push(second)
+    # Three times at the same place: nothing that a kill leaves may pile up.
+    for _ in range(3):
+        rearm(device, f"{place}=kill")
+        killed(device, lambda: deploy(device, second))
+        agent = device.restart()
+        row = assert_invariant(device.state, agent, {first.digest, second.digest})
+        assert row is not None
+        settled(device)
+        row = assert_invariant(device.state, agent, {first.digest, second.digest})
+        assert row is not None
+        if row["release"] == second.digest:
+            assert device.rollback()[0] == 200
+    ended = deploy(device, second)
+    assert ended["state"] == "done", ended
+    assert_invariant(device.state, device.agent, {second.digest})
+    assert device.rollback()[0] == 200
+    assert_invariant(device.state, device.agent, {first.digest})
+
+
+@pytest.mark.parametrize("place", ["deploy.loaded", "deploy.renamed", "deploy.switched", "deploy.committed"])
+def test_a_kill_during_the_first_deploy_of_a_model_leaves_it_or_nothing(
+    device: Device, tmp_path: Path, place: str
+) -> None:
+    only = obedient_release(tmp_path, version=1, probation_s=1)
+    device.start(failpoints=f"{place}=kill")
+    device.push(only)
+    killed(device, lambda: deploy(device, only))
+    agent = device.restart()
+    assert_invariant(device.state, agent, {only.digest, None}, safe=True)
+    ended = deploy(device, only)
+    assert ended["state"] == "done", ended
+    assert_invariant(device.state, agent, {only.digest})
+
+
+@pytest.mark.parametrize("place", places("revert."))
+def test_a_kill_while_the_device_goes_back_by_itself_ends_on_the_former_release(
+    device: Device, tmp_path: Path, place: str
+) -> None:
+    first = obedient_release(tmp_path, version=1)
+    second = obedient_release(tmp_path, version=2, probation_s=30)
+    device.start(failpoints=f"{place}=kill")
+    must_deploy(device, first)
+    device.push(second)
+    assert device.activate(second)[0] == 200
+
+    def fail() -> None:
+        with clients(device, order=order(index=9)):
+            assert device.agent is not None
+            device.agent.process.wait(60)
+
+    killed(device, fail)
+    agent = device.restart()
+    settled(device)
+    assert_invariant(device.state, agent, {first.digest})
+    assert history(device)[-1]["step"] == "reverted"
+    device.restart()
+    assert_invariant(device.state, device.agent, {first.digest})
+
+
+@pytest.mark.parametrize("place", places("rollback."))
+def test_a_kill_during_a_rollback_leaves_one_of_the_two_live_and_it_can_be_run_again(
+    device: Device, tmp_path: Path, place: str
+) -> None:
+    first, second = (obedient_release(tmp_path, version=n) for n in (1, 2))
+    device.start()
+    for release in (first, second):
+        must_deploy(device, release)
+    rearm(device, f"{place}=kill")
+    killed(device, device.rollback)
+    agent = device.restart()
+    done = place != "rollback.begun"
+    row = assert_invariant(device.state, agent, {first.digest} if done else {first.digest, second.digest})
+    assert row is not None
+    settled(device)
+    if row["release"] == second.digest:
+        assert device.rollback()[0] == 200
+    assert_invariant(device.state, agent, {first.digest})
+    # And forward again: what it goes back to is what it came from.
+    assert device.rollback()[0] == 200
+    assert_invariant(device.state, agent, {second.digest})
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("place", places("journal."))
+def test_a_kill_while_any_record_is_written_leaves_one_release_live(
+    device: Device, tmp_path: Path, place: str, turn: int
+) -> None:
+    first, second = (obedient_release(tmp_path, version=n, probation_s=1) for n in (1, 2))
+    device.start()
+    must_deploy(device, first)
+    device.push(second)
+    rearm(device, f"{place}@{turn}=kill")
+    killed(device, lambda: deploy(device, second))
+    agent = device.restart()
+    assert_invariant(device.state, agent, {first.digest, second.digest})
+    settled(device)
+    assert_invariant(device.state, agent, {first.digest, second.digest})
+    sequences = [entry["sequence"] for entry in history(device)]
+    assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))
+    ended = deploy(device, second)
+    assert ended["state"] == "done", ended
+    assert_invariant(device.state, agent, {second.digest})
+
+
+@pytest.mark.parametrize("before", ["deploy.renamed", "deploy.switched", "deploy.prepared"])
+def test_kills_in_a_row_while_the_journal_is_replayed_change_nothing(
+    device: Device, tmp_path: Path, before: str
+) -> None:
+    first, second = (obedient_release(tmp_path, version=n, probation_s=1) for n in (1, 2))
+    device.start()
+    must_deploy(device, first)
+    device.push(second)
+    rearm(device, f"{before}=kill")
+    killed(device, lambda: deploy(device, second))
+    for _ in range(3):
+        device.kill()
+        process = device.start(failpoints="start.replayed=kill").process
+        killed(device, process.wait)
+    agent = device.restart()
+    assert_invariant(device.state, agent, {first.digest, second.digest})
+    settled(device)
+    assert_invariant(device.state, agent, {first.digest, second.digest})
+
+
+@pytest.mark.parametrize("place", places("collect."))
+def test_a_kill_while_old_releases_are_removed_touches_neither_current_nor_previous(
+    device: Device, tmp_path: Path, place: str
+) -> None:
+    configure(device.state, releases={"keep": 0})
+    releases = [obedient_release(tmp_path, version=n) for n in range(1, 5)]
+    device.start()
+    for release in releases[:2]:
+        must_deploy(device, release)
+    for wanted in releases[2:]:
+        device.push(wanted)
+        rearm(device, f"{place}=kill")
+        killed(device, lambda wanted=wanted: deploy(device, wanted))
+        agent = device.restart()
+        assert_invariant(device.state, agent, {wanted.digest})
+        settled(device)
+    assert not damaged_files(device.state, releases[2].digest)
+    assert device.rollback()[0] == 200
+    assert_invariant(device.state, agent, {releases[2].digest})
+    # What was half removed is in nobody's way.
+    again = obedient_release(tmp_path, version=5)
+    must_deploy(device, again)
+    assert_invariant(device.state, agent, {again.digest})
+
+
+# --- each state of the journal ---------------------------------------------------------------------------------------
+
+
+def written(state: Path, release: str, steps: list[str]) -> None:
+    """A journal that was left after these steps of a deploy."""
+    journal = Journal(Layout(state))
+    for step in steps:
+        journal.append("digits", release, step)
+
+
+@pytest.mark.parametrize("switched", [False, True])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["begun"],
+        ["begun", "gated"],
+        ["begun", "gated", "switching"],
+        ["begun", "gated", "switching", "switched"],
+        ["begun", "gated", "switching", "switched", "reverting"],
+        ["begun", "gated", "switching", "switched", "reverting", "reverted"],
+        ["begun", "gated", "switching", "switched", "committed"],
+        ["begun", "refused"],
+        ["begun", "gated", "switching", "switched", "rolled-back"],
+    ],
+    ids=lambda steps: steps[-1],
+)
+def test_whatever_state_the_journal_is_found_in_a_start_ends_it(
+    device: Device, tmp_path: Path, steps: list[str], switched: bool
+) -> None:
+    first, second = (obedient_release(tmp_path, version=n, probation_s=1) for n in (1, 2))
+    device.start()
+    must_deploy(device, first)
+    device.push(second)
+    device.kill()
+    written(device.state, second.digest, steps)
+    if switched:
+        before = ModelState(first.digest, None, 1)
+        write_state(Layout(device.state), "digits", ModelState(second.digest, first.digest, 1), before)
+    agent = device.restart()
+    assert_invariant(device.state, agent, {first.digest, second.digest})
+    last = settled(device)
+    assert last is not None
+    assert last["step"] in FINAL_STEPS
+    row = assert_invariant(device.state, agent, {first.digest, second.digest})
+    assert row is not None
+    if steps[-1] == "reverting":
+        assert row["release"] == first.digest
+    if not switched:
+        assert row["release"] == first.digest
+    # Nothing of it is left to be done at the next start.
+    before_restart = history(device)
+    device.restart()
+    time.sleep(0.2)
+    assert history(device) == before_restart
+    assert recorded_state(device.state) is not None
+    device.push(second)
+    ended = deploy(device, second)
+    assert ended["state"] == "done", ended
+    assert_invariant(device.state, device.agent, {second.digest})
