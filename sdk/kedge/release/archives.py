@@ -11,10 +11,9 @@ from pathlib import Path
 
 from kedge_agent.formats.archive import ArchiveError, ArchiveReader, write_archive
 from kedge_agent.formats.manifest import MANIFEST_NAME, ManifestError
-from kedge_agent.formats.offer import Signed
 
 from ..errors import BadInputError, IntegrityError
-from .bundle import ATTESTATION, BASE, DOWNGRADE, Release, open_release, write_side
+from .bundle import Release, open_release, write_offer
 
 __all__ = ["export_release", "import_release", "opened"]
 
@@ -89,11 +88,7 @@ def _unpack(archive: ArchiveReader, folder: Path, progress: Callable[[int, int],
         progress(done, sum(each.size_bytes for each in archive.files))
     archive.end()
     (folder / MANIFEST_NAME).write_bytes(archive.manifest_data)
-    offer = archive.offer
-    signed = {BASE: offer.base, ATTESTATION: offer.attestation, DOWNGRADE: offer.downgrade}
-    for name, statement in ((MANIFEST_NAME, Signed(archive.manifest_data, offer.signatures)), *signed.items()):
-        if statement is not None:
-            write_side(folder, name, statement)
+    write_offer(folder, archive.offer)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,17 @@ from kedge_agent.wire import MAX_JSON_BYTES, MAX_MANIFEST_BYTES
 
 from ..errors import BadInputError, IntegrityError, KedgeError
 
-__all__ = ["ATTESTATION", "BASE", "DOWNGRADE", "SIDE_FILES", "Release", "open_release", "write_release", "write_side"]
+__all__ = [
+    "ATTESTATION",
+    "BASE",
+    "DOWNGRADE",
+    "SIDE_FILES",
+    "Release",
+    "open_release",
+    "write_offer",
+    "write_release",
+    "write_side",
+]
 
 BASE = "base.json"
 ATTESTATION = "attestation.json"
@@ -168,6 +178,14 @@ def write_side(folder: Path, name: str, signed: Signed) -> None:
         _replace(folder / f"{name}.sig", signed.signatures)
     else:
         (folder / f"{name}.sig").unlink(missing_ok=True)
+
+
+def write_offer(folder: Path, offer: Offer) -> None:
+    """Put all that came with a release beside it: the inverse of `Release.offer`. Raises as `write_side`."""
+    write_side(folder, MANIFEST_NAME, Signed(b"", offer.signatures))
+    for name, statement in ((BASE, offer.base), (ATTESTATION, offer.attestation), (DOWNGRADE, offer.downgrade)):
+        if statement is not None:
+            write_side(folder, name, statement)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -20,9 +20,9 @@ from kedge_agent.formats.sshsig import (
 from kedge_agent.formats.statements import Downgrade, statement_bytes
 
 from ..errors import BadInputError, IntegrityError
-from .bundle import Release, write_side
+from .bundle import DOWNGRADE, Release, write_side
 
-__all__ = ["check_signatures", "downgrade", "sign", "sign_document", "signatures_of"]
+__all__ = ["check_signatures", "downgrade", "sign", "sign_document", "signatures_of", "state_downgrade"]
 
 # A passphrase and a touch take the time that they take.
 _TIMEOUT_S = 600.0
@@ -111,6 +111,22 @@ def downgrade(release: Release, key: Path | None) -> Signed:
     if key is None:
         return Signed(document)
     return Signed(document, sign_document(document, key, DOWNGRADE_NAMESPACE))
+
+
+def state_downgrade(release: Release, key: Path) -> Signed:
+    """Put a signed `downgrade` beside a release; one that lies there for it already gets this signature too.
+
+    Raises:
+        KedgeError: as `sign_document`; the folder cannot be written.
+    """
+    there = release.offer().downgrade
+    if there is None:
+        signed = downgrade(release, key)
+    else:
+        signatures = sign_document(there.document, key, DOWNGRADE_NAMESPACE, there.signatures)
+        signed = Signed(there.document, signatures)
+    write_side(release.folder, DOWNGRADE, signed)
+    return signed
 
 
 def _split(data: bytes) -> tuple[Signature, ...]:
