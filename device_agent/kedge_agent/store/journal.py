@@ -178,7 +178,7 @@ def _unfinished(entries: list[Entry]) -> list[Entry]:
 
 def _content(path: Path) -> bytes:
     with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as handle:
-        return handle.read(_BYTES)
+        return handle.read(_BYTES + 1)
     return b""
 
 
