@@ -33,11 +33,22 @@ def archive_of(release: Release, offer: Offer | None = None) -> bytes:
     return out.getvalue()
 
 
-def packed(manifest: bytes, content: bytes = b"", *, offer: bytes | None = None, **head: int) -> bytes:
-    """An archive of these very parts, whatever they are worth."""
+def packed(
+    manifest: bytes,
+    content: bytes = b"",
+    *,
+    offer: bytes | None = None,
+    version: int = 1,
+    offer_says: int | None = None,
+    manifest_says: int | None = None,
+) -> bytes:
+    """An archive of these very parts, whatever they are worth; `…_says`: another length than the part has."""
     offer = offer_bytes(Offer()) if offer is None else offer
-    lengths = {"version": 1, "offer": len(offer), "manifest": len(manifest), **head}
-    return _HEAD.pack(b"KEDGEREL", *lengths.values()) + offer + manifest + content
+    lengths = (
+        len(offer) if offer_says is None else offer_says,
+        len(manifest) if manifest_says is None else manifest_says,
+    )
+    return _HEAD.pack(b"KEDGEREL", version, *lengths) + offer + manifest + content
 
 
 def borders(release: Release, archive: bytes) -> list[int]:
@@ -167,13 +178,13 @@ LIES: dict[str, Callable[[Release], bytes]] = {
     "a tar": lambda release: tarred(),
     "another magic": lambda release: b"KEDGEREM" + archive_of(release)[8:],
     "a version to come": lambda release: packed(release.manifest_bytes, version=2),
-    "a manifest of 4 GiB": lambda release: packed(release.manifest_bytes, manifest=0xFFFFFFFF),
-    "a manifest of more than may be": lambda release: packed(release.manifest_bytes, manifest=(16 << 20) + 1),
-    "an offer of 4 GiB": lambda release: _HEAD.pack(b"KEDGEREL", 1, 0xFFFFFFFF, len(release.manifest_bytes)),
+    "a manifest of 4 GiB": lambda release: packed(release.manifest_bytes, manifest_says=0xFFFFFFFF),
+    "a manifest of more than may be": lambda release: packed(release.manifest_bytes, manifest_says=(16 << 20) + 1),
+    "an offer of 4 GiB": lambda release: packed(release.manifest_bytes, offer_says=0xFFFFFFFF),
     "a manifest of no length": lambda release: packed(b""),
     "a manifest that is none": lambda release: packed(b"{}"),
     "a manifest that is cut by its length": lambda release: packed(
-        release.manifest_bytes, manifest=len(release.manifest_bytes) - 1
+        release.manifest_bytes, manifest_says=len(release.manifest_bytes) - 1
     ),
     "an offer that is none": lambda release: packed(release.manifest_bytes, offer=b"[]"),
     "an offer of an agent": lambda release: packed(release.manifest_bytes, offer=offer_bytes(Offer(kind=AGENT))),
@@ -278,7 +289,7 @@ def test_a_flipped_bit_in_any_part_of_an_archive_is_found(
 def test_input_without_an_end_is_given_up(device: Device, live: Release, release: Release, what: str) -> None:
     begin = {
         "zeros": b"",
-        "a manifest without an end": packed(b"", manifest=16 << 20),
+        "a manifest without an end": packed(b"", manifest_says=16 << 20),
         "a file without an end": archive_of(release),
     }[what]
     process = subprocess.Popen(
