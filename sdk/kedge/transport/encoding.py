@@ -23,9 +23,11 @@ _SAMPLE_RATIO = 0.95
 # A form that is hardly smaller is not worth what the device does to undo it.
 _WORTH_RATIO = 0.98
 _POOR_RATIO = 0.9
-# Compressing what nothing is known to compare with takes the processor from whoever encrypts: only where the link would
-# take this many times as long as the compressor.
-_SLOW_LINK = 4.0
+# What compresses poorly takes the processor from whoever encrypts: only where the link takes this many times as long as
+# the compressor, which then is never waited for.
+_SLOW_LINK = 3.0
+# A difference that is small may take this many times as long as the bytes that it saves: links are shared, and metered.
+_PATIENCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -131,18 +133,22 @@ class Encoder:
         if file in self._bases:
             if known is None or known.ratio <= _POOR_RATIO:
                 return True
-            return rate is not None and rate * known.seconds < FRAME_BYTES * (1.0 - known.ratio)
+            return self._keeps_up(known, rate)
         if ENCODING_ZSTD not in self._taken or rate is None:
             return False
         if known is None:
             return rate < 100e6
-        return known.ratio < _SAMPLE_RATIO and rate * known.seconds * _SLOW_LINK < FRAME_BYTES
+        return self._keeps_up(known, rate)
 
     def _is_worth_waiting(self, file: int) -> bool:
         known, rate = self._experience.get(file), self._rate()
         if known is None or rate is None:
             return file in self._bases
-        return rate * known.seconds < FRAME_BYTES * (1.0 - known.ratio)
+        return rate * known.seconds < _PATIENCE * FRAME_BYTES * (1.0 - known.ratio)
+
+    @staticmethod
+    def _keeps_up(known: _Experience, rate: float | None) -> bool:
+        return rate is not None and known.ratio < _WORTH_RATIO and rate * known.seconds * _SLOW_LINK < FRAME_BYTES
 
     def _compressed(self, file: int, frame: int) -> EncodedFrame | None:
         """In a thread of the pool: the frame made smaller; None where it does not get much smaller."""

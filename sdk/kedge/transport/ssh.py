@@ -33,6 +33,8 @@ _KEEPALIVE_S = 15
 _DEAD_LINK_MS = 60_000
 _ERROR_TAIL_BYTES = 4096
 _MAX_OUTPUT_BYTES = 4 * 1024 * 1024
+# paramiko puts AES-CTR and a hash of its own first, which takes twice as long as AES-GCM (docs/adr/0010).
+_FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class SshTransport:
                     allow_agent=address.identity is None,
                     look_for_keys=address.identity is None,
                     disabled_algorithms=disabled_algorithms(),
+                    transport_factory=_fast_ciphers_first,
                 )
                 transport = client.get_transport()
                 assert transport is not None
@@ -239,6 +242,16 @@ class SshTransport:
             finally:
                 watchdog.cancel()
             return channel
+
+
+def _fast_ciphers_first(sock: Any, /, **options: Any) -> paramiko.Transport:
+    import paramiko
+
+    transport = paramiko.Transport(sock, **options)
+    known = transport.get_security_options()
+    first = [cipher for cipher in _FAST_CIPHERS if cipher in known.ciphers]
+    known.ciphers = tuple(first + [cipher for cipher in known.ciphers if cipher not in first])
+    return transport
 
 
 def _refuse_unpinned(name: str, address: SshAddress) -> Any:
