@@ -44,8 +44,10 @@ def test_records_are_found_again_with_what_they_tell_and_the_file_keeps_its_size
     again = Journal(layout)
     assert again.history() == journal.history()
     assert again.history("digits")[1].body["figures"] == {"p99_ms": 1.25, "outputs": [{"cosine": 1.0}]}
-    assert [entry.release for entry in again.unfinished()] == [B]
-    assert read_unfinished(layout) == {B}
+    journal.append("other", C, "switched")
+    journal.append("other", B, "gated")
+    assert [(entry.release, entry.step) for entry in journal.unfinished()] == [(C, "switched"), (B, "gated")]
+    assert read_unfinished(layout) == {B, C}
     assert path_of(layout).stat().st_size == SIZE
     assert path_of(layout).stat().st_blocks * 512 >= SIZE
 

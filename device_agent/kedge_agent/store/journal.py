@@ -32,8 +32,8 @@ _LOG = logging.getLogger("kedge.journal")
 
 STEPS = ("begun", "gated", "switching", "switched", "reverting", "committed", "reverted", "refused", "rolled-back")
 """begun: nothing changed yet. gated: the gates were passed. switching: the state is about to be renamed. switched: it
-was, and is on probation. reverting: it is about to be renamed back. The others are how it ended: reverted, to what had
-served before; rolled-back, to the release that the record names."""
+was, and is on probation. reverting: it is about to be renamed back. The others are how it ended: reverted, by the
+device; rolled-back, by its user or by a later deploy (`to`, where it is told, is the release that serves then)."""
 
 FINAL_STEPS = ("committed", "reverted", "refused", "rolled-back")
 
@@ -116,7 +116,7 @@ class Journal:
             return entry
 
     def unfinished(self) -> list[Entry]:
-        """The last record of each model whose deploy has not ended."""
+        """The last record of each deploy that has not ended, oldest first; a model may have two, one on probation."""
         with self._guard:
             return _unfinished(self._entries)
 
@@ -172,8 +172,8 @@ def read_unfinished(layout: Layout) -> set[str]:
 
 
 def _unfinished(entries: list[Entry]) -> list[Entry]:
-    last = {entry.model: entry for entry in entries}
-    return [entry for entry in last.values() if entry.step not in FINAL_STEPS]
+    last = {(entry.model, entry.release): entry for entry in entries}
+    return sorted((each for each in last.values() if each.step not in FINAL_STEPS), key=lambda each: each.sequence)
 
 
 def _content(path: Path) -> bytes:

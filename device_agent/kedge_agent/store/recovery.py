@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import AgentError
 from .journal import Entry, Journal
@@ -63,13 +63,19 @@ def _replay(layout: Layout, entries: list[Entry], coming: ModelState | None) -> 
         if step == "switching" and entry is entries[-1] and (coming is None or coming.current != entry.release):
             # The state to come is there no more: it was put in force.
             step = "switched"
-        if step in ("switched", "committed", "rolled-back") and now.current != entry.release:
-            before = now
-            now = _Told(entry.release, now.current, now.floor, now.downgrade)
+        to = entry.body.get("to") if step == "rolled-back" else entry.release
+        if step in ("switched", "committed", "rolled-back") and isinstance(to, str) and now.current != to:
+            before, now = now, replace(now, current=to, previous=now.current)
+        elif step in ("reverted", "rolled-back") and now.current == entry.release:
+            # Twice in a row, and nothing tells what was before.
+            known = before.current not in (None, entry.release)
+            now = replace(
+                now,
+                current=before.current if known else now.previous,
+                previous=before.previous if known else None,
+            )
         if step == "committed":
             now = _raised(layout, now, entry.release)
-        if step == "reverted" and now.current == entry.release:
-            now = before
     return now
 
 
@@ -78,8 +84,8 @@ def _raised(layout: Layout, told: _Told, release: str) -> _Told:
     with contextlib.suppress(AgentError):
         version, accepted = read_release(layout, release).version, read_acceptance(layout, release)
         if accepted.downgrade_floor is not None and accepted.downgrade_serial > told.downgrade:
-            return _Told(told.current, told.previous, accepted.downgrade_floor, accepted.downgrade_serial)
-        return _Told(told.current, told.previous, max(told.floor, version), told.downgrade)
+            return replace(told, floor=accepted.downgrade_floor, downgrade=accepted.downgrade_serial)
+        return replace(told, floor=max(told.floor, version))
     return told
 
 
