@@ -131,7 +131,7 @@ def _parity(gate: dict[str, Any]) -> str:
 @_signers_option
 @output_options
 def verify_command(path: Path, signers: Path | None, out: Output) -> None:
-    """Hash every file of a RELEASE against its manifest, unpack what is packed, and verify who signed it (--signers)."""
+    """Hash every file of a RELEASE against its manifest, unpack what is packed, verify who signed it (--signers)."""
     from ..errors import IntegrityError
     from ..release.archives import opened
 
