@@ -1,9 +1,9 @@
 """The agent that runs has another one take its place, and takes it back where that one does not serve.
 
-The new agent is started beside this one, has a child process load each model that is served, and says so. Then the upgrade is
-marked on disk; this agent answers the requests inside, closes its doors, lets go of the models and of the state
-folder's lock, and tells the new one to take over. It waits until that one has proven itself, and ends; or it starts
-anew, by running itself again in the same process. docs/adr/0011 has the reasons; `standby` is the other side.
+The new agent is started beside this one, has a child process load each model that is served, and says so. Then the
+upgrade is marked on disk; this agent answers the requests inside, closes its doors, lets go of the models and of the
+state folder's lock, and tells the new one to take over. It waits until that one has proven itself, and ends; or it
+starts anew, by running itself again in the same process. docs/adr/0011 has the reasons; `standby` is the other side.
 """
 
 from __future__ import annotations
@@ -231,6 +231,7 @@ class Upgrades:
             _LOG.info("agent %s serves; this one ends", upgrade.trial.bundle[:12])
             notifier.main_process(upgrade.child.pid)
             return True
+        # Of what it had said it would do, it may have done the most important thing: `current` tells.
         stopped = reason == ""
         upgrade.child.kill()
         upgrade.child.wait()
@@ -255,7 +256,9 @@ class Upgrades:
                     continue
                 return ""
             if said is None:
-                return f"the new agent {_how_it_ended(upgrade.child)}"
+                how = _how_it_ended(upgrade.child)
+                # It ends so when it is told to, and then nobody is to serve.
+                return "" if upgrade.child.returncode == 0 else f"the new agent {how}"
             if "committed" in said:
                 return None
             if "failed" in said:

@@ -87,12 +87,14 @@ class Standby:
         """Return when it is this agent's turn.
 
         Raises:
-            AgentError: the other agent ended, or was not content.
+            AgentError: the other agent ended before it had marked the upgrade on disk.
         """
-        # Nothing was marked yet: whoever starts the agent again starts the old one.
-        if "marked" not in self._hear(None):
-            raise AgentError("the agent that runs says what this one does not know", kind="internal")
         said = self._link.hear(None)
+        if said is not None:
+            said = self._link.hear(None)
+        # Where the other one ended by itself, the mark decides: without it, whoever starts the agent starts that one.
+        if said is None and not self._is_on_trial():
+            raise AgentError("the agent that runs has gone", kind="no_agent")
         closed_at = None if said is None else said.get("closed_at")
         self._closed_at = closed_at if isinstance(closed_at, float) else None
 
@@ -102,8 +104,7 @@ class Standby:
         Raises:
             AgentError: another agent ran meanwhile, and the upgrade is over.
         """
-        self._trial = read_trial(self._layout)
-        if self._trial is None or self._trial.bundle != own_slot(self._layout):
+        if not self._is_on_trial():
             raise AgentError("the upgrade is over: another agent has run meanwhile", kind="busy")
         reached("upgrade.taken")
 
@@ -136,6 +137,10 @@ class Standby:
             self._link.hear(_TALK_S)
         self._link.close()
         threading.Thread(target=clean_slots, args=(self._layout,), daemon=True).start()
+
+    def _is_on_trial(self) -> bool:
+        self._trial = read_trial(self._layout)
+        return self._trial is not None and self._trial.bundle == own_slot(self._layout)
 
     def _check(self, repository: Repository, door: Path) -> None:
         problem = ask_health(door, _ASK_S)

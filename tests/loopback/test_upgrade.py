@@ -1,0 +1,347 @@
+"""The agent replaces itself: what goes right, what goes wrong, and who serves after whoever was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kedge.deploy.agent_bundle import Bundle
+from kedge.release.bundle import Release
+from kedge_agent.store.slots import read_trial, slot_named
+from tests.conftest import make_release
+from tests.support.upgrades import Slotted, bundle_of
+
+IN_TIME_S = 5.0
+
+Make = Callable[..., Slotted]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return make_release(tmp_path_factory.mktemp("release"), version=1)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return bundle_of(tmp_path_factory.mktemp("first"), "1.0.0")
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return bundle_of(tmp_path_factory.mktemp("second"), "2.0.0")
+
+
+@pytest.fixture
+def make(tmp_path: Path, live: Release, first: Bundle) -> Iterator[Make]:
+    """Devices that serve a model with the first agent, and have taken another one."""
+    made: list[Slotted] = []
+
+    def begin(bundle: Bundle, **more: str) -> Slotted:
+        device = Slotted(tmp_path / "state", first)
+        made.append(device)
+        device.install(live)
+        device.accept(bundle)
+        device.start(**more)
+        device.answers()
+        return device
+
+    yield begin
+    for device in made:
+        device.close()
+
+
+def waits(holds: Callable[[], bool], timeout_s: float = 30) -> None:
+    end = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def assert_serves(device: Slotted, live: Release, version: str) -> None:
+    assert device.agent()["version"] == version
+    assert device.serving() == {live.manifest.model: live.digest}
+    # The record is written first.
+    waits(lambda: not (device.state / "agent" / "trial.json").exists())
+
+
+def test_another_agent_takes_over_and_serves_what_was_served(
+    make: Make, live: Release, first: Bundle, second: Bundle
+) -> None:
+    device = make(second)
+    before = device.agent()
+    assert (before["version"], before["bundle"], before["previous"]) == ("1.0.0", first.digest, None)
+    assert device.upgrade(second) == (200, {"bundle": second.digest, "state": "running"})
+    ended = device.outcome(second)
+    assert (ended["state"], ended["reason"]) == ("committed", None)
+    assert ended["doors_ms"] <= ended["models_ms"]
+    assert_serves(device, live, "2.0.0")
+    after = device.agent()
+    assert (after["bundle"], after["previous"]) == (second.digest, first.digest)
+    waits(lambda: len(device.processes()) == 1)
+    assert device.upgrade(second) == (200, {"bundle": second.digest, "state": "current"})
+    # What the launcher starts from now on is the new one.
+    device.kill()
+    device.start()
+    assert device.answers() < IN_TIME_S
+    assert_serves(device, live, "2.0.0")
+
+
+def test_the_way_back_is_an_upgrade_too(make: Make, live: Release, first: Bundle, second: Bundle) -> None:
+    device = make(second)
+    device.upgrade(second)
+    assert device.outcome(second)["state"] == "committed"
+    device.upgrade(first)
+    assert device.outcome(first)["state"] == "committed"
+    assert_serves(device, live, "1.0.0")
+    assert slot_named(device.layout, "previous") == second.digest
+
+
+def test_an_agent_that_is_not_here_is_not_started(make: Make, live: Release, second: Bundle, tmp_path: Path) -> None:
+    device = make(second)
+    absent = bundle_of(tmp_path, "3.0.0")
+    status, said = device.upgrade(absent)
+    assert (status, said["kind"]) == (404, "not_found")
+    assert device.request("POST", "/kedge/v1/agent/upgrade", {"bundle": "../x"})[0] == 400
+    assert device.request("POST", "/kedge/v1/agent/upgrade", {})[0] == 400
+    assert device.request("GET", "/kedge/v1/agents")[0] == 404
+    assert_serves(device, live, "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("kedge_agent/cli.py", "\nthis is not Python\n", "ended with status 1"),
+        ("kedge_agent/serving/routes.py", None, "ended with status 1"),
+        ("kedge_agent/standby.py", "\nos.kill(os.getpid(), 11)\n", "SIGSEGV"),
+        (
+            "kedge_agent/serving/staging.py",
+            "\ndef stage_release(*_):\n    raise AgentError('no such runtime')\n",
+            "no such runtime",
+        ),
+    ],
+)
+def test_an_agent_that_cannot_stand_by_is_refused_while_the_old_one_serves(
+    make: Make, live: Release, tmp_path: Path, file: str, text: str | None, reason: str
+) -> None:
+    bad = bundle_of(tmp_path, "2.0.0", {file: text})
+    device = make(bad)
+    pid = device.agent()["pid"]
+    device.upgrade(bad)
+    ended = device.outcome(bad)
+    assert ended["state"] == "refused"
+    assert reason in ended["reason"]
+    assert device.agent()["pid"] == pid
+    assert_serves(device, live, "1.0.0")
+
+
+_UNFIT = """
+def _unfit(self, repository, door):
+    {body}
+Standby._check = _unfit
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise AgentError('the GPU is gone')", "the GPU is gone"),
+        ("os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("os._exit(3)", "status 3"),
+    ],
+)
+def test_the_old_agent_serves_again_where_the_new_one_does_not(
+    make: Make, live: Release, first: Bundle, tmp_path: Path, body: str, reason: str
+) -> None:
+    bad = bundle_of(tmp_path, "2.0.0", {"kedge_agent/standby.py": _UNFIT.format(body=body)})
+    device = make(bad)
+    pid = device.agent()["pid"]
+    device.upgrade(bad)
+    ended = device.outcome(bad)
+    assert ended["state"] == "fallen-back"
+    assert reason in ended["reason"]
+    device.answers()
+    assert_serves(device, live, "1.0.0")
+    # Whoever watches the process need not know.
+    assert device.agent()["pid"] == pid
+    assert slot_named(device.layout, "current") == first.digest
+
+
+@pytest.mark.parametrize(
+    ("place", "version", "state"),
+    [
+        ("upgrade.standby", "1.0.0", "refused"),
+        ("upgrade.marked", "2.0.0", "committed"),
+        ("upgrade.released", "2.0.0", "committed"),
+        ("upgrade.taken", "1.0.0", "fallen-back"),
+        ("upgrade.healthy", "1.0.0", "fallen-back"),
+        ("upgrade.committed", "2.0.0", "committed"),
+    ],
+)
+def test_whichever_agent_is_killed_the_other_serves(
+    make: Make, live: Release, second: Bundle, place: str, version: str, state: str
+) -> None:
+    device = make(second, failpoints=f"{place}=kill")
+    device.upgrade(second)
+    assert device.outcome(second)["state"] == state
+    device.answers()
+    assert_serves(device, live, version)
+    waits(lambda: len(device.processes()) == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["upgrade.marked", "upgrade.taken", "upgrade.healthy", "upgrade.committed"])
+def test_a_disk_that_fails_leaves_an_agent_that_serves(make: Make, live: Release, second: Bundle, place: str) -> None:
+    device = make(second, failpoints=f"{place}=eio")
+    device.upgrade(second)
+    device.outcome(second)
+    device.answers()
+    assert device.serving() == {live.manifest.model: live.digest}
+    waits(lambda: len(device.processes()) == 1)
+
+
+def reached(device: Slotted, place: str, second: Bundle) -> bool:
+    """Whether the agents have come to where they hang."""
+    holder = (device.state / "agent.lock").read_text()
+    newer = [pid for pid in device.processes() if f"/{second.digest}/" in Path(f"/proc/{pid}/cmdline").read_text()]
+    if place == "upgrade.standby":
+        return bool(newer) and device.agent()["upgrade"] == {"bundle": second.digest, "step": "rehearse"}
+    if place in ("upgrade.marked", "upgrade.released"):
+        return read_trial(device.layout) is not None
+    if place == "upgrade.committed":
+        return slot_named(device.layout, "current") == second.digest
+    return holder in map(str, newer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "version"),
+    [
+        ("upgrade.standby", "1.0.0"),
+        ("upgrade.marked", "1.0.0"),
+        ("upgrade.released", "1.0.0"),
+        ("upgrade.taken", "1.0.0"),
+        ("upgrade.healthy", "1.0.0"),
+        ("upgrade.committed", "2.0.0"),
+    ],
+)
+def test_after_both_agents_are_killed_the_next_start_serves_in_time(
+    make: Make, live: Release, second: Bundle, place: str, version: str
+) -> None:
+    device = make(second, failpoints=f"{place}=hang")
+    device.upgrade(second)
+    waits(lambda: reached(device, place, second))
+    time.sleep(0.5)
+    device.kill()
+    device.start()
+    assert device.answers() < IN_TIME_S
+    assert_serves(device, live, version)
+    if place != "upgrade.standby":
+        assert device.agent()["last"]["state"] == ("committed" if version == "2.0.0" else "fallen-back")
+    # And the upgrade can be had again.
+    device.upgrade(second)
+    waits(lambda: device.agent()["version"] == "2.0.0" if answering(device) else False)
+
+
+def answering(device: Slotted) -> bool:
+    with contextlib.suppress(OSError):
+        device.agent()
+        return True
+    return False
+
+
+_SLOW = """
+_commit = Standby._commit
+def _slow(self):
+    time.sleep(3)
+    _commit(self)
+Standby._commit = _slow
+"""
+
+
+def test_the_new_agent_goes_on_alone_when_the_old_one_is_killed_meanwhile(
+    make: Make, live: Release, tmp_path: Path
+) -> None:
+    slow = bundle_of(tmp_path, "2.0.0", {"kedge_agent/standby.py": _SLOW})
+    device = make(slow)
+    old = device.agent()["pid"]
+    device.upgrade(slow)
+    waits(lambda: (device.state / "agent.lock").read_text() != str(old))
+    os.kill(old, signal.SIGKILL)
+    assert device.outcome(slow)["state"] == "committed"
+    assert_serves(device, live, "2.0.0")
+
+
+def test_an_agent_that_is_told_to_stop_meanwhile_stops(make: Make, live: Release, tmp_path: Path) -> None:
+    slow = bundle_of(tmp_path, "2.0.0", {"kedge_agent/standby.py": _SLOW})
+    device = make(slow)
+    old = device.agent()["pid"]
+    device.upgrade(slow)
+    waits(lambda: (device.state / "agent.lock").read_text() != str(old))
+    os.kill(old, signal.SIGTERM)
+    assert device.gone()
+    device.start()
+    device.answers()
+    assert_serves(device, live, "1.0.0")
+
+
+def test_requests_inside_are_answered_and_few_others_are_refused(make: Make, live: Release, second: Bundle) -> None:
+    device = make(second)
+    over = threading.Event()
+    cut: list[BaseException] = []
+    answered = 0
+
+    def ask() -> None:
+        nonlocal answered
+        while not over.is_set():
+            try:
+                device.request("GET", "/v2/health/live", door="infer")
+                answered += 1
+            except (ConnectionRefusedError, FileNotFoundError):
+                time.sleep(0.005)
+            except Exception as error:
+                cut.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    device.upgrade(second)
+    device.outcome(second)
+    over.set()
+    thread.join()
+    assert answered
+    assert not cut
+
+
+def test_systemd_is_told_who_the_service_is(make: Make, live: Release, second: Bundle) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(folder / "notify"))
+        manager.settimeout(30)
+        device = make(second, NOTIFY_SOCKET=str(folder / "notify"), WATCHDOG_USEC="2000000")
+        old = device.agent()["pid"]
+        device.upgrade(second)
+        device.outcome(second)
+        new = device.agent()["pid"]
+        said: list[str] = []
+        while (
+            not any("STATUS=serving" in line and "READY=1" in line for line in said[1:]) or f"MAINPID={new}" not in said
+        ):
+            said.append(manager.recv(4096).decode())
+        told = said.index(f"MAINPID={new}")
+        # Until then the new one says nothing, and the old one never that it stops.
+        assert sum("READY=1" in line for line in said[:told]) == 1
+        assert not any("STOPPING=1" in line for line in said)
+        assert any("READY=1" in line for line in said[told:])
+        while "WATCHDOG=1" not in manager.recv(4096).decode():
+            pass
+        assert old != new
+    (folder / "notify").unlink()
+    folder.rmdir()
