@@ -23,12 +23,15 @@ from .process import Signals, hold, log_to, socket_folder, wait_for_parent
 from .runtime.table import RUNTIMES, runtime_named
 from .serving.agent_routes import with_agent_routes
 from .serving.building import Builds
+from .serving.deploys import Deploys
 from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
 from .serving.shared_memory import Regions
 from .settings import remember_config
 from .standby import Standby
+from .store.crashes import Marks
 from .store.files import make_directory, translate_os_error
+from .store.journal import Journal
 from .store.layout import Layout
 from .store.slots import settle
 from .systemd import Notifier
@@ -124,7 +127,11 @@ def _serve(
 ) -> Upgrades:
     runtimes = {name: runtime_named(name) for name in RUNTIMES}
     regions = Regions(configuration.settings.shared_memory_prefix)
-    repository = Repository(layout, runtimes, configuration.threads(), configuration.settings.rules_of, rehearse=True)
+    marks = Marks(layout)
+    repository = Repository(
+        layout, runtimes, configuration.threads(), configuration.settings.rules_of, rehearse=True, marks=marks
+    )
+    deploys = Deploys(layout, repository, Journal(layout), lambda: configuration.settings.releases, marks)
     builds = Builds(layout)
     upgrades = Upgrades(
         layout,
@@ -137,8 +144,9 @@ def _serve(
         folder = stack.enter_context(socket_folder(layout))
         stack.callback(regions.close)
         stack.callback(repository.close)
+        stack.callback(deploys.close)
         stack.callback(builds.close)
-        control = control_handler(repository, regions, layout, runtimes, builds, configuration.to_json)
+        control = control_handler(repository, regions, layout, runtimes, builds, deploys, configuration.to_json)
         control = with_agent_routes(upgrades, control)
         doors = Doors(folder, inference_handler(repository, regions), control, configuration.settings)
         stack.callback(doors.close)
@@ -147,7 +155,7 @@ def _serve(
         if standby is not None:
             standby.opened()
         # Loading goes on behind an open door: the device answers at once, whatever a model weighs.
-        load = (layout, options, repository, notifier, doors, standby)
+        load = (layout, options, repository, deploys, notifier, doors, standby)
         threading.Thread(target=_load, args=load, daemon=True).start()
         # Whoever starts an agent for itself asks it next, and for a model.
         wait_s = _MODELS_S if configuration.parent_pipe else 0.0
@@ -187,11 +195,12 @@ def _load(
     layout: Layout,
     options: Options,
     repository: Repository,
+    deploys: Deploys,
     notifier: Notifier,
     doors: Doors,
     standby: Standby | None,
 ) -> None:
-    repository.start()
+    deploys.begin()
     if standby is not None:
         try:
             standby.prove(repository, doors.path("infer"))

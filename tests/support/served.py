@@ -15,11 +15,14 @@ from typing import Any
 from kedge.release.bundle import Release
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.serving.building import Builds
+from kedge_agent.serving.deploys import Deploys
 from kedge_agent.serving.repository import Repository
 from kedge_agent.serving.routes import control_handler
 from kedge_agent.serving.server import HTTPServer, Limits, unix_listener
 from kedge_agent.serving.shared_memory import Regions
+from kedge_agent.store.journal import Journal
 from kedge_agent.store.layout import Layout
+from kedge_agent.store.rules import ReleaseRules
 
 
 class Client:
@@ -61,8 +64,13 @@ def activated(layout: Layout, release: Release) -> Repository:
     onnx = OnnxRuntime()
     repository = Repository(layout, {onnx.name: onnx}, threads=1)
     repository.start()
-    repository.activate(release.digest)
+    deploys_of(repository, layout).activate(release.digest)
     return repository
+
+
+def deploys_of(repository: Repository, layout: Layout, **rules: Any) -> Deploys:
+    """Deploys to a repository; what goes live is not watched, unless the rules say so."""
+    return Deploys(layout, repository, Journal(layout), lambda: ReleaseRules(**{"probation_s": 0, **rules}))
 
 
 @contextmanager
@@ -78,7 +86,8 @@ def serving(
     onnx = OnnxRuntime()
     regions = regions or Regions()
     with socket_path() as path:
-        handler = control_handler(repository, regions, layout, {onnx.name: onnx}, Builds(layout), dict)
+        deploys = deploys_of(repository, layout)
+        handler = control_handler(repository, regions, layout, {onnx.name: onnx}, Builds(layout), deploys, dict)
         server = HTTPServer(unix_listener(path), handler, limits, door=door)
         server.start()
         try:

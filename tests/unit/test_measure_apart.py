@@ -18,7 +18,7 @@ from kedge_agent.child import Limits, run_child
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.oip import encode_request
 from kedge_agent.measure.apart import measure_phases, profile_layers, try_load
-from kedge_agent.measure.apart_child import _inputs
+from kedge_agent.measure.apart_child import _tensors
 from kedge_agent.runtime.base import LoadOptions
 from tests.support import models
 
@@ -138,7 +138,7 @@ def test_texts_reach_the_child_as_they_are(tmp_path: Path) -> None:
     header, buffers = encode_request(inputs)
     (tmp_path / "inputs.json").write_bytes(header)
     (tmp_path / "inputs.bin").write_bytes(b"".join(buffers))
-    read = _inputs(tmp_path)
+    read = _tensors(tmp_path, "inputs")
     assert read is not None
     assert read["text"].tolist() == [[b"cat", b"\xff"], [b"", "dög".encode()]]
     assert (read["n"].shape, read["n"].item()) == ((), 3)

@@ -35,7 +35,8 @@ from kedge_agent.formats.packed import (
 from kedge_agent.measure.memory import MemoryReading
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.serving import loading
-from kedge_agent.serving.loading import check_parity, load_release
+from kedge_agent.serving.loading import check_parity, load_staged
+from kedge_agent.serving.staging import stage_release
 from kedge_agent.store.layout import Layout
 from tests.support import models
 
@@ -334,7 +335,7 @@ def accepted(tmp_path: Path) -> tuple[Layout, str]:
 def test_a_packed_release_is_loaded_and_leaves_no_file_open(tmp_path: Path) -> None:
     layout, digest = accepted(tmp_path)
     before = set(os.listdir("/proc/self/fd"))
-    live = load_release(layout, {"onnxruntime": OnnxRuntime()}, digest, 1)
+    live = load_staged(layout, stage_release(layout, {"onnxruntime": OnnxRuntime()}, digest, 1))
     assert [spec.name for spec in live.artefact.inputs] == ["x"]
     assert len(check_parity(layout, live)) == 1
     assert set(os.listdir("/proc/self/fd")) <= before
@@ -345,7 +346,7 @@ def test_a_device_without_the_memory_to_unpack_says_so(tmp_path: Path, monkeypat
     layout, digest = accepted(tmp_path)
     monkeypatch.setattr(loading, "read_memory", lambda: MemoryReading(None, None, None, 100_000))
     with pytest.raises(AgentError, match="100000 bytes of memory") as caught:
-        load_release(layout, {"onnxruntime": OnnxRuntime()}, digest, 1)
+        load_staged(layout, stage_release(layout, {"onnxruntime": OnnxRuntime()}, digest, 1))
     assert caught.value.kind == "space"
 
 
@@ -353,6 +354,6 @@ def test_a_python_without_lzma_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     layout, digest = accepted(tmp_path)
     monkeypatch.setitem(sys.modules, "kedge_agent.formats.packed", None)
     with pytest.raises(AgentError, match="cannot unpack") as caught:
-        load_release(layout, {"onnxruntime": OnnxRuntime()}, digest, 1)
+        load_staged(layout, stage_release(layout, {"onnxruntime": OnnxRuntime()}, digest, 1))
     assert caught.value.kind == "incompatible"
     assert "--no-pack" in caught.value.hint

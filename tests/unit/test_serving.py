@@ -23,10 +23,10 @@ from kedge_agent.serving.repository import Repository
 from kedge_agent.serving.routes import inference_handler
 from kedge_agent.serving.shared_memory import Regions
 from kedge_agent.store.layout import Layout
-from kedge_agent.store.models import ModelState, interrupted_load, read_state, write_state
+from kedge_agent.store.models import ModelState, read_state, write_state
 from tests.conftest import make_release
 from tests.support import models
-from tests.support.served import Client, activated, serving
+from tests.support.served import Client, activated, deploys_of, serving
 from tests.unit.test_store import deliver
 
 
@@ -171,7 +171,7 @@ def test_activation_switches_and_rollback_returns(served, tmp_path: Path) -> Non
     assert json.loads(client.infer({"inputs": [tensor()]})[2])["outputs"][0]["data"] != before
     assert client.call("POST", "/kedge/v1/models/digits/rollback")[0] == 200
     assert json.loads(client.infer({"inputs": [tensor()]})[2])["outputs"][0]["data"] == before
-    assert read_state(layout, "digits") == ModelState(first, second.digest)
+    assert switched_to(layout) == (first, second.digest)
 
 
 def test_activating_the_live_release_again_keeps_the_way_back(served, tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ def test_activating_the_live_release_again_keeps_the_way_back(served, tmp_path: 
     first = repository.get("digits").manifest.digest
     second = make_release(tmp_path, version=2, seed=5)
     deliver(layout, second)
-    repository.activate(second.digest)
-    repository.activate(second.digest)
-    assert read_state(layout, "digits") == ModelState(second.digest, first)
+    deploys_of(repository, layout).activate(second.digest)
+    deploys_of(repository, layout).activate(second.digest)
+    assert switched_to(layout) == (second.digest, first)
 
 
 def test_a_release_whose_outputs_differ_is_refused_by_the_gate_and_the_live_one_serves_on(
@@ -200,7 +200,7 @@ def test_a_release_whose_outputs_differ_is_refused_by_the_gate_and_the_live_one_
     assert answer["kind"] == "gate"
     assert "cosine" in answer["error"]
     assert repository.get("digits").manifest.digest == live
-    assert read_state(layout, "digits") == ModelState(live, None)
+    assert switched_to(layout) == (live, None)
     assert client.infer({"inputs": [tensor()]})[0] == 200
 
 
@@ -224,7 +224,7 @@ def test_a_release_for_another_processor_is_refused(served, tmp_path: Path) -> N
     foreign = open_release(tmp_path / "digits-2.release")
     deliver(layout, foreign)
     with pytest.raises(AgentError, match="riscv64") as caught:
-        repository.activate(foreign.digest)
+        deploys_of(repository, layout).activate(foreign.digest)
     assert caught.value.kind == "incompatible"
 
 
@@ -247,7 +247,7 @@ def test_bit_rot_in_the_live_release_falls_back_to_the_previous_one_and_says_so(
     first = repository.get("digits").manifest.digest
     second = make_release(tmp_path, version=2, seed=5)
     deliver(layout, second)
-    repository.activate(second.digest)
+    deploys_of(repository, layout).activate(second.digest)
     rotten = layout.release(second.digest) / "model.onnx"
     rotten.chmod(0o644)
     rotten.write_bytes(rotten.read_bytes()[:-1] + b"\0")
@@ -256,8 +256,9 @@ def test_bit_rot_in_the_live_release_falls_back_to_the_previous_one_and_says_so(
     assert "other bytes" in again.status()[0]["problem"]
     third = make_release(tmp_path, version=3, seed=9)
     deliver(layout, third)
-    assert again.activate(third.digest)["previous"] == first, "the way back must lead to what worked"
-    assert again.rollback("digits")["release"] == first
+    deploys = deploys_of(again, layout)
+    assert deploys.activate(third.digest)["previous"] == first, "the way back must lead to what worked"
+    assert deploys.rollback("digits")["release"] == first
     again.close()
 
 
@@ -270,21 +271,21 @@ def test_an_activation_waits_for_the_start_and_is_not_overwritten_by_it(
     onnx = OnnxRuntime()
     again = Repository(layout, {onnx.name: onnx}, threads=1)
     loading, go_on = threading.Event(), threading.Event()
-    load = again._load
+    stage = again.stage
 
     asked: list[str] = []
 
-    def slow(digest: str, model: str, *, rehearse: bool):
+    def slow(model: str, digest: str):
         asked.append(digest)
         loading.set()
         assert go_on.wait(10)
-        return load(digest, model, rehearse=rehearse)
+        return stage(model, digest)
 
-    monkeypatch.setattr(again, "_load", slow)
+    monkeypatch.setattr(again, "stage", slow)
     starter = threading.Thread(target=again.start)
     starter.start()
     assert loading.wait(10)
-    activation = threading.Thread(target=again.activate, args=(second.digest,))
+    activation = threading.Thread(target=deploys_of(again, layout).activate, args=(second.digest,))
     activation.start()
     time.sleep(0.2)
     assert asked == [layout_current(layout)], "the activation must not load while the start does"
@@ -293,6 +294,13 @@ def test_an_activation_waits_for_the_start_and_is_not_overwritten_by_it(
     activation.join()
     assert again.get("digits").manifest.digest == second.digest
     again.close()
+
+
+def switched_to(layout: Layout) -> tuple[str, str | None]:
+    """The live release and the one before."""
+    state = read_state(layout, "digits")
+    assert state is not None
+    return state.current, state.previous
 
 
 def layout_current(layout: Layout) -> str:
@@ -326,7 +334,7 @@ def test_what_goes_live_was_loaded_and_run_in_a_child_process_first(served, tmp_
     deliver(layout, second)
     repository = rehearsing(layout)
     repository.start()
-    trial = repository.activate(second.digest)["load"]["rehearsal"]
+    trial = deploys_of(repository, layout).activate(second.digest)["load"]["rehearsal"]
     assert trial["load_ms"] > 0
     assert trial["run_ms"] > 0
     assert trial["peak_rss_bytes"] > 1 << 20
@@ -346,25 +354,22 @@ def test_a_model_that_its_runtime_cannot_load_is_refused_in_the_child_and_never_
     loaded: list[Path] = []
     monkeypatch.setattr(OnnxRuntime, "load", lambda self, path, options: loaded.append(path))
     with pytest.raises(AgentError, match="refuses the model") as caught:
-        repository.activate(lying.digest)
+        deploys_of(repository, layout).activate(lying.digest)
     assert caught.value.kind == "incompatible"
     assert loaded == []
     assert repository.get("digits").manifest.digest == live.get("digits").manifest.digest
     repository.close()
 
 
-def test_a_start_after_one_that_ended_while_it_loaded_tries_the_model_in_a_child_first(served) -> None:
+def test_a_start_tries_a_model_that_may_have_ended_the_agent_in_a_child_first(served) -> None:
     _, _, layout = served
     first = rehearsing(layout)
     first.start()
     assert first.get("digits").load["rehearsal"] is None, "a usual start is not slowed down"
-    assert not interrupted_load(layout, "digits")
     first.close()
-    (layout.model("digits") / "loading").touch()
     again = rehearsing(layout)
-    again.start()
+    again.start(suspects={"digits"})
     assert again.get("digits").load["rehearsal"]["load_ms"] > 0
-    assert not interrupted_load(layout, "digits")
     again.close()
 
 
@@ -396,10 +401,12 @@ def test_a_scalar_beside_a_free_batch_does_not_count_samples(served, monkeypatch
     assert caught.value.kind == "too_large"
 
 
-def test_only_one_activation_runs_at_a_time(served) -> None:
-    _, repository, _ = served
-    with repository._exclusive(), pytest.raises(AgentError, match="under way") as caught:
-        repository.activate(repository.get("digits").manifest.digest)
+def test_only_one_activation_runs_at_a_time(served, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, repository, layout = served
+    monkeypatch.setattr("kedge_agent.serving.repository._PATIENCE_S", 0.1)
+    deploys = deploys_of(repository, layout)
+    with repository.changing("digits"), pytest.raises(AgentError, match="under way") as caught:
+        deploys.activate(repository.get("digits").manifest.digest)
     assert caught.value.kind == "busy"
 
 
@@ -420,8 +427,9 @@ def test_no_request_is_lost_while_releases_are_switched(served, tmp_path: Path) 
     hammers = [threading.Thread(target=hammer) for _ in range(4)]
     for thread in hammers:
         thread.start()
+    deploys = deploys_of(repository, layout)
     for number in range(20):
-        repository.activate(digests[number % 2])
+        deploys.activate(digests[number % 2])
     stop.set()
     for thread in hammers:
         thread.join()

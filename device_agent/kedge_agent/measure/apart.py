@@ -1,7 +1,7 @@
 """Loading, running and profiling a model in a child process: a file that crashes its runtime takes nothing with it.
 
-`try_load` is asked before a release goes live. `measure_phases` and `profile_layers` measure beside the live model,
-which is left alone.
+`try_gates` is asked before a release goes live, `try_load` before one is loaded that may have ended the agent.
+`measure_phases` and `profile_layers` measure beside the live model, which is left alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from ..child import Ended, Limits, run_child
 from ..errors import AgentError
+from ..formats.latency import LatencySummary
 from ..formats.oip import encode_request
 from ..runtime.base import LayerTime, LoadOptions
+from .parity import OutputParity
+from .schedule import TimingRules
 
-__all__ = ["Trial", "measure_phases", "profile_layers", "try_load"]
+__all__ = ["GateTrial", "Trial", "measure_phases", "profile_layers", "try_gates", "try_load"]
 
 # A little less than whoever serves.
 _NICE = 5
@@ -74,8 +77,57 @@ def try_load(
             took too long (busy), or the inputs do not fit (bad_input).
     """
     limits = Limits(timeout_s, address_space_bytes, _NICE, started)
-    answer = _asked("trial", "while it loaded the model", path, runtime_name, options, inputs, limits)
+    tensors = {} if inputs is None else {"inputs": inputs}
+    answer = _asked("trial", "while it loaded the model", path, runtime_name, options, tensors, limits)
     return Trial(answer["import_ms"], answer["load_ms"], answer["run_ms"], answer["peak_rss_bytes"])
+
+
+@dataclass(frozen=True)
+class GateTrial:
+    """A load in a child process, and what it was held against.
+
+    imported_rss_bytes: of the child once the runtime's library was imported, None: unavailable. parity: of each golden
+    output. latency: of the golden inputs' compute time.
+    """
+
+    trial: Trial
+    imported_rss_bytes: int | None
+    parity: Mapping[str, OutputParity]
+    latency: LatencySummary
+
+
+def try_gates(
+    path: Path,
+    runtime_name: str,
+    options: LoadOptions,
+    inputs: Mapping[str, NDArray[Any]],
+    golden: Mapping[str, NDArray[Any]],
+    timing: TimingRules,
+    *,
+    timeout_s: float,
+    memory_bytes: int | None = None,
+    started: Callable[[int], None] | None = None,
+) -> GateTrial:
+    """Load a model file in a child process, compare its outputs with recorded ones, and time it.
+
+    Args:
+        golden: the recorded outputs; empty: it is timed only.
+        memory_bytes: of address space that the child may take beyond what it has when the runtime's library is
+            imported; None: no limit. Libraries of a GPU reserve more than they use.
+
+    Raises:
+        AgentError: as `try_load`; or the recorded tensors are not of this model (incompatible).
+    """
+    limits = Limits(timeout_s, None, _NICE, started)
+    more = {"memory_bytes": memory_bytes, "timing": asdict(timing)}
+    tensors = {"inputs": inputs, "outputs": golden}
+    answer = _asked("gate", "while its gates were tried", path, runtime_name, options, tensors, limits, **more)
+    return GateTrial(
+        Trial(answer["import_ms"], answer["load_ms"], answer["run_ms"], answer["peak_rss_bytes"]),
+        answer["imported_rss_bytes"],
+        {row["output"]: OutputParity(**row) for row in answer["parity"]},
+        LatencySummary(**answer["latency"]),
+    )
 
 
 def measure_phases(
@@ -96,7 +148,8 @@ def measure_phases(
     limits = Limits(timeout_s, None, _NICE, started)
     # What the device learnt of this model before would make the first load a warm one.
     cold = replace(options, cache=None)
-    return _asked("phases", "while its load was measured", path, runtime_name, cold, inputs, limits, runs=runs)
+    tensors = {"inputs": inputs}
+    return _asked("phases", "while its load was measured", path, runtime_name, cold, tensors, limits, runs=runs)
 
 
 def profile_layers(
@@ -114,7 +167,8 @@ def profile_layers(
         AgentError: as `try_load`; or the runtime cannot profile (incompatible).
     """
     limits = Limits(timeout_s, nice=_NICE)
-    answer = _asked("layers", "while it profiled the model", path, runtime_name, options, inputs, limits, runs=runs)
+    tensors = {"inputs": inputs}
+    answer = _asked("layers", "while it profiled the model", path, runtime_name, options, tensors, limits, runs=runs)
     return tuple(LayerTime(row["name"], row["kind"], tuple(row["times_ms"])) for row in answer["layers"])
 
 
@@ -124,19 +178,19 @@ def _asked(
     path: Path,
     runtime_name: str,
     options: LoadOptions,
-    inputs: Mapping[str, NDArray[Any]] | None,
+    tensors: Mapping[str, Mapping[str, NDArray[Any]]],
     limits: Limits,
-    **more: int,
+    **more: Any,
 ) -> dict[str, Any]:
     own = _OWN_HANDLE.fullmatch(str(path))
     told = asdict(options) | {"cache": None if options.cache is None else str(options.cache)}
     request = {"path": str(path if own else path.absolute()), "runtime": runtime_name, "options": told, **more}
     with tempfile.TemporaryDirectory(prefix="kedge-apart-") as name:
         folder = Path(name)
-        if inputs is not None:
-            header, buffers = encode_request(inputs)
-            (folder / "inputs.json").write_bytes(header)
-            with (folder / "inputs.bin").open("wb") as file:
+        for what, arrays in tensors.items():
+            header, buffers = encode_request(arrays)
+            (folder / f"{what}.json").write_bytes(header)
+            with (folder / f"{what}.bin").open("wb") as file:
                 file.writelines(buffers)
         ended = run_child(_ENTRY + task, folder, request, limits, (int(own[1]),) if own else ())
     answer = ended.answer

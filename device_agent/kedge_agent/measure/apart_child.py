@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +23,14 @@ from ..runtime.base import Binding, LoadedModel, LoadOptions, Provider
 from ..runtime.table import import_library, runtime_named
 from ..wire import parse_json
 from .memory import phase, read_memory
+from .parity import compare_output, require_golden
+from .schedule import TimingRules
 
-__all__ = ["layers", "phases", "trial"]
+__all__ = ["gate", "layers", "phases", "trial"]
+
+# Source: trtexec warms up for 200 ms.
+_WARM_UP_S = 0.2
+_MOST_WARM_UPS = 100
 
 Task = Callable[[Path, Mapping[str, Any]], dict[str, Any]]
 
@@ -45,7 +52,7 @@ def _answering(task: Task) -> Task:
 def trial(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """See `apart.try_load`."""
     runtime, options = runtime_named(request["runtime"]), _options(request)
-    inputs = _inputs(folder)
+    inputs = _tensors(folder, "inputs")
     start = time.perf_counter_ns()
     import_library(runtime.name)
     imported = time.perf_counter_ns()
@@ -65,9 +72,67 @@ def trial(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @_answering
+def gate(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """See `apart.try_gates`."""
+    runtime, options = runtime_named(request["runtime"]), _options(request)
+    inputs, golden = _tensors(folder, "inputs") or {}, _tensors(folder, "outputs") or {}
+    start = time.perf_counter_ns()
+    import_library(runtime.name)
+    imported = time.perf_counter_ns()
+    before = read_memory().rss_bytes
+    if request["memory_bytes"] is not None:
+        _confine(request["memory_bytes"])
+    model = runtime.load(Path(request["path"]), options)
+    loaded = time.perf_counter_ns()
+    require_golden(inputs, golden, model.inputs, model.outputs)
+    with _bound(model, inputs) as binding:
+        _run(binding, inputs)
+        ran = time.perf_counter_ns()
+        parity = [asdict(compare_output(name, binding.outputs[name], golden[name])) for name in golden]
+        times_ms = _times_ms(binding, TimingRules(**request["timing"]))
+    model.close()
+    return {
+        "import_ms": (imported - start) / 1e6,
+        "load_ms": (loaded - imported) / 1e6,
+        "run_ms": (ran - loaded) / 1e6,
+        "peak_rss_bytes": read_memory().peak_rss_bytes,
+        "imported_rss_bytes": before,
+        "parity": parity,
+        "latency": summarize(times_ms).to_json(),
+    }
+
+
+def _times_ms(binding: Binding, rules: TimingRules) -> list[float]:
+    """What runs take from when they are handed over until their results are there: a request's `compute`."""
+
+    def once() -> float:
+        start = time.perf_counter_ns()
+        binding.submit()
+        binding.wait()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    begin = time.monotonic()
+    for _ in range(_MOST_WARM_UPS):
+        once()
+        if time.monotonic() - begin >= _WARM_UP_S:
+            break
+    times_ms: list[float] = []
+    begin = time.monotonic()
+    while not rules.enough(len(times_ms), time.monotonic() - begin):
+        times_ms.append(once())
+    return times_ms
+
+
+def _confine(more_bytes: int) -> None:
+    """Let this process reserve so much more address space than it has already, and no more."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more_bytes,) * 2)
+
+
+@_answering
 def phases(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """See `apart.measure_phases`."""
-    runtime, path, inputs = runtime_named(request["runtime"]), Path(request["path"]), _inputs(folder) or {}
+    runtime, path, inputs = runtime_named(request["runtime"]), Path(request["path"]), _tensors(folder, "inputs") or {}
     (folder / "cache").mkdir()
     options = replace(_options(request), cache=folder / "cache")
     _forget_pages(path)
@@ -106,7 +171,7 @@ def phases(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 @_answering
 def layers(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """See `apart.profile_layers`."""
-    runtime, inputs = runtime_named(request["runtime"]), _inputs(folder) or {}
+    runtime, inputs = runtime_named(request["runtime"]), _tensors(folder, "inputs") or {}
     found = runtime.layers(Path(request["path"]), _options(request), inputs, request["runs"])
     return {"layers": [asdict(layer) for layer in found]}
 
@@ -118,12 +183,12 @@ def _options(request: Mapping[str, Any]) -> LoadOptions:
     return LoadOptions(**told, providers=providers, cache=None if cache is None else Path(cache))
 
 
-def _inputs(folder: Path) -> dict[str, NDArray[Any]] | None:
-    file = folder / "inputs.json"
+def _tensors(folder: Path, what: str) -> dict[str, NDArray[Any]] | None:
+    file = folder / f"{what}.json"
     if not file.is_file():
         return None
     header = parse_json(file.read_bytes(), floats=True)
-    data = memoryview((folder / "inputs.bin").read_bytes())
+    data = memoryview((folder / f"{what}.bin").read_bytes())
     out: dict[str, NDArray[Any]] = {}
     offset = 0
     for entry in header["inputs"]:

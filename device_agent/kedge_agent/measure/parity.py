@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import AgentError
 from ..formats.gates import ParityGate
+from ..formats.tensors import TensorSpec, datatype_of
 
-__all__ = ["OutputParity", "compare_output", "failures"]
+__all__ = ["OutputParity", "compare_output", "failures", "require_golden"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class OutputParity:
     relative_error: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
+        """Plain JSON; null where tensors that have different shapes, or texts, have no such figure."""
+        return {key: None if value in (math.inf, -math.inf) else value for key, value in asdict(self).items()}
 
 
 def compare_output(name: str, device: NDArray[Any], golden: NDArray[Any]) -> OutputParity:
@@ -65,6 +67,26 @@ def compare_output(name: str, device: NDArray[Any], golden: NDArray[Any]) -> Out
 def _texts(array: NDArray[Any]) -> list[Any]:
     """Elements of a tensor of texts as bytes: text stands for its UTF-8."""
     return [element.encode() if isinstance(element, str) else element for element in array.ravel().tolist()]
+
+
+def require_golden(
+    inputs: Mapping[str, NDArray[Any]],
+    outputs: Collection[str],
+    takes: Sequence[TensorSpec],
+    gives: Sequence[TensorSpec],
+) -> None:
+    """Refuse recorded tensors that are not of a model that takes and gives these.
+
+    Raises:
+        AgentError: they are not (kind incompatible).
+    """
+    specs = {spec.name: spec for spec in takes}
+    if set(inputs) != set(specs) or not set(outputs) <= {spec.name for spec in gives}:
+        raise AgentError("the golden tensors do not name the model's inputs and outputs", kind="incompatible")
+    for name, array in inputs.items():
+        mismatch = specs[name].mismatch(datatype_of(array.dtype), array.shape)
+        if mismatch is not None:
+            raise AgentError(f"golden {mismatch}", kind="incompatible", hint="build the release again")
 
 
 def failures(gate: ParityGate, results: Mapping[str, OutputParity]) -> list[str]:

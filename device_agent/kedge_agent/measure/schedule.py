@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import AgentError
 
-__all__ = ["MAX_SAMPLES", "BenchmarkRules", "Schedule"]
+__all__ = ["MAX_SAMPLES", "BenchmarkRules", "Schedule", "TimingRules"]
 
 MAX_SAMPLES = 1_000_000
 # Nothing can cancel the loop: a slow model and a large min_runs must not keep it going for days.
@@ -53,6 +53,24 @@ class BenchmarkRules:
             raise AgentError(
                 f"{self.min_runs} requests at {self.rate_per_s:g} a second take too long", hint="ask for fewer min_runs"
             )
+
+
+@dataclass(frozen=True)
+class TimingRules:
+    """How long runs are timed one after the other: least_runs and least_s, but never beyond most_runs or most_s."""
+
+    least_runs: int
+    least_s: float
+    most_runs: int
+    most_s: float
+
+    def enough(self, runs: int, elapsed_s: float) -> bool:
+        """Whether to stop after so many runs, which took so long."""
+        if not runs:
+            return False
+        if runs >= self.most_runs or elapsed_s >= self.most_s:
+            return True
+        return runs >= self.least_runs and elapsed_s >= self.least_s
 
 
 class Schedule:

@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..errors import AgentError
 from .base import Binding, LoadedModel, Shapes, Slot, Split
 from .batching import Batcher
 from .turns import Turns
 
-__all__ = ["ModelPool", "PoolRetiredError", "PoolRules", "Timing"]
+__all__ = ["Marker", "ModelPool", "PoolRetiredError", "PoolRules", "Timing"]
 
 
 # A slot that so many requests did not need is given back.
@@ -81,6 +82,33 @@ class PoolRules:
                 raise AgentError(f"{name} is {value}; it goes from {least} to {most}")
 
 
+class Marker(Protocol):
+    """Marks for whoever starts this agent again that a run is going on: native code may end the process within it."""
+
+    def enter(self) -> int:
+        """A run begins; the seat to give back."""
+        ...
+
+    def leave(self, seat: int) -> None:
+        """It ended."""
+        ...
+
+    def close(self) -> None:
+        """There are no more."""
+        ...
+
+
+class _Unmarked:
+    def enter(self) -> int:
+        return 0
+
+    def leave(self, seat: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class PoolRetiredError(AgentError):
     """This pool takes no more requests: its model has been replaced or unloaded."""
 
@@ -91,10 +119,13 @@ class ModelPool:
     Args:
         model: the loaded model, which the pool owns from now on.
         rules: how it is served.
+        marker: told of every run; the pool closes it.
     """
 
-    def __init__(self, model: LoadedModel, rules: PoolRules | None = None) -> None:
+    def __init__(self, model: LoadedModel, rules: PoolRules | None = None, marker: Marker | None = None) -> None:
         self.model = model
+        self._marker: Marker = marker or _Unmarked()
+        self._closed = threading.Event()
         self.rules = rules or PoolRules()
         self._turns = Turns(model.in_flight, drop_stale=self.rules.drop_stale)
         self._most = model.in_flight + self.rules.queue
@@ -157,12 +188,14 @@ class ModelPool:
         self._turns.take(until)
         thread = threading.get_ident()
         self._running[thread] = time.monotonic()
+        seat = self._marker.enter()
         try:
             begin = time.perf_counter_ns()
             binding.submit()
             split = binding.wait()
             end = time.perf_counter_ns()
         finally:
+            self._marker.leave(seat)
             del self._running[thread]
             self._turns.give()
         timing.queue_ns += begin - start
@@ -174,9 +207,11 @@ class ModelPool:
         self._turns.take(until)
         thread = threading.get_ident()
         self._running[thread] = time.monotonic()
+        seat = self._marker.enter()
         try:
             yield
         finally:
+            self._marker.leave(seat)
             self._running.pop(thread, None)
             self._turns.give()
 
@@ -188,6 +223,10 @@ class ModelPool:
             self._retired = True
         if idle:
             self._close()
+
+    def wait_closed(self, timeout_s: float) -> bool:
+        """Wait until a retired model has been closed; False when requests are inside still."""
+        return self._closed.wait(timeout_s)
 
     @property
     def inside(self) -> int:
@@ -241,3 +280,5 @@ class ModelPool:
         if self._batcher is not None:
             self._batcher.close()
         self.model.close()
+        self._marker.close()
+        self._closed.set()

@@ -1,4 +1,4 @@
-"""One build of an engine: what happened so far, and how it ended."""
+"""What goes on in the background and is followed from the host: its events, and how it ended. Builds of engines."""
 
 from __future__ import annotations
 
@@ -8,40 +8,81 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import AgentError
 from ..formats.passport import Passport
 from ..store.engines import StoredEngine
 
-__all__ = ["Job"]
+__all__ = ["RUNNING", "Job", "Progress"]
+
+RUNNING = "running"
 
 _MAX_EVENTS = 5000
 _MAX_EVENTS_AT_ONCE = 500
 
 
-@dataclass
-class Job:
-    """key: of the engine. stored: the engine, once it is there. compiler: a pidfd of it, while it runs.
+class Progress:
+    """What happened so far, numbered from 0, and how it ended. state: RUNNING, or the word for its end."""
 
-    state: "running", "built", "failed" or "cancelled".
+    def __init__(self) -> None:
+        self.state = RUNNING
+        self._events: list[dict[str, Any]] = []
+        self._forgotten = 0
+        self._changed = threading.Condition()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Something happened. The last 5,000 events are kept."""
+        with self._changed:
+            self._events.append(event)
+            if len(self._events) > _MAX_EVENTS:
+                gone = len(self._events) - _MAX_EVENTS
+                del self._events[:gone]
+                self._forgotten += gone
+            self._changed.notify_all()
+
+    def end(self, state: str) -> None:
+        """It ended."""
+        with self._changed:
+            self.state = state
+            self._changed.notify_all()
+
+    def events(self, after: int, wait_s: float) -> tuple[list[dict[str, Any]], int, bool]:
+        """What happened after the event number `after`; waits up to `wait_s` seconds for something to happen.
+
+        Returns:
+            The events, the number to ask for next, and whether it has ended and nothing is left to be told.
+        """
+        end = time.monotonic() + wait_s
+        with self._changed:
+            while self._forgotten + len(self._events) <= after and self.state == RUNNING:
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            first = max(after, self._forgotten)
+            events = self._events[first - self._forgotten :][:_MAX_EVENTS_AT_ONCE]
+            following = first + len(events)
+            told = following >= self._forgotten + len(self._events)
+            return events, following, told and self.state != RUNNING
+
+
+class Job(Progress):
+    """One build of an engine. It ends as "built", "failed" or "cancelled".
+
+    key: of the engine. stored: the engine, once it is there. compiler: a pidfd of it, while it runs.
     """
 
-    key: str
-    passport: Passport
-    stored: StoredEngine | None = None
-    state: str = "running"
-    error: AgentError | None = None
-    cancelled: bool = False
-    compiler: int | None = None
-    thread: threading.Thread | None = None
-    _events: list[dict[str, Any]] = field(default_factory=list)
-    _forgotten: int = 0
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-
-    def __post_init__(self) -> None:
-        if self.stored is not None:
+    def __init__(self, key: str, passport: Passport, stored: StoredEngine | None = None) -> None:
+        super().__init__()
+        self.key = key
+        self.passport = passport
+        self.stored = stored
+        self.error: AgentError | None = None
+        self.cancelled = False
+        self.compiler: int | None = None
+        self.thread: threading.Thread | None = None
+        if stored is not None:
             self.state = "built"
 
     @contextlib.contextmanager
@@ -69,45 +110,19 @@ class Job:
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(self.compiler, signal.SIGKILL)
 
-    def tell(self, event: dict[str, Any]) -> None:
-        """Something happened. The last 5,000 events are kept."""
-        with self._changed:
-            self._events.append(event)
-            if len(self._events) > _MAX_EVENTS:
-                gone = len(self._events) - _MAX_EVENTS
-                del self._events[:gone]
-                self._forgotten += gone
-            self._changed.notify_all()
-
-    def end(self, state: str) -> None:
-        """It ended."""
-        with self._changed:
-            self.state = state
-            self._changed.notify_all()
-
     def fail(self, error: AgentError, *, cancelled: bool = False) -> None:
         """It ended without an engine."""
         self.error = error
         self.end("cancelled" if cancelled else "failed")
 
     def watch(self, after: int, wait_s: float) -> dict[str, Any]:
-        """What happened after the event number `after`; waits up to `wait_s` seconds for something to happen.
+        """As `events`, for the host.
 
         Raises:
             AgentError: what the build failed of, once all events were seen.
         """
-        end = time.monotonic() + wait_s
-        with self._changed:
-            while self._forgotten + len(self._events) <= after and self.state == "running":
-                left = end - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(left)
-            first = max(after, self._forgotten)
-            events = self._events[first - self._forgotten :][:_MAX_EVENTS_AT_ONCE]
-            following = first + len(events)
-            done = self.state != "running" and following >= self._forgotten + len(self._events)
-        if done and self.error is not None:
+        events, following, ended = self.events(after, wait_s)
+        if ended and self.error is not None:
             raise self.error
-        result = dict(self.stored.entry) if done and self.stored is not None else None
-        return {"state": self.state if done else "running", "events": events, "next": following, "result": result}
+        result = dict(self.stored.entry) if ended and self.stored is not None else None
+        return {"state": self.state if ended else RUNNING, "events": events, "next": following, "result": result}

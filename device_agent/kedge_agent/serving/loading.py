@@ -1,39 +1,34 @@
-"""From an accepted release to a model in memory: verified, unpacked, loaded, and held against its golden outputs."""
+"""From an accepted release to a model in memory: verified, unpacked, loaded, and run on its golden inputs."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..engine.here import passport_here
 from ..errors import AgentError
-from ..formats.artefact import Serving
 from ..formats.manifest import PACKED, Artefact, Manifest
-from ..formats.passport import contradiction, fit
-from ..formats.plan_header import PlanHeaderError, read_header_of
-from ..formats.tensors import DYNAMIC, datatype_of
+from ..formats.tensors import DYNAMIC
 from ..measure.apart import try_load
 from ..measure.drift import DriftCounter
 from ..measure.memory import read_memory
-from ..measure.parity import compare_output, failures
-from ..runtime.base import LoadOptions, Provider, Runtime, Shapes
-from ..runtime.pool import ModelPool, PoolRules, Timing
+from ..measure.parity import OutputParity, compare_output, require_golden
+from ..runtime.base import Shapes
+from ..runtime.pool import Marker, ModelPool, Timing
 from ..store.files import read_bounded, translate_os_error
 from ..store.layout import Layout
-from ..store.releases import read_release, verify_release
 from .golden import read_golden
 from .infer_request import InferRequest
+from .staging import Staged
 from .statistics import ModelStatistics
 
-__all__ = ["LiveModel", "check_parity", "load_options", "load_release", "loadable"]
+__all__ = ["LiveModel", "check_parity", "load_staged", "loadable", "rehearse"]
 
 _LOG = logging.getLogger("kedge.loading")
 
@@ -44,6 +39,7 @@ _REHEARSAL_S = 300.0
 class LiveModel:
     """A release in memory, serving.
 
+    gate_p99_ms: compute time of its golden inputs, as it was measured before it went live; None: it was not.
     requests: what its clients' JSON means, kept because they send the same again and again.
     """
 
@@ -53,6 +49,7 @@ class LiveModel:
     load: dict[str, Any]
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
     drift: DriftCounter | None = None
+    gate_p99_ms: float | None = None
     requests: dict[bytes, InferRequest] = field(default_factory=dict)
 
     def require_version(self, version: str | None) -> None:
@@ -68,6 +65,16 @@ class LiveModel:
                 hint="leave the version out",
             )
 
+    def describe(self) -> dict[str, Any]:
+        """For a table of before and after."""
+        return {
+            "release": self.manifest.digest,
+            "version": self.manifest.version,
+            "runtime": self.artefact.runtime,
+            "precision": self.artefact.precision,
+            "p99_ms": self.gate_p99_ms,
+        }
+
     @cached_property
     def batches(self) -> bool:
         """Whether the first dimension of every tensor is free: it counts samples, in models as people make them."""
@@ -79,162 +86,84 @@ class LiveModel:
         return next(iter(shapes.values()))[0] if self.batches else 1
 
 
-def load_release(
-    layout: Layout,
-    runtimes: Mapping[str, Runtime],
-    digest: str,
-    threads: int,
-    rules: PoolRules | None = None,
-    *,
-    rehearse: bool = False,
-) -> LiveModel:
-    """Verify a release and load the first artefact that this device has a runtime for.
-
-    Args:
-        threads: intra-operator threads where the release does not say.
-        rules: how it is served; None: as by default.
-        rehearse: load it in a child process first, and run its golden inputs there: native code that crashes on a model
-            then takes nothing with it.
+def rehearse(layout: Layout, staged: Staged) -> dict[str, Any]:
+    """Load a release in a child process, and run its golden inputs there; what that took.
 
     Raises:
-        AgentError: kind not_found, integrity, incompatible, or space.
+        AgentError: as `measure.apart.try_load`.
     """
-    manifest = read_release(layout, digest)
-    here = (platform.system().lower(), platform.machine())
-    if (manifest.platform_os, manifest.platform_arch) != here:
-        raise AgentError(
-            f"the release is for {manifest.platform_os}/{manifest.platform_arch}, this device is {'/'.join(here)}",
-            kind="incompatible",
-            hint="build it for this device's target: kedge build --target …",
-        )
-    verify_release(layout, manifest)
-    artefact, runtime = _choose(layout, manifest, runtimes)
-    options = load_options(layout, artefact, threads, rules or PoolRules())
-    trial = None
-    with loadable(layout, manifest, artefact) as path:
-        if rehearse:
-            golden = read_golden(layout, manifest, manifest.golden.inputs)
-            trial = asdict(try_load(path, artefact.runtime, options, golden, timeout_s=_REHEARSAL_S))
+    golden = read_golden(layout, staged.manifest, staged.manifest.golden.inputs)
+    with loadable(layout, staged.manifest, staged.artefact) as path:
+        return asdict(try_load(path, staged.artefact.runtime, staged.options, golden, timeout_s=_REHEARSAL_S))
+
+
+def load_staged(
+    layout: Layout,
+    staged: Staged,
+    trial: dict[str, Any] | None = None,
+    marker: Marker | None = None,
+    *,
+    gate_p99_ms: float | None = None,
+) -> LiveModel:
+    """Load a release that has been staged.
+
+    Args:
+        trial: what it took in a child process before.
+        marker: is marked while it is loaded, and then the pool's.
+
+    Raises:
+        AgentError: the runtime refuses it (incompatible), or there is not enough memory (space).
+    """
+    manifest, artefact = staged.manifest, staged.artefact
+    with _marked(marker), loadable(layout, manifest, artefact) as path:
         before = read_memory()
         start = time.perf_counter_ns()
-        model = runtime.load(path, options)
+        model = staged.runtime.load(path, staged.options)
         took = time.perf_counter_ns() - start
         after = read_memory()
-    _LOG.info("loaded %s release %s in %.1f ms", manifest.model, digest[:12], took / 1e6)
+    _LOG.info("loaded %s release %s in %.1f ms", manifest.model, manifest.digest[:12], took / 1e6)
     served = replace(artefact, inputs=model.inputs, outputs=model.outputs)
     return LiveModel(
         manifest=manifest,
         artefact=served,
-        pool=ModelPool(model, rules),
+        pool=ModelPool(model, staged.rules, marker),
         load={"load_ms": took / 1e6, "before": before.to_json(), "after": after.to_json(), "rehearsal": trial},
         drift=DriftCounter(served) if served.calibrated else None,
+        gate_p99_ms=gate_p99_ms,
     )
 
 
-def load_options(layout: Layout, artefact: Artefact, threads: int, rules: PoolRules) -> LoadOptions:
-    """How an artefact is loaded here: what the release says of it comes before what the device would do."""
-    serving = artefact.serving or Serving()
-    return LoadOptions(
-        # A release was thought of for some device: more threads than this one's cores get in each other's way.
-        threads=min(serving.threads, len(os.sched_getaffinity(0))) if serving.threads else threads,
-        workers=rules.workers,
-        providers=tuple(Provider(name, dict(options)) for name, options in serving.providers),
-        cache=layout.root / "runtime-cache",
-    )
+@contextlib.contextmanager
+def _marked(marker: Marker | None) -> Iterator[None]:
+    if marker is None:
+        yield
+        return
+    seat = marker.enter()
+    try:
+        yield
+    except BaseException:
+        marker.leave(seat)
+        marker.close()
+        raise
+    marker.leave(seat)
 
 
-def check_parity(layout: Layout, candidate: LiveModel) -> list[dict[str, Any]]:
-    """Run the golden inputs and compare with the golden outputs; the figures of each output.
+def check_parity(layout: Layout, candidate: LiveModel) -> dict[str, OutputParity]:
+    """Run the golden inputs and compare with the golden outputs; how each output agrees.
 
     Raises:
-        AgentError: the gate refuses (kind gate), or the golden tensors do not fit the model.
+        AgentError: the golden tensors do not fit the model (incompatible), or it fails on them.
     """
     manifest = candidate.manifest
     inputs = read_golden(layout, manifest, manifest.golden.inputs)
     expected = read_golden(layout, manifest, manifest.golden.outputs)
-    specs = {spec.name: spec for spec in candidate.artefact.inputs}
-    if set(inputs) != set(specs) or not set(expected) <= {spec.name for spec in candidate.artefact.outputs}:
-        raise AgentError("the golden tensors do not name the model's inputs and outputs", kind="incompatible")
-    for name, array in inputs.items():
-        mismatch = specs[name].mismatch(datatype_of(array.dtype), array.shape)
-        if mismatch is not None:
-            raise AgentError(f"golden {mismatch}", kind="incompatible", hint="build the release again")
+    require_golden(inputs, set(expected), candidate.artefact.inputs, candidate.artefact.outputs)
     timing = Timing()
     with candidate.pool.request({name: array.shape for name, array in inputs.items()}, timing) as binding:
         for name, array in inputs.items():
             binding.inputs[name][...] = array
         candidate.pool.run(binding, timing)
-        results = {name: compare_output(name, binding.outputs[name], expected[name]) for name in expected}
-    broken = failures(manifest.gates.parity, results)
-    if broken:
-        raise AgentError(
-            f"parity gate refused release {manifest.digest[:12]}: {'; '.join(broken)}",
-            kind="gate",
-            hint="the live release serves on; build for this device's target, or loosen the gate in the build",
-        )
-    return [result.to_json() for result in results.values()]
-
-
-def _choose(layout: Layout, manifest: Manifest, runtimes: Mapping[str, Runtime]) -> tuple[Artefact, Runtime]:
-    refused: AgentError | None = None
-    for artefact in manifest.artefacts:
-        try:
-            _check_engine(layout, manifest, artefact)
-        except AgentError as error:
-            refused = refused or error
-            continue
-        runtime = runtimes.get(artefact.runtime)
-        if runtime is not None and runtime.version() is not None:
-            return artefact, runtime
-    if refused is not None:
-        raise refused
-    wanted = ", ".join(artefact.runtime for artefact in manifest.artefacts)
-    here = ", ".join(name for name, runtime in runtimes.items() if runtime.version()) or "none"
-    raise AgentError(
-        f"the release needs a runtime among: {wanted}; this device has: {here}",
-        kind="incompatible",
-        hint="build the release for this device's target, or provision the device again",
-    )
-
-
-def _check_engine(layout: Layout, manifest: Manifest, artefact: Artefact) -> None:
-    """Hold an engine's header and passport against each other and against this device, before anything loads it.
-
-    Raises:
-        AgentError: it is no engine, or not the one its passport is of (integrity); it does not run here, or there is
-            none yet (incompatible).
-    """
-    if artefact.build is not None:
-        raise AgentError(
-            f"the release has a build plan for {artefact.runtime}, and no engine yet",
-            kind="incompatible",
-            hint="deploy it from the host, which has this device build it: kedge deploy RELEASE --to DEVICE",
-        )
-    if artefact.passport is None:
-        return
-    path = layout.release(manifest.digest) / artefact.file
-    try:
-        header = read_header_of(path)
-    except PlanHeaderError as error:
-        raise AgentError(f"{artefact.file}: {error}", kind="integrity", hint="build the release again") from error
-    except OSError as error:
-        raise translate_os_error(error, f"reading {artefact.file}") from error
-    passport = artefact.passport
-    against = contradiction(header, passport)
-    if against is not None:
-        raise AgentError(f"{artefact.file} is {against}", kind="integrity", hint="build the release again")
-    here = passport_here(artefact.runtime)
-    if here is None:
-        return  # no such runtime: said by whoever looks for one
-    found = fit(passport, here)
-    if not found.fits:
-        raise AgentError(
-            "; ".join(found.refusals),
-            kind="incompatible",
-            hint=f"rebuild with: kedge build … --target {manifest.target}",
-        )
-    for warning in found.warnings:
-        _LOG.warning("%s: %s", manifest.model, warning)
+        return {name: compare_output(name, binding.outputs[name], expected[name]) for name in expected}
 
 
 @contextlib.contextmanager

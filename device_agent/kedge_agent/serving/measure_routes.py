@@ -22,10 +22,11 @@ from ..store.layout import Layout
 from .golden import golden_batch
 from .http import Request, Response, Route, json_response, route
 from .levels import time_levels
-from .loading import load_options, loadable
+from .loading import loadable
 from .oip_routes import MODEL_NAME
 from .repository import Repository
 from .shared_memory import Regions
+from .staging import load_options
 
 __all__ = ["measure_routes"]
 

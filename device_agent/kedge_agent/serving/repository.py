@@ -1,27 +1,29 @@
-"""The models being served: activation behind the parity gate, the switch, rollback, start-up."""
+"""The models being served: what a start loads, what each request gets, load and unload. `deploys` changes releases."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ..errors import AgentError
 from ..runtime.base import Binding, Runtime, Shapes
 from ..runtime.pool import PoolRetiredError, PoolRules, Timing
-from ..store.files import translate_os_error
+from ..store.crashes import Marks
 from ..store.layout import Layout
-from ..store.models import ModelState, interrupted_load, list_models, loading, read_state, write_state
-from ..store.releases import read_release
-from .loading import LiveModel, check_parity, load_release
+from ..store.models import list_models, read_state
+from .loading import LiveModel, load_staged, rehearse
+from .staging import Staged, stage_release
 
 __all__ = ["Repository"]
 
 _LOG = logging.getLogger("kedge.repository")
 
 _START_WAIT_S = 300.0
+_PATIENCE_S = 5.0
+_DRAIN_S = 60.0
 
 
 class Repository:
@@ -32,7 +34,10 @@ class Repository:
         runtimes: what this device can run, by name.
         threads: intra-operator threads of each model whose release does not say.
         rules_of: how a model is served, by its name; may be replaced, and counts from the next load on.
-        rehearse: load what is to go live in a child process first (`loading.load_release`).
+        rehearse: what is to go live is tried in a child process first.
+        marks: what tells the next start which model this one was running; None: nothing does.
+
+    safe_mode: why no model is to be loaded at the start; None: they are, or one has been since.
     """
 
     def __init__(
@@ -43,27 +48,39 @@ class Repository:
         rules_of: Callable[[str], PoolRules] = lambda model: PoolRules(),
         *,
         rehearse: bool = False,
+        marks: Marks | None = None,
     ) -> None:
         self._layout = layout
         self._runtimes = runtimes
         self.threads = threads
         self.rules_of = rules_of
-        self._rehearse = rehearse
+        self.rehearses = rehearse
+        self._marks = marks
         self._live: dict[str, LiveModel] = {}
         self._problems: dict[str, AgentError] = {}
         self._unloaded: set[str] = set()
-        self._switch = threading.Lock()
+        self._guard = threading.Lock()
+        self._changing: dict[str, threading.Lock] = {}
+        self.safe_mode: str | None = None
         self.ready = threading.Event()
 
-    def start(self) -> None:
+    def start(self, held: Mapping[str, AgentError] | None = None, suspects: Collection[str] = ()) -> None:
         """Load what each model last served; when that fails, what it served before.
 
         Never raises: a model that cannot be served is reported by `status`, the others serve on.
+
+        Args:
+            held: models that are not to be loaded, and why.
+            suspects: models that may have ended the agent: they are tried in a child process first.
         """
         try:
             for model in list_models(self._layout):
                 try:
-                    self._start_model(model)
+                    if self.safe_mode is not None:
+                        raise AgentError(self.safe_mode, kind="busy", hint="load it, or deploy a release of it")
+                    if held is not None and model in held:
+                        raise held[model]
+                    self._start_model(model, suspected=self.rehearses and model in suspects)
                 except Exception as error:  # one bad model must not take the API down
                     _LOG.exception("model %s cannot be served", model)
                     self._problems[model] = (
@@ -72,22 +89,19 @@ class Repository:
         finally:
             self.ready.set()
 
-    def _start_model(self, model: str) -> None:
+    def _start_model(self, model: str, *, suspected: bool) -> None:
         state = read_state(self._layout, model)
         if state is None:
             return
-        # Loading it may have been what ended the agent: then it is tried where it can do no harm.
-        rehearse = self._rehearse and interrupted_load(self._layout, model)
-        with loading(self._layout, model):
-            try:
-                self._live[model] = self._load(state.current, model, rehearse=rehearse)
-            except Exception as error:  # whatever keeps the current one from being served, the previous one may be
-                if state.previous is None:
-                    raise
-                _LOG.error("model %s: %s; falling back to %s", model, error, state.previous[:12])
-                self._live[model] = self._load(state.previous, model, rehearse=rehearse)
-                kind = error.kind if isinstance(error, AgentError) else "internal"
-                self._problems[model] = AgentError(f"{error}; serving the previous release instead", kind=kind)
+        try:
+            self._live[model] = self.bring(model, state.current, suspected=suspected)
+        except Exception as error:  # whatever keeps the current one from being served, the previous one may be
+            if state.previous is None:
+                raise
+            _LOG.error("model %s: %s; falling back to %s", model, error, state.previous[:12])
+            self._live[model] = self.bring(model, state.previous, suspected=suspected)
+            kind = error.kind if isinstance(error, AgentError) else "internal"
+            self._problems[model] = AgentError(f"{error}; serving the previous release instead", kind=kind)
 
     def get(self, model: str) -> LiveModel:
         """The live model of this name.
@@ -143,67 +157,20 @@ class Repository:
                 if self._live.get(model) is live:
                     raise
 
-    def activate(self, digest: str) -> dict[str, Any]:
-        """Verify, load and gate a release, then switch its model to it.
-
-        The live release serves on until the switch, and after any failure before it.
-
-        Raises:
-            AgentError: kind not_found, integrity, incompatible, gate, or busy.
-        """
-        with self._exclusive():
-            manifest = read_release(self._layout, digest)
-            state = _state_or_none(self._layout, manifest.model)
-            candidate = self._load(digest, manifest.model, rehearse=self._rehearse)
-            try:
-                parity = check_parity(self._layout, candidate)
-                if state is None or state.current != digest:
-                    self._write(manifest.model, ModelState(digest, self._way_back(manifest.model, state, digest)))
-            except BaseException:
-                candidate.pool.retire()
-                raise
-            self._swap(manifest.model, candidate)
-            return self._report(manifest.model, candidate, parity)
-
-    def rollback(self, model: str) -> dict[str, Any]:
-        """Switch a model back to the release it served before.
-
-        Raises:
-            AgentError: there is nothing to go back to (not_found), or it is damaged (integrity).
-        """
-        with self._exclusive():
-            state = read_state(self._layout, model)
-            if state is None:
-                raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status")
-            if state.previous is None:
-                raise AgentError(
-                    f"{model} has served one release only; there is nothing to roll back to",
-                    kind="not_found",
-                    hint="deploy another release first",
-                )
-            candidate = self._load(state.previous, model)
-            try:
-                self._write(model, ModelState(state.previous, state.current))
-            except BaseException:
-                candidate.pool.retire()
-                raise
-            self._swap(model, candidate)
-            return self._report(model, candidate, None)
-
     def load(self, model: str) -> LiveModel:
         """Serve the accepted release of a model that has been unloaded; one that serves already goes on.
 
         Raises:
             AgentError: no release of it was accepted (not_found), or it cannot be loaded.
         """
-        with self._exclusive():
+        with self.changing(model):
             state = read_state(self._layout, model)
             if state is None:
                 raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status")
             live = self._live.get(model)
             if live is None or live.manifest.digest != state.current:
-                live = self._load(state.current, model)
-                self._swap(model, live)
+                live = self.bring(model, state.current)
+                self.swap(live)
             return live
 
     def unload(self, model: str) -> None:
@@ -214,7 +181,7 @@ class Repository:
         Raises:
             AgentError: it is not served (not_found, or what keeps it from being served).
         """
-        with self._exclusive():
+        with self.changing(model):
             if model in self._unloaded:
                 return
             live = self.get(model)
@@ -222,6 +189,82 @@ class Repository:
             self._problems.pop(model, None)
             del self._live[model]
             live.pool.retire()
+
+    @contextlib.contextmanager
+    def changing(self, model: str, *, wait: bool = False) -> Iterator[None]:
+        """Nobody else changes what this model serves, while the context is open.
+
+        Raises:
+            AgentError: somebody else does, for longer than some seconds (busy; not where `wait` says to wait for
+                them), or models are still being loaded (busy).
+        """
+        # What is being loaded at start-up must not overwrite what is activated meanwhile.
+        if not self.ready.wait(_START_WAIT_S):
+            raise AgentError("models are still being loaded", kind="busy", hint="try again in a minute")
+        with self._guard:
+            lock = self._changing.setdefault(model, threading.Lock())
+        # How a deploy ended is recorded in moments; a deploy itself may take minutes.
+        if not lock.acquire(timeout=-1 if wait else _PATIENCE_S):
+            raise AgentError(
+                f"another activation or rollback of {model} is under way",
+                kind="busy",
+                hint="wait for it to finish, then run the command again",
+            )
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def stage(self, model: str, digest: str) -> Staged:
+        """A release, verified, and how it would be served now. Raises as `stage_release`."""
+        return stage_release(self._layout, self._runtimes, digest, self.threads, self.rules_of(model))
+
+    def bring(self, model: str, digest: str, *, suspected: bool = False) -> LiveModel:
+        """Load a release, verified, beside what serves. suspected: it is tried in a child process first.
+
+        Raises:
+            AgentError: as `stage_release`, `rehearse` and `load_staged`.
+        """
+        staged = self.stage(model, digest)
+        return self.bring_staged(staged, rehearse(self._layout, staged) if suspected else None)
+
+    def bring_staged(
+        self, staged: Staged, trial: dict[str, Any] | None = None, gate_p99_ms: float | None = None
+    ) -> LiveModel:
+        """As `bring`, of a release that has been staged. Raises as `load_staged`."""
+        manifest = staged.manifest
+        marker = None if self._marks is None else self._marks.marker(manifest.model, manifest.digest)
+        return load_staged(self._layout, staged, trial, marker, gate_p99_ms=gate_p99_ms)
+
+    def swap(self, candidate: LiveModel) -> None:
+        """Let a model that has been loaded serve; requests inside the one before end there."""
+        model = candidate.manifest.model
+        old = self._live.get(model)
+        self._live[model] = candidate
+        self._problems.pop(model, None)
+        self._unloaded.discard(model)
+        # Somebody has taken matters in hand.
+        self.safe_mode = None
+        if old is not None:
+            old.pool.retire()
+
+    def take_out(self, model: str, error: AgentError) -> None:
+        """Serve a model no more, and wait until its memory is free; whoever asks for it meanwhile is told `error`."""
+        live = self._live.get(model)
+        self._problems[model] = error
+        if live is not None:
+            del self._live[model]
+            live.pool.retire()
+            if not live.pool.wait_closed(_DRAIN_S):
+                _LOG.error("%s: requests are inside after %g s", model, _DRAIN_S)
+
+    def serving(self, model: str) -> LiveModel | None:
+        """What serves under this name now; None: nothing does."""
+        return self._live.get(model)
+
+    def blame(self, model: str, error: AgentError) -> None:
+        """What `status` is to say of a model that serves on."""
+        self._problems[model] = error
 
     def status(self) -> list[dict[str, Any]]:
         """One row a model: what it serves, what it would roll back to, and what is wrong."""
@@ -260,62 +303,3 @@ class Repository:
         """Retire every model."""
         for live in self.live():
             live.pool.retire()
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        # What is being loaded at start-up must not overwrite what is activated meanwhile.
-        if not self.ready.wait(_START_WAIT_S):
-            raise AgentError("models are still being loaded", kind="busy", hint="try again in a minute")
-        if not self._switch.acquire(blocking=False):
-            raise AgentError(
-                "another activation or rollback is under way",
-                kind="busy",
-                hint="wait for it to finish, then run the command again",
-            )
-        try:
-            yield
-        finally:
-            self._switch.release()
-
-    def _load(self, digest: str, model: str, *, rehearse: bool = False) -> LiveModel:
-        return load_release(self._layout, self._runtimes, digest, self.threads, self.rules_of(model), rehearse=rehearse)
-
-    def _way_back(self, model: str, state: ModelState | None, digest: str) -> str | None:
-        # What serves is known to work; what the state names may have been found damaged.
-        live = self._live.get(model)
-        serving = live.manifest.digest if live is not None else state.current if state is not None else None
-        return serving if serving != digest else None
-
-    def _write(self, model: str, state: ModelState) -> None:
-        try:
-            write_state(self._layout, model, state)
-        except OSError as error:
-            raise translate_os_error(error, f"switching {model}") from error
-
-    def _swap(self, model: str, candidate: LiveModel) -> None:
-        old = self._live.get(model)
-        self._live[model] = candidate
-        self._problems.pop(model, None)
-        self._unloaded.discard(model)
-        if old is not None:
-            old.pool.retire()
-
-    def _report(self, model: str, live: LiveModel, parity: list[dict[str, Any]] | None) -> dict[str, Any]:
-        state = read_state(self._layout, model)
-        return {
-            "model": model,
-            "release": live.manifest.digest,
-            "version": live.manifest.version,
-            "previous": state.previous if state is not None else None,
-            "parity": parity,
-            "load": live.load,
-        }
-
-
-def _state_or_none(layout: Layout, model: str) -> ModelState | None:
-    """The recorded state; a damaged one counts as none, because a new release replaces it."""
-    try:
-        return read_state(layout, model)
-    except AgentError:
-        _LOG.exception("state of %s is damaged; a new release replaces it", model)
-        return None

@@ -23,16 +23,17 @@ from ..store.layout import Layout
 from ..wire import PROTOCOLS_SPOKEN
 from .build_routes import build_routes
 from .building import Builds
+from .deploy_routes import deploy_routes
+from .deploys import Deploys
 from .http import Handler, Request, Response, Route, json_response, route, routed
 from .measure_routes import measure_routes
-from .oip_routes import MODEL_NAME, oip_routes
+from .oip_routes import oip_routes
 from .repository import Repository
 from .shared_memory import Regions
 
 __all__ = ["control_handler", "inference_handler"]
 
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-_DIGEST = r"(?P<digest>[0-9a-f]{64})"
 
 
 def inference_handler(repository: Repository, regions: Regions) -> Handler:
@@ -68,18 +69,21 @@ def control_handler(
     layout: Layout,
     runtimes: Mapping[str, Runtime],
     builds: Builds,
+    deploys: Deploys,
     settings: Callable[[], Mapping[str, Any]],
 ) -> Handler:
     """Handler of the control door; `settings`: what the agent tells of its own, asked anew each time."""
-    control = _control_routes(repository, layout, runtimes, settings)
+    control = _control_routes(repository, layout, runtimes, deploys, settings)
     measure = measure_routes(repository, regions, layout)
-    return routed([*oip_routes(repository, regions), *control, *measure, *build_routes(builds)])
+    jobs = [*build_routes(builds), *deploy_routes(deploys)]
+    return routed([*oip_routes(repository, regions), *control, *measure, *jobs])
 
 
 def _control_routes(
     repository: Repository,
     layout: Layout,
     runtimes: Mapping[str, Runtime],
+    deploys: Deploys,
     settings: Callable[[], Mapping[str, Any]],
 ) -> list[Route]:
     started = time.monotonic()
@@ -105,6 +109,7 @@ def _control_routes(
                 "uptime_s": time.monotonic() - started,
                 "state": str(layout.root),
                 "settings": settings(),
+                "signatures": deploys.signatures(),
                 "runtimes": {name: runtime.version() for name, runtime in runtimes.items()},
                 "compilers": compilers(),
                 "gpu": None if gpu is None else gpu.compute_capability,
@@ -115,17 +120,10 @@ def _control_routes(
         )
 
     def status(_: Request) -> Response:
-        return json_response({"ready": repository.ready.is_set(), "models": repository.status()})
-
-    def activate(_: Request, digest: str) -> Response:
-        return json_response(repository.activate(digest))
-
-    def rollback(_: Request, model: str) -> Response:
-        return json_response(repository.rollback(model))
+        ready, safe_mode = repository.ready.is_set(), repository.safe_mode
+        return json_response({"ready": ready, "safe_mode": safe_mode, "models": deploys.status()})
 
     return [
         route("GET", r"/kedge/v1/info", info),
         route("GET", r"/kedge/v1/status", status),
-        route("POST", rf"/kedge/v1/releases/{_DIGEST}/activate", activate),
-        route("POST", rf"/kedge/v1/models/{MODEL_NAME}/rollback", rollback),
     ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
+from collections import deque
 from typing import Any
 
 from ..errors import AgentError
+from ..formats.latency import percentile_index
 from ..runtime.pool import Timing
 
 __all__ = ["BUCKETS_S", "ModelStatistics"]
@@ -21,6 +23,7 @@ BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 
 # A client chooses what it sends: a million batch sizes would be a million rows.
 _MAX_BATCH_SIZES = 256
+_RECENT = 1024
 _PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -37,6 +40,7 @@ class ModelStatistics:
         self._batches: dict[int, list[int]] = {}
         self._last_ms = 0
         self._copied = 0
+        self._recent_ns: deque[int] = deque(maxlen=_RECENT)
         self.failures: dict[str, int] = {}
 
     def success(self, timing: Timing, samples: int, total_ns: int, copied: int) -> None:
@@ -56,6 +60,7 @@ class ModelStatistics:
             ns["queue"] += timing.queue_ns
             ns["compute_input"] += timing.input_ns
             ns["compute_infer"] += timing.compute_ns
+            self._recent_ns.append(timing.compute_ns)
             ns["compute_output"] += timing.output_ns
             self._buckets[bisect_left(BUCKETS_S, total_ns / 1e9)] += 1
             self._inferences += samples
@@ -72,6 +77,19 @@ class ModelStatistics:
             self._failures += 1
             self._ns["fail"] += total_ns
             self.failures[kind] = self.failures.get(kind, 0) + 1
+
+    def outcomes(self) -> tuple[int, int]:
+        """Requests that reached the runtime and were answered, and those that failed there or by a defect of ours."""
+        with self._guard:
+            return self._successes, self.failures.get("internal", 0)
+
+    def recent_p99_ms(self, least: int) -> float | None:
+        """99th percentile of the compute time of the last 1,024 requests; None where they are fewer than `least`."""
+        with self._guard:
+            recent = sorted(self._recent_ns)
+        if len(recent) < least:
+            return None
+        return recent[percentile_index(len(recent), 99)] / 1e6
 
     def to_json(self) -> dict[str, Any]:
         """As the statistics extension has it, without name and version."""

@@ -1,0 +1,303 @@
+"""Deploys on this device: jobs that go on when the host is gone, the watch over what they switched to, the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import AgentError
+from ..failpoints import reached
+from ..formats.manifest import Manifest
+from ..store.crashes import Marks
+from ..store.journal import FINAL_STEPS, Entry, Journal
+from ..store.layout import Layout
+from ..store.locks import deploying
+from ..store.releases import read_acceptance, read_release
+from ..store.rules import ReleaseRules
+from ..store.signers import describe
+from .activation import activate
+from .deploy_job import DONE, REFUSED, REVERTED, DeployJob, told_by_journal
+from .housekeeping import collect_later
+from .job import RUNNING
+from .loading import LiveModel
+from .outcome import commit, revert, roll_back
+from .probation import Watch, probation_rules
+from .replay import replay, settle_crashes
+from .repository import Repository
+from .reverting import take_back
+from .site import Site, fault_of, note, state_of
+
+__all__ = ["Deploys"]
+
+_LOG = logging.getLogger("kedge.deploys")
+
+_ENDED_JOBS = 16
+_STABLE_S = 60.0
+_MOST_ANONYMOUS = 5
+_STOPPING, _ROLLED_BACK, _SUPERSEDED = "stopping", "rolled-back", "superseded"
+
+
+class Deploys:
+    """What changes which release is live.
+
+    Args:
+        rules: what the device's settings say of releases, asked anew each time.
+        marks: what the last agent left, and this one marks; None: crashes are not told from one another.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        repository: Repository,
+        journal: Journal,
+        rules: Callable[[], ReleaseRules],
+        marks: Marks | None = None,
+    ) -> None:
+        self.journal = journal
+        self._site = Site(layout, repository, journal, rules)
+        self._marks = marks
+        self._guard = threading.Lock()
+        self._staging = threading.Lock()
+        self._jobs: dict[str, DeployJob] = {}
+        self._watches: dict[str, Watch] = {}
+        self._outcomes: dict[str, int] = {}
+        self._stable: threading.Timer | None = None
+
+    def begin(self) -> None:
+        """Settle what the last agent left unfinished, load what each model serves, and watch on where it was watched.
+
+        Never raises: the API is to be alive, whatever became of the models.
+        """
+        repository, marks = self._site.repository, self._marks
+        held: dict[str, AgentError] = {}
+        watched: dict[str, str] = {}
+        blamed = marks.blamed if marks is not None else frozenset()
+        try:
+            watched = replay(self._site, blamed)
+            if marks is not None:
+                held = settle_crashes(self._site, marks)
+                if marks.anonymous >= _MOST_ANONYMOUS:
+                    repository.safe_mode = f"safe mode: the agent crashed {marks.anonymous} times in a row"
+        except Exception:
+            _LOG.exception("what the last agent left could not be settled")
+        repository.start(held, {model for model, _ in blamed})
+        for model, digest in watched.items():
+            self._watch_on(model, digest)
+        if marks is not None:
+            self._stable = threading.Timer(_STABLE_S, marks.forget)
+            self._stable.daemon = True
+            self._stable.start()
+        collect_later(self._site)
+
+    def start(self, digest: str) -> dict[str, Any]:
+        """Deploy an accepted release, unless that is being done already.
+
+        Raises:
+            AgentError: it is not here (not_found), damaged (integrity), or another deploy is under way (busy).
+        """
+        job = self._start(digest, join=True)
+        return {"release": digest, "model": job.model, "state": job.state}
+
+    def watch(self, digest: str, after: int, wait_s: float) -> dict[str, Any]:
+        """What happened in a deploy after the event number `after`; waits up to `wait_s` seconds for more to happen.
+
+        Raises:
+            AgentError: this release was never deployed here (not_found).
+        """
+        job = self._jobs.get(digest)
+        return told_by_journal(self.journal, digest, after) if job is None else job.to_json(after, wait_s)
+
+    def activate(self, digest: str) -> dict[str, Any]:
+        """As `start`, until the switch has happened; the watch over it goes on.
+
+        Raises:
+            AgentError: it was refused, and what served before serves on.
+        """
+        return self._start(digest, join=False).until_switched()
+
+    def _start(self, digest: str, *, join: bool) -> DeployJob:
+        repository = self._site.repository
+        with self._guard:
+            known = self._jobs.get(digest)
+            if join and known is not None and known.state == RUNNING:
+                return known
+        manifest = read_release(self._site.layout, digest)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_held(self._staging))
+            stack.enter_context(repository.changing(manifest.model))
+            stack.enter_context(deploying(self._site.layout, manifest.model))
+            job = DeployJob(manifest)
+            self._remember(job)
+            locks = stack.pop_all()
+        threading.Thread(target=self._run, args=(job, manifest, locks), daemon=True).start()
+        return job
+
+    def _remember(self, job: DeployJob) -> None:
+        with self._guard:
+            self._jobs.pop(job.digest, None)
+            self._jobs[job.digest] = job
+            ended = [digest for digest, each in self._jobs.items() if each.state != RUNNING]
+            for digest in ended[:-_ENDED_JOBS]:
+                del self._jobs[digest]
+
+    def _run(self, job: DeployJob, manifest: Manifest, locks: contextlib.ExitStack) -> None:
+        try:
+            with locks:
+                done = activate(self._site, manifest, job, lambda: self._supersede(manifest.model))
+                if self._marks is not None:
+                    self._marks.forget(manifest.model)
+                watch = self._watching(job, done.live, done.before_traffic_p99_ms)
+        except Exception as error:  # whoever watches must hear of it
+            self._end(job, REFUSED, fault_of(error, f"deploying {job.model}"))
+            return
+        # Whoever is answered may ask for the next deploy at once: the locks are free by then.
+        job.switched(done)
+        self._watch_over(job, watch)
+
+    def _watching(self, job: DeployJob, live: LiveModel, before_p99_ms: float | None) -> Watch:
+        rules = probation_rules(live.manifest.gates.probation, self._site.rules().probation_s)
+        watch = Watch(live, rules, before_p99_ms)
+        with self._guard:
+            self._watches[job.model] = watch
+        return watch
+
+    def _watch_over(self, job: DeployJob, watch: Watch) -> None:
+        """Until the release is committed or taken back. On the way out of the agent nothing is decided."""
+        try:
+            job.enter("probation")
+            with contextlib.suppress(OSError):
+                reached("deploy.probation")
+            broken = watch.run(job.tell)
+            if watch.cut_by == _STOPPING:
+                return
+            with self._site.repository.changing(job.model, wait=True):
+                job.watched(watch.findings(), **watch.to_json(), cut_by=watch.cut_by)
+                self._decide(job, watch, broken)
+        except Exception as error:
+            _LOG.exception("the watch over %s", job.model)
+            self._end(job, REFUSED, fault_of(error, f"watching {job.model}"))
+        finally:
+            with self._guard:
+                if self._watches.get(job.model) is watch:
+                    del self._watches[job.model]
+
+    def _decide(self, job: DeployJob, watch: Watch, broken: str | None) -> None:
+        if watch.cut_by == _ROLLED_BACK:
+            self._end(job, REVERTED, AgentError("it was rolled back by a user", kind="gate", hint="see: kedge status"))
+        elif watch.cut_by is not None:
+            self._end(job, DONE)
+        elif broken is None:
+            problem = commit(self._site, watch.live)
+            if problem is not None:
+                self._site.repository.blame(
+                    job.model, AgentError(f"release {job.digest[:12]} serves, and that is not recorded: {problem}")
+                )
+            self._end(job, DONE)
+            collect_later(self._site)
+        else:
+            error = revert(self._site, watch.live, broken, job)
+            serving = self._site.repository.serving(job.model)
+            back = serving is not None and serving.manifest.digest != job.digest
+            self._end(job, REVERTED if back else REFUSED, error)
+
+    def _supersede(self, model: str) -> None:
+        """A release that is on probation still makes way for another: it has not proven itself, and raises no floor."""
+        watch = self._watches.get(model)
+        if watch is not None:
+            note(self._site, model, watch.live.manifest.digest, "committed", reason="another release took its place")
+            watch.cut(_SUPERSEDED)
+
+    def _watch_on(self, model: str, digest: str) -> None:
+        """Watch a release anew that was on probation when the last agent ended."""
+        live = self._site.repository.serving(model)
+        if live is None or live.manifest.digest != digest:
+            row = next((row for row in self._site.repository.status() if row["model"] == model), {})
+            reason = str(row.get("problem") or "it could not be loaded at the start")
+            take_back(self._site, model, digest, reason)
+            return
+        job = DeployJob(live.manifest)
+        state = state_of(self._site.layout, model)
+        job.resumed(live, None if state is None else state.previous)
+        self._remember(job)
+        watch = self._watching(job, live, None)
+        threading.Thread(target=self._watch_over, args=(job, watch), daemon=True).start()
+
+    def _end(self, job: DeployJob, state: str, error: AgentError | None = None) -> None:
+        with self._guard:
+            self._outcomes[state] = self._outcomes.get(state, 0) + 1
+        job.finish(state, error)
+
+    def rollback(self, model: str) -> dict[str, Any]:
+        """Switch a model back to the release it served before; a probation ends with it.
+
+        Raises:
+            AgentError: there is nothing to go back to (not_found), or it is damaged (integrity).
+        """
+        with self._site.repository.changing(model):
+            live, state = roll_back(self._site, model)
+            watch = self._watches.get(model)
+            if watch is not None:
+                watch.cut(_ROLLED_BACK)
+            return {
+                "model": model,
+                "release": live.manifest.digest,
+                "version": live.manifest.version,
+                "previous": state.previous,
+                "parity": None,
+                "load": live.load,
+            }
+
+    def status(self) -> list[dict[str, Any]]:
+        """The rows of `Repository.status`, and what is known of each model's deploys."""
+        last = {entry.model: entry for entry in self.journal.history() if entry.step in FINAL_STEPS}
+        return [row | self._known_of(row, last.get(row["model"])) for row in self._site.repository.status()]
+
+    def _known_of(self, row: dict[str, Any], last: Entry | None) -> dict[str, Any]:
+        model = row["model"]
+        state, watch = state_of(self._site.layout, model), self._watches.get(model)
+        signed = None
+        if row["release"] is not None:
+            with contextlib.suppress(AgentError):
+                signed = read_acceptance(self._site.layout, row["release"]).signed
+        outcome = None
+        if last is not None:
+            outcome = {"step": last.step, "release": last.release, "reason": last.body.get("reason"), "at_s": last.at_s}
+        return {
+            "version_floor": None if state is None else state.floor,
+            "signed": signed,
+            "probation": None if watch is None else watch.to_json(),
+            "last": outcome,
+        }
+
+    def signatures(self) -> dict[str, Any]:
+        """What this device asks for of releases, and whether it can verify it."""
+        return describe(self._site.rules())
+
+    def outcomes(self) -> dict[str, int]:
+        """How many deploys ended how, since this agent began."""
+        with self._guard:
+            return dict(self._outcomes)
+
+    def close(self) -> None:
+        """Leave what is on probation to the next agent, and tell it that this one ends in order."""
+        if self._stable is not None:
+            self._stable.cancel()
+        for watch in list(self._watches.values()):
+            watch.cut(_STOPPING)
+        if self._marks is not None:
+            self._marks.close()
+
+
+@contextlib.contextmanager
+def _held(lock: threading.Lock) -> Iterator[None]:
+    if not lock.acquire(blocking=False):
+        raise AgentError(
+            "another activation is under way", kind="busy", hint="wait for it to finish, then run the command again"
+        )
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,114 @@
+"""What a release must keep to after the switch: few failures, and the latency that it promised.
+
+Time is the monotonic clock's alone: a device's wall clock may jump.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..formats.gates import LatencyGate, ProbationRules
+from .gating import Tell
+from .loading import LiveModel
+
+__all__ = ["LEAST_REQUESTS", "Findings", "Watch", "broken_rule", "probation_rules"]
+
+LEAST_REQUESTS = 100
+"""Requests that a 99th percentile is taken of, at least."""
+
+_LEAST_FAILURES = 3
+_STEP_S = 0.1
+_MOST_EVENTS = 200
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of a release since the switch. errors: requests that failed in the runtime. p99_ms: None: too few requests."""
+
+    requests: int
+    errors: int
+    p99_ms: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def probation_rules(stated: ProbationRules | None, device_s: int) -> ProbationRules:
+    """What the release states, else what the device's settings say."""
+    return stated or ProbationRules(device_s)
+
+
+def broken_rule(
+    found: Findings, rules: ProbationRules, limits: LatencyGate | None, before_p99_ms: float | None
+) -> str | None:
+    """What a release has not kept to, in one line; None: nothing.
+
+    Args:
+        before_p99_ms: of the release before it, on what clients sent then; None: unknown.
+    """
+    if found.errors >= _LEAST_FAILURES and found.errors > rules.error_share_max * found.requests:
+        return (
+            f"{found.errors} of {found.requests} requests failed in the runtime, "
+            f"more than {rules.error_share_max * 100:g} %"
+        )
+    if limits is None or found.p99_ms is None:
+        return None
+    if limits.p99_ms is not None and found.p99_ms > limits.p99_ms:
+        return f"p99 of what clients sent is {found.p99_ms:.3f} ms, above {limits.p99_ms:g} ms"
+    if limits.p99_ratio_max is not None and before_p99_ms and found.p99_ms > limits.p99_ratio_max * before_p99_ms:
+        return (
+            f"p99 of what clients sent is {found.p99_ms:.3f} ms, {found.p99_ms / before_p99_ms:.2f} times that of the "
+            f"release before, above {limits.p99_ratio_max:g} times"
+        )
+    return None
+
+
+class Watch:
+    """A release on probation.
+
+    Args:
+        before_p99_ms: see `broken_rule`.
+    """
+
+    def __init__(self, live: LiveModel, rules: ProbationRules, before_p99_ms: float | None) -> None:
+        self.live = live
+        self._rules = rules
+        self._before_p99_ms = before_p99_ms
+        self._begin = time.monotonic()
+        self._cut = threading.Event()
+        self.cut_by: str | None = None
+
+    def findings(self) -> Findings:
+        """What was found until now."""
+        answered, failed = self.live.statistics.outcomes()
+        return Findings(answered + failed, failed, self.live.statistics.recent_p99_ms(LEAST_REQUESTS))
+
+    def to_json(self) -> dict[str, Any]:
+        """As `status` tells it."""
+        return {"elapsed_s": time.monotonic() - self._begin, "seconds": self._rules.seconds}
+
+    def cut(self, why: str) -> None:
+        """End it: somebody has decided otherwise."""
+        self.cut_by = self.cut_by or why
+        self._cut.set()
+
+    def run(self, tell: Tell) -> str | None:
+        """Watch until the time is over; what was not kept to, as soon as it shows, or None. It may have been cut."""
+        limits = self.live.manifest.gates.latency
+        told_s = 0.0
+        while self.cut_by is None:
+            elapsed_s = time.monotonic() - self._begin
+            found = self.findings()
+            broken = broken_rule(found, self._rules, limits, self._before_p99_ms)
+            over = elapsed_s >= self._rules.seconds
+            if broken is not None or over or elapsed_s >= told_s:
+                tell({"event": "probation", **self.to_json(), **found.to_json()})
+                told_s = elapsed_s + max(1.0, self._rules.seconds / _MOST_EVENTS)
+            if broken is not None or over:
+                return broken
+            self._cut.wait(min(_STEP_S, self._rules.seconds - elapsed_s))
+        return None

@@ -1,0 +1,74 @@
+"""What a start does before it loads anything: deploys that the last agent left unfinished are settled.
+
+`state.json` is the truth; the journal tells what was meant by it. Only renames are done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ..errors import AgentError
+from ..failpoints import reached
+from ..store.crashes import Marks
+from ..store.journal import FINAL_STEPS, Entry, Journal
+from ..store.models import list_models
+from .reverting import take_back
+from .site import Site, note, state_of
+
+__all__ = ["MOST_CRASHES", "replay", "settle_crashes"]
+
+MOST_CRASHES = 2
+"""Crashes in a row after which a release is not loaded."""
+
+
+def replay(site: Site, blamed: Collection[tuple[str, str]]) -> dict[str, str]:
+    """Settle every unfinished deploy.
+
+    Args:
+        blamed: models and releases that the last agent was loading or running when it ended out of order.
+
+    Returns:
+        Releases that are on probation again, by model.
+    """
+    watched: dict[str, str] = {}
+    for entry in _unfinished(site.journal):
+        state = state_of(site.layout, entry.model)
+        live = state is not None and state.current == entry.release
+        crashed = (entry.model, entry.release) in blamed
+        if entry.step == "reverting" or (live and crashed and entry.step in ("switching", "switched")):
+            reason = entry.body.get("reason", "the agent crashed while it loaded or ran the release on probation")
+            take_back(site, entry.model, entry.release, str(reason))
+        elif live and entry.step in ("switching", "switched"):
+            if entry.step == "switching":
+                note(site, entry.model, entry.release, "switched")
+            watched[entry.model] = entry.release
+        elif entry.step == "switched":
+            note(site, entry.model, entry.release, "rolled-back")
+        else:
+            why = "crashed on the release" if crashed else "ended"
+            note(site, entry.model, entry.release, "refused", reason=f"the agent {why} before the switch", kind="busy")
+    reached("start.replayed")
+    return watched
+
+
+def settle_crashes(site: Site, marks: Marks) -> dict[str, AgentError]:
+    """Take models back whose release crashed the agent again and again; those that are not to be loaded, and why."""
+    held: dict[str, AgentError] = {}
+    for model in list_models(site.layout):
+        state = state_of(site.layout, model)
+        if state is None or marks.crashes(model, state.current) < MOST_CRASHES:
+            continue
+        reason = f"release {state.current[:12]} crashed the agent {marks.crashes(model, state.current)} times in a row"
+        good = state.previous is not None and marks.crashes(model, state.previous) < MOST_CRASHES
+        if not good or not take_back(site, model, state.current, reason):
+            more = ", and so did the one before" if state.previous is not None and not good else ""
+            held[model] = AgentError(
+                f"{reason}{more}", kind="incompatible", hint="deploy another release; the agent's log says more"
+            )
+    return held
+
+
+def _unfinished(journal: Journal) -> list[Entry]:
+    """The last record of each deploy that has not ended, oldest first. A model may have two, one on probation."""
+    last = {(entry.model, entry.release): entry for entry in journal.history()}
+    return sorted((each for each in last.values() if each.step not in FINAL_STEPS), key=lambda each: each.sequence)

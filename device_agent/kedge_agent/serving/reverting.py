@@ -1,0 +1,68 @@
+"""The way back to the release before: on disk, by one rename that needs no room."""
+
+from __future__ import annotations
+
+import logging
+
+from ..errors import AgentError
+from ..store.layout import Layout
+from ..store.models import ModelState, go_back, way_back, write_state
+from .site import Site, note, state_of
+
+__all__ = ["back_of", "put_back", "take_back"]
+
+_LOG = logging.getLogger("kedge.reverting")
+
+
+def take_back(site: Site, model: str, release: str, reason: str) -> bool:
+    """Rename the state back to the release before, if there is one and that has not happened already.
+
+    Returns:
+        Whether the release before is now the live one.
+    """
+    state = state_of(site.layout, model)
+    if state is not None and state.current == release:
+        back = back_of(site.layout, model, state)
+        if back is None:
+            note(site, model, release, "refused", reason=f"{reason}; there is no release to go back to")
+            return False
+        note(site, model, release, "reverting", reason=reason)
+        try:
+            put_back(site.layout, model, back)
+        except OSError as error:
+            _LOG.error("%s cannot be taken back to %s: %s", model, back.current[:12], error)
+            note(
+                site, model, release, "refused", reason=f"{reason}; the release before cannot be put in force: {error}"
+            )
+            return False
+    note(site, model, release, "reverted", reason=reason)
+    return True
+
+
+def back_of(layout: Layout, model: str, state: ModelState) -> ModelState | None:
+    """The state to go back to: the one that was prepared, or one made of what the state itself names."""
+    try:
+        prepared = way_back(layout, model)
+    except AgentError:
+        prepared = None
+    if prepared is not None and prepared.current == state.previous:
+        return prepared
+    if state.previous is None:
+        return None
+    return ModelState(state.previous, state.current, state.floor, state.downgrade)
+
+
+def put_back(layout: Layout, model: str, back: ModelState) -> None:
+    """Put the state that `back_of` found in force: by one rename, where it was prepared.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    try:
+        prepared = way_back(layout, model)
+    except AgentError:
+        prepared = None
+    if prepared == back:
+        go_back(layout, model)
+    else:
+        write_state(layout, model, back)

@@ -1,0 +1,56 @@
+"""What deploys work on, and how they write down what they did."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import AgentError
+from ..store.files import translate_os_error
+from ..store.journal import Journal
+from ..store.layout import Layout
+from ..store.models import ModelState, read_state
+from ..store.rules import ReleaseRules
+from .repository import Repository
+
+__all__ = ["Site", "fault_of", "note", "state_of"]
+
+_LOG = logging.getLogger("kedge.deploys")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a deploy works on. rules: asked anew each time."""
+
+    layout: Layout
+    repository: Repository
+    journal: Journal
+    rules: Callable[[], ReleaseRules]
+
+
+def state_of(layout: Layout, model: str) -> ModelState | None:
+    """The recorded state; a damaged one counts as none, because a new release replaces it."""
+    try:
+        return read_state(layout, model)
+    except AgentError:
+        _LOG.exception("the state of %s is damaged", model)
+        return None
+
+
+def fault_of(error: BaseException, doing: str) -> AgentError:
+    """Any failure as the agent reports it."""
+    if isinstance(error, AgentError):
+        return error
+    if isinstance(error, OSError):
+        return translate_os_error(error, doing)
+    return AgentError(f"{type(error).__name__}: {error}", kind="internal", hint="see the agent's log")
+
+
+def note(site: Site, model: str, release: str, step: str, **body: Any) -> None:
+    """Write down what has happened; that it cannot be written undoes none of it."""
+    try:
+        site.journal.append(model, release, step, **body)
+    except OSError as error:
+        _LOG.error("%s release %s: %s is not in the journal: %s", model, release[:12], step, error)

@@ -1,0 +1,177 @@
+"""Which model crashed the agent: marks that a process leaves behind, and how often in a row each release did it.
+
+The file STATE/running is mapped. A mark costs a store to memory, and the kernel keeps it when the process is gone; a
+power cut loses it, which is right: it says nothing about models. The file has its full size from the beginning, so that
+a full disk keeps nothing from being marked or counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from .layout import Layout
+
+__all__ = ["Marker", "Marks"]
+
+_LOG = logging.getLogger("kedge.crashes")
+
+_MAGIC = b"kedge running 1\n"
+_BOOT = slice(16, 52)
+_ALIVE = 62
+_ANONYMOUS = 63
+_FIRST_SEAT = 64
+# The first seat is nobody's: whoever finds no other takes it, and is not marked.
+_SEATS = 4096
+_FIRST_ENTRY = _FIRST_SEAT + _SEATS
+_NAME = 64
+_ENTRY = 2 * _NAME + 4
+_ENTRIES = 254
+_SIZE = _FIRST_ENTRY + _ENTRIES * _ENTRY
+_MOST = 255
+
+
+class Marks:
+    """The marks of this process; of the one before it on this boot, what it left.
+
+    Making one never fails: where the file cannot be mapped, nothing is remembered.
+
+    unclean: the last one did not end in order. blamed: model and release of what it was loading or computing then.
+    anonymous: how many in a row ended so without any such.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._map = _mapped(layout.root / "running")
+        self._seats = list(range(_FIRST_SEAT + 1, _FIRST_ENTRY))
+        self._guard = threading.Lock()
+        self._users: dict[int, int] = {}
+        self.unclean = bool(self._map[_ALIVE])
+        self.blamed = frozenset(self._left()) if self.unclean else frozenset()
+        self._map[_FIRST_SEAT:_FIRST_ENTRY] = bytes(_SEATS)
+        for number in range(1, _ENTRIES + 1):
+            entry = self._entry(number)
+            if self._name(number) in self.blamed:
+                self._map[entry + 2 * _NAME] = min(self._map[entry + 2 * _NAME] + 1, _MOST)
+            elif not self._map[entry + 2 * _NAME]:
+                self._map[entry : entry + _ENTRY] = bytes(_ENTRY)
+        if self.unclean and not self.blamed:
+            self._map[_ANONYMOUS] = min(self._map[_ANONYMOUS] + 1, _MOST)
+        self._map[_ALIVE] = 1
+
+    @property
+    def anonymous(self) -> int:
+        """Ends in a row that were not in order, and that no model is to be blamed for."""
+        return self._map[_ANONYMOUS]
+
+    def crashes(self, model: str, release: str) -> int:
+        """How often in a row the agent ended while it loaded or ran this release."""
+        number = self._find(model, release)
+        return self._map[self._entry(number) + 2 * _NAME] if number else 0
+
+    def marker(self, model: str, release: str) -> Marker:
+        """What marks the loading and the runs of this release, until it is closed."""
+        with self._guard:
+            number = self._find(model, release) or self._find("", "")
+            if number:
+                entry = self._entry(number)
+                self._map[entry : entry + 2 * _NAME] = model.encode().ljust(_NAME, b"\0") + release.encode()
+                self._users[number] = self._users.get(number, 0) + 1
+        return Marker(self._map, self._seats, number, self._closed)
+
+    def forget(self, model: str | None = None) -> None:
+        """It has served well, or is given another chance: its crashes count no more; None: nobody's."""
+        for number in range(1, _ENTRIES + 1):
+            if model in (None, self._name(number)[0]):
+                self._map[self._entry(number) + 2 * _NAME] = 0
+        if model is None:
+            self._map[_ANONYMOUS] = 0
+
+    def close(self) -> None:
+        """This process ends in order."""
+        self.forget()
+        self._map[_ALIVE] = 0
+
+    def _closed(self, number: int) -> None:
+        with self._guard:
+            self._users[number] -= 1
+            entry = self._entry(number)
+            if not self._users[number] and not self._map[entry + 2 * _NAME]:
+                self._map[entry : entry + _ENTRY] = bytes(_ENTRY)
+
+    def _left(self) -> set[tuple[str, str]]:
+        numbers = set(self._map[_FIRST_SEAT + 1 : _FIRST_ENTRY])
+        return {self._name(number) for number in numbers if 0 < number <= _ENTRIES and self._name(number)[0]}
+
+    def _find(self, model: str, release: str) -> int:
+        return next((number for number in range(1, _ENTRIES + 1) if self._name(number) == (model, release)), 0)
+
+    def _name(self, number: int) -> tuple[str, str]:
+        entry = self._entry(number)
+        model, release = self._map[entry : entry + _NAME], self._map[entry + _NAME : entry + 2 * _NAME]
+        return model.rstrip(b"\0").decode("ascii", "replace"), release.rstrip(b"\0").decode("ascii", "replace")
+
+    def _entry(self, number: int) -> int:
+        return _FIRST_ENTRY + (number - 1) * _ENTRY
+
+
+class Marker:
+    """Marks runs of one release, from any thread."""
+
+    def __init__(self, mapped: mmap.mmap, seats: list[int], number: int, closed: Callable[[int], None]) -> None:
+        self._map = mapped
+        self._seats = seats
+        self._number = number
+        self._closed = closed
+
+    def enter(self) -> int:
+        """A run begins; the seat to give back when it ends."""
+        try:
+            seat = self._seats.pop()
+        except IndexError:
+            return _FIRST_SEAT
+        self._map[seat] = self._number
+        return seat
+
+    def leave(self, seat: int) -> None:
+        """A run ended."""
+        if seat != _FIRST_SEAT:
+            self._map[seat] = 0
+            self._seats.append(seat)
+
+    def close(self) -> None:
+        """No more runs of it. To be called once."""
+        if self._number:
+            self._closed(self._number)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    boot = _boot()
+    try:
+        # Every block is written, for a store to a block that the disk then has no room for would end the process.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            known = os.pread(handle, _SIZE + 1, 0)
+            same = len(known) == _SIZE and known.startswith(_MAGIC) and known[_BOOT] == boot
+            if not same:
+                os.ftruncate(handle, _SIZE)
+            whole = known if same else (_MAGIC + boot).ljust(_SIZE, b"\0")
+            if os.pwrite(handle, whole, 0) != _SIZE:
+                raise OSError(f"{path} was not written whole")
+            os.fsync(handle)
+            return mmap.mmap(handle, _SIZE)
+        finally:
+            os.close(handle)
+    except (OSError, ValueError) as error:
+        _LOG.error("crashes of models cannot be told from others': %s", error)
+        return mmap.mmap(-1, _SIZE)
+
+
+def _boot() -> bytes:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip().ljust(36)[:36]
+    except OSError:
+        return b"-" * 36
