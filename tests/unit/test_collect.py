@@ -12,7 +12,9 @@ import pytest
 from kedge.release.bundle import Release
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.digests import sha256_hex
+from kedge_agent.formats.offer import Offer
 from kedge_agent.store import space as space_module
+from kedge_agent.store.accept import ReleaseParcel
 from kedge_agent.store.collect import Collected, collect
 from kedge_agent.store.files import exclusive_lock
 from kedge_agent.store.journal import Journal
@@ -21,7 +23,7 @@ from kedge_agent.store.locks import using_store
 from kedge_agent.store.models import ModelState, prepare_switch, write_state
 from kedge_agent.store.releases import has_release, read_release, release_digests, verify_release
 from kedge_agent.store.rules import ReleaseRules
-from kedge_agent.store.space import SPARE_BYTES, free_bytes, has_room, make_room
+from kedge_agent.store.space import SPARE_BYTES, free_bytes, has_room, make_room, room_for
 from tests.support.stores import parts_of, put
 
 RULES = ReleaseRules(keep=1)
@@ -232,3 +234,26 @@ def test_room_is_made_of_what_nobody_needs_and_where_that_is_too_little_what_is_
     with using_store(layout), pytest.raises(AgentError, match="nothing could be removed"):
         make_room(layout, RULES, need)
     assert_whole(layout)
+
+
+def test_a_push_that_needs_room_gets_what_nobody_else_needs_and_keeps_what_it_needs_itself(
+    layout: Layout, digests: list[str], release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_state(layout, "digits", ModelState(digests[5], None))
+    again = parts_of(release, tmp_path, version=9, weights=bytes([1]) * 5000)
+    fresh = parts_of(release, tmp_path, version=9, weights=bytes([9]) * 5000)
+    monkeypatch.setattr(
+        space_module, "free_bytes", lambda _: 10_000 + SPARE_BYTES if len(release_digests(layout)) == 1 else 100
+    )
+    for parts, missing in ((again, 0), (fresh, 1)):
+        parcel = ReleaseParcel(layout, RULES, parts.data, Offer())
+        staging = layout.staging(parcel.digest)
+        staging.mkdir(parents=True)
+        with room_for(layout, RULES, parcel, staging) as frames:
+            assert len(frames) == missing
+            # Whatever is found while it is open stays.
+            assert collect(layout, RULES) is None
+    assert release_digests(layout) == [digests[5]]
+    monkeypatch.setattr(space_module, "free_bytes", lambda _: 100)
+    with pytest.raises(AgentError, match="too few"), room_for(layout, RULES, parcel, staging):
+        pytest.fail("there is no room")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 from ..errors import AgentError
 from .collect import collect
 from .files import make_directory
+from .holdings import Frames, find_missing, missing_bytes, reserved_bytes
 from .layout import Layout
+from .locks import using_store
+from .parcel import Parcel
 from .rules import ReleaseRules
 
-__all__ = ["SPARE_BYTES", "free_bytes", "has_room", "make_room"]
+__all__ = ["SPARE_BYTES", "free_bytes", "has_room", "make_room", "room_for"]
 
 SPARE_BYTES = 16 * 1024 * 1024
 """Kept free beside what a push needs: manifests, state files and the log must still fit."""
@@ -58,3 +63,25 @@ def make_room(layout: Layout, rules: ReleaseRules, need_bytes: int, keep: Collec
         kind="space",
         hint="free disk space on the device, or put the agent's state folder on a larger disk",
     )
+
+
+@contextlib.contextmanager
+def room_for(layout: Layout, rules: ReleaseRules, parcel: Parcel, staging: Path) -> Iterator[Frames]:
+    """The frames of a parcel that are missing, with room for them; while the context is open, what is here stays here.
+
+    Blocks that an earlier push has reserved in `staging` count as room. Where it is too little, it is made.
+
+    Raises:
+        AgentError: they do not fit (space).
+        OSError: as `collect` says.
+    """
+    keep = {parcel.digest, *(entry.sha256 for entry in parcel.files)}
+    for last in (False, True):
+        with using_store(layout):
+            missing = find_missing(layout, parcel.files, staging)
+            need = missing_bytes(parcel.files, missing) - reserved_bytes(parcel.files, staging, missing)
+            if last or has_room(layout, need):
+                yield missing
+                return
+        # Not while the store is used: what is collected is nobody's then, and is looked for anew.
+        make_room(layout, rules, need, keep)
