@@ -1,0 +1,431 @@
+"""Engines that devices built: who vouches for them, and where they may go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kedge.build.attestation import attest
+from kedge.build.cache import Builder, CachedEngine, EngineCache
+from kedge.deploy.engines import complete
+from kedge.errors import BadInputError, IntegrityError
+from kedge.release.archives import export_release, import_release
+from kedge.release.bundle import Release, open_release, write_release
+from kedge.release.signing import sign
+from kedge_agent.engine.order import Order, engine_key
+from kedge_agent.errors import AgentError
+from kedge_agent.formats.offer import Offer, Signed
+from kedge_agent.formats.passport import Passport
+from kedge_agent.formats.sshsig import ENGINE_NAMESPACE, RELEASE_NAMESPACE
+from kedge_agent.formats.statements import completes, parse_engine_statement, statement_bytes
+from kedge_agent.store.engines import keep_engine
+from kedge_agent.store.layout import Layout
+from kedge_agent.store.rules import OFF, ReleaseRules
+from kedge_agent.store.signers import judge
+from tests.support import keys as support
+from tests.support.keys import Key, allow, make_key
+from tests.unit.test_archive import body
+from tests.unit.test_engine_cache import made
+
+ORIN = Passport("tensorrt", "10.3.0.30", "linux", "aarch64", ("8.7",), module="nvidia,p3767-0003")
+ORDER = Order("tensorrt", profiles={"x": ((4,), (4,), (4,))})
+FIRST = Builder("orin-1", "SHA256:first")
+SECOND = Builder("orin-2", "SHA256:second")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Key]:
+    folder = tmp_path_factory.mktemp("keys")
+    return {name: make_key(folder, name) for name in ("alice", "bob", "mallory")}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "state")
+
+
+@pytest.fixture
+def rules(tmp_path: Path, keys: dict[str, Key]) -> ReleaseRules:
+    """A device that takes what alice or bob signed."""
+    signers = allow(tmp_path / "allowed", [("net", keys["alice"]), ("net", keys["bob"])])
+    return ReleaseRules(allowed_signers=signers, revoked_keys=tmp_path / "revoked")
+
+
+def planned(folder: Path, version: int = 1, **changes: Any) -> Release:
+    """A release that a device has yet to compile, and that has a second form for onnxruntime."""
+    whole = body(version) | changes
+    (plain,) = whole["artefacts"]  # type: ignore[misc]
+    compiled = {**plain, "runtime": "tensorrt", "file": "planned.onnx", "build": ORDER.to_json()}
+    sources: dict[str, Path | bytes] = {
+        "planned.onnx": b"what is compiled",
+        "model.onnx": b"what is not",
+        "golden-in-0.bin": b"1234",
+        "golden-out-0.bin": b"5678",
+    }
+    return write_release(folder, sources, {**whole, "artefacts": [compiled, plain]})
+
+
+def engine_of(cache: EngineCache, release: Release, builder: Builder | None, fill: int = 0) -> CachedEngine:
+    onnx = release.manifest.file("planned.onnx").sha256
+    return cache.put(engine_key(onnx, ORDER, ORIN), onnx, ORDER, ORIN, made(ORIN, fill=fill), {}, builder)
+
+
+@pytest.fixture
+def release(tmp_path: Path, keys: dict[str, Key]) -> Release:
+    found = planned(tmp_path / "planned.release")
+    sign(found, keys["alice"].path)
+    return found
+
+
+@pytest.fixture
+def whole(release: Release, cache: EngineCache, tmp_path: Path) -> Release:
+    """The release with an engine that some device built; nobody vouched for it yet."""
+    return complete(release, engine_of(cache, release, FIRST), tmp_path / "whole.release")
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_engines_of_two_devices_with_one_passport_lie_side_by_side(cache: EngineCache, release: Release) -> None:
+    first, second = engine_of(cache, release, FIRST), engine_of(cache, release, SECOND, fill=1)
+    own = engine_of(cache, release, None, fill=2)
+    assert len({first.key, second.key, own.key}) == 3
+    assert (first.builder, second.builder, own.builder) == (FIRST, SECOND, None)
+    assert {each.sha256 for each in cache.of_model(own.onnx_sha256, ORDER)} == {
+        first.sha256,
+        second.sha256,
+        own.sha256,
+    }
+    assert first.to_json()["builder"] == {"device": "orin-1", "host_key": "SHA256:first"}
+
+
+def test_what_a_device_built_is_found_only_by_those_who_say_that_it_may_be(
+    cache: EngineCache, release: Release
+) -> None:
+    kept = engine_of(cache, release, FIRST)
+    assert cache.find(kept.onnx_sha256, ORDER, ORIN) is None
+    found = cache.find(kept.onnx_sha256, ORDER, ORIN, lambda engine: FIRST.is_same(engine.builder))
+    assert found is not None
+    assert found[0] == kept
+    assert cache.find(kept.onnx_sha256, ORDER, ORIN, lambda engine: SECOND.is_same(engine.builder)) is None
+
+
+def test_a_device_is_known_by_its_host_key_whatever_it_is_called() -> None:
+    assert FIRST.is_same(replace(FIRST, device="renamed"))
+    assert not FIRST.is_same(replace(SECOND, device="orin-1"))
+    assert FIRST.is_same(Builder("orin-1"))
+    assert not FIRST.is_same(None)
+
+
+def test_what_a_device_built_again_takes_the_place_of_what_it_built_before(
+    cache: EngineCache, release: Release
+) -> None:
+    engine_of(cache, release, FIRST)
+    again = engine_of(cache, release, FIRST, fill=7)
+    assert [each.sha256 for each in cache.entries()] == [again.sha256]
+
+
+def test_an_engine_from_before_builders_were_noted_may_be_anybodys(cache: EngineCache, release: Release) -> None:
+    import hashlib
+
+    kept = engine_of(cache, release, None)
+    path = kept.path.with_name("entry.json")
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("builder", "entry_sha256")}
+    digest = hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(old | {"entry_sha256": digest}))
+    found = cache.get(kept.key)
+    assert found is not None
+    assert found.builder == Builder("unknown")
+    assert cache.find(kept.onnx_sha256, ORDER, ORIN) is None
+
+
+# --- attesting on the host -------------------------------------------------------------------------------------------
+
+
+def test_a_completed_release_says_which_one_it_completes(release: Release, whole: Release) -> None:
+    whole.verify()
+    offer = whole.offer()
+    assert offer.base == Signed(release.manifest_bytes, release.signatures)
+    assert (offer.signatures, offer.attestation) == (b"", None)
+    assert completes(release.manifest_bytes, whole.manifest_bytes)
+
+
+def test_to_attest_an_engine_changes_no_digest(whole: Release, cache: EngineCache, keys: dict[str, Key]) -> None:
+    (attested,) = attest(whole, keys["alice"].path, cache)
+    again = open_release(whole.folder)
+    again.verify()
+    assert again.digest == whole.digest
+    assert (attested.builder, attested.passport) == (FIRST, ORIN)
+    statement = parse_engine_statement(_attestation(again).document)
+    assert statement.engine == attested.engine == again.manifest.file("model.engine").sha256
+    assert statement.release == attested.release
+
+
+def test_engines_of_the_cache_are_attested_for_every_release_that_takes_them(
+    release: Release, cache: EngineCache, keys: dict[str, Key], tmp_path: Path
+) -> None:
+    first, second = engine_of(cache, release, FIRST), engine_of(cache, release, SECOND, fill=1)
+    found = attest(release, keys["alice"].path, cache)
+    assert {each.builder for each in found} == {FIRST, SECOND}
+    assert {each.engine for each in found} == {first.sha256, second.sha256}
+    whole = complete(release, second, tmp_path / "whole.release")
+    assert parse_engine_statement(_attestation(whole).document).engine == second.sha256
+    other = planned(tmp_path / "other.release", version=2)
+    assert second.attestation(other.digest) is None
+
+
+def test_two_keys_may_attest_the_same_engine(whole: Release, cache: EngineCache, keys: dict[str, Key]) -> None:
+    for name in ("alice", "bob", "alice"):
+        attest(whole, keys[name].path, cache)
+    assert _attestation(whole).signatures.count(b"BEGIN SSH SIGNATURE") == 2
+
+
+def test_what_has_no_engine_to_vouch_for_is_told(
+    release: Release, cache: EngineCache, keys: dict[str, Key], tmp_path: Path
+) -> None:
+    with pytest.raises(BadInputError, match="the cache has no engine"):
+        attest(release, keys["alice"].path, cache)
+    plain = write_release(
+        tmp_path / "plain",
+        {"model.onnx": b"x", "golden-in-0.bin": b"1234", "golden-out-0.bin": b"5678"},
+        body(),
+    )
+    with pytest.raises(BadInputError, match="a device compiles nothing of it"):
+        attest(plain, keys["alice"].path, cache)
+
+
+def test_an_engine_without_its_release_or_with_another_one_is_not_attested(
+    whole: Release, cache: EngineCache, keys: dict[str, Key], tmp_path: Path
+) -> None:
+    other = planned(tmp_path / "other.release", version=2)
+    (whole.folder / "base.json").write_bytes(other.manifest_bytes)
+    with pytest.raises(IntegrityError, match="not the release"):
+        attest(whole, keys["alice"].path, cache)
+    (whole.folder / "base.json").unlink()
+    with pytest.raises(BadInputError, match="does not say"):
+        attest(whole, keys["alice"].path, cache)
+
+
+def test_an_attestation_travels_in_an_archive(
+    whole: Release, cache: EngineCache, keys: dict[str, Key], tmp_path: Path
+) -> None:
+    attest(whole, keys["alice"].path, cache)
+    export_release(whole, tmp_path / "net.kedge")
+    assert import_release(tmp_path / "net.kedge", tmp_path / "again").offer() == whole.offer()
+
+
+def _attestation(release: Release) -> Signed:
+    found = release.offer().attestation
+    assert found is not None
+    return found
+
+
+# --- judging on the device -------------------------------------------------------------------------------------------
+
+
+def refusal(layout: Layout, rules: ReleaseRules, release: Release, offer: Offer) -> str:
+    with pytest.raises(AgentError) as caught:
+        judge(layout, rules, release.manifest_bytes, offer)
+    assert caught.value.hint
+    return caught.value.message
+
+
+def test_an_attested_engine_is_taken(
+    whole: Release, layout: Layout, rules: ReleaseRules, cache: EngineCache, keys: dict[str, Key]
+) -> None:
+    assert "nobody vouches for it" in refusal(layout, rules, whole, whole.offer())
+    attest(whole, keys["bob"].path, cache)
+    verdict = judge(layout, rules, whole.manifest_bytes, whole.offer())
+    assert (verdict.signed, verdict.attested) == (True, "attestation")
+    # Whose release it is, the signature of the one that it completes says.
+    assert verdict.keys == (keys["alice"].fingerprint,)
+
+
+@pytest.mark.parametrize("version", ["10.3.0.30", "10.3.0"])
+def test_the_device_that_built_an_engine_takes_it_on_its_own_word(
+    whole: Release, release: Release, layout: Layout, rules: ReleaseRules, version: str
+) -> None:
+    """A machine may tell three parts of its compiler's version, by which it then keeps what it builds."""
+    onnx = release.manifest.file("planned.onnx").sha256
+    engine = (whole.folder / "model.engine").read_bytes()
+    key = engine_key(onnx, ORDER, replace(ORIN, runtime_version=version))
+    keep_engine(layout, key, engine, {"passport": ORIN.to_json(), "onnx_sha256": onnx}, {})
+    assert judge(layout, rules, whole.manifest_bytes, whole.offer()).attested == "builder"
+    keep_engine(layout, key, engine + b"\0", {"passport": ORIN.to_json(), "onnx_sha256": onnx}, {})
+    assert "nobody vouches for it" in refusal(layout, rules, whole, whole.offer())
+
+
+def test_an_engine_that_was_built_by_another_plan_is_not_the_one(
+    whole: Release, release: Release, layout: Layout, rules: ReleaseRules
+) -> None:
+    onnx = release.manifest.file("planned.onnx").sha256
+    key = engine_key(onnx, replace(ORDER, sparse_weights=True), ORIN)
+    entry = {"passport": ORIN.to_json(), "onnx_sha256": onnx}
+    keep_engine(layout, key, (whole.folder / "model.engine").read_bytes(), entry, {})
+    assert "nobody vouches for it" in refusal(layout, rules, whole, whole.offer())
+
+
+def test_a_release_with_an_engine_that_is_signed_itself_needs_nobody_else(
+    whole: Release, layout: Layout, rules: ReleaseRules, keys: dict[str, Key]
+) -> None:
+    sign(whole, keys["alice"].path)
+    verdict = judge(layout, rules, whole.manifest_bytes, whole.offer())
+    assert (verdict.keys, verdict.attested) == ((keys["alice"].fingerprint,), None)
+
+
+def test_a_base_that_nobody_signed_is_worth_nothing(
+    whole: Release, layout: Layout, rules: ReleaseRules, cache: EngineCache, keys: dict[str, Key]
+) -> None:
+    attest(whole, keys["alice"].path, cache)
+    offer = whole.offer()
+    assert offer.base is not None
+    for base in (replace(offer.base, signatures=b""), support.signed(offer.base.document, [keys["mallory"]], "file")):
+        refusal(layout, rules, whole, replace(offer, base=base))
+    assert "no signature came" in refusal(layout, rules, whole, replace(offer, base=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"release": "a" * 64}, "another engine"),
+        ({"onnx": "a" * 64}, "another engine"),
+        ({"engine": "a" * 64}, "another engine"),
+        ({"plan": replace(ORDER, sparse_weights=True).plan()}, "another engine"),
+        ({"passport": replace(ORIN, compute_capabilities=("8.6",))}, "another engine"),
+    ],
+)
+def test_an_attestation_of_something_else_is_worth_nothing(
+    whole: Release,
+    layout: Layout,
+    rules: ReleaseRules,
+    cache: EngineCache,
+    keys: dict[str, Key],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    attest(whole, keys["alice"].path, cache)
+    stated = replace(parse_engine_statement(_attestation(whole).document), **change)
+    forged = support.signed(statement_bytes(stated), [keys["alice"]], ENGINE_NAMESPACE)
+    assert message in refusal(layout, rules, whole, replace(whole.offer(), attestation=forged))
+
+
+@pytest.mark.parametrize(
+    ("who", "namespace", "message"),
+    [
+        ("mallory", ENGINE_NAMESPACE, "is not one of"),
+        ("alice", RELEASE_NAMESPACE, "not for kedge-engine"),
+    ],
+)
+def test_an_attestation_needs_a_signer_and_its_own_purpose(
+    whole: Release,
+    layout: Layout,
+    rules: ReleaseRules,
+    cache: EngineCache,
+    keys: dict[str, Key],
+    who: str,
+    namespace: str,
+    message: str,
+) -> None:
+    attest(whole, keys["alice"].path, cache)
+    forged = support.signed(_attestation(whole).document, [keys[who]], namespace)
+    assert message in refusal(layout, rules, whole, replace(whole.offer(), attestation=forged))
+
+
+def test_without_the_mode_nobody_is_asked(whole: Release, layout: Layout) -> None:
+    verdict = judge(layout, ReleaseRules(signatures=OFF), whole.manifest_bytes, Offer())
+    assert (verdict.signed, verdict.attested) == (False, None)
+
+
+# --- what may differ between a release and the one that completes it -------------------------------------------------
+
+
+def _other_version(manifest: dict[str, Any]) -> None:
+    manifest["version"] = 2
+
+
+def _other_gates(manifest: dict[str, Any]) -> None:
+    manifest["gates"]["parity"]["cosine_min"] = "0"
+
+
+def _other_golden(manifest: dict[str, Any]) -> None:
+    manifest["files"][3]["sha256"] = "0" * 64
+
+
+def _truth_for_a_number(manifest: dict[str, Any]) -> None:
+    manifest["provenance"] = {"accuracy": True}
+
+
+def _other_second_form(manifest: dict[str, Any]) -> None:
+    manifest["artefacts"][1]["precision"] = "int8"
+
+
+def _other_inputs(manifest: dict[str, Any]) -> None:
+    manifest["artefacts"][0]["inputs"][0]["shape"] = [5]
+
+
+def _one_file_more(manifest: dict[str, Any]) -> None:
+    manifest["files"].append({"name": "more", "bytes": 0, "sha256": "0" * 64, "frames": []})
+
+
+def _one_form_less(manifest: dict[str, Any]) -> None:
+    del manifest["artefacts"][1]
+
+
+def _engine_in_the_place_of_golden(manifest: dict[str, Any]) -> None:
+    (engine,) = (each for each in manifest["files"] if each["name"] == "model.engine")
+    manifest["files"] = [each for each in manifest["files"] if each["name"] not in ("golden-in-0.bin", "model.engine")]
+    manifest["files"].append(engine | {"name": "golden-in-0.bin"})
+    manifest["artefacts"][0]["file"] = "golden-in-0.bin"
+
+
+def _engine_in_the_place_of_the_second_form(manifest: dict[str, Any]) -> None:
+    (engine,) = (each for each in manifest["files"] if each["name"] == "model.engine")
+    manifest["files"] = [each for each in manifest["files"] if each["name"] not in ("model.onnx", "model.engine")]
+    manifest["files"].append(engine | {"name": "model.onnx"})
+    manifest["artefacts"][0]["file"] = "model.onnx"
+
+
+def _still_to_be_built(manifest: dict[str, Any]) -> None:
+    del manifest["artefacts"][0]["passport"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _other_version,
+        _other_gates,
+        _other_golden,
+        _truth_for_a_number,
+        _other_second_form,
+        _other_inputs,
+        _one_file_more,
+        _one_form_less,
+        _engine_in_the_place_of_golden,
+        _engine_in_the_place_of_the_second_form,
+        _still_to_be_built,
+    ],
+)
+def test_only_the_engine_may_differ(
+    cache: EngineCache, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    base = planned(tmp_path / "base.release", provenance={"accuracy": 1})
+    whole = complete(base, engine_of(cache, base, FIRST), tmp_path / "whole.release")
+    assert completes(base.manifest_bytes, whole.manifest_bytes)
+    manifest = json.loads(whole.manifest_bytes)
+    change(manifest)
+    assert not completes(base.manifest_bytes, json.dumps(manifest).encode())
+
+
+def test_a_release_completes_neither_itself_nor_backwards(release: Release, whole: Release) -> None:
+    for base, own in ((release, release), (whole, whole), (whole, release)):
+        assert not completes(base.manifest_bytes, own.manifest_bytes)
