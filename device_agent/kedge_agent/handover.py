@@ -41,6 +41,7 @@ from .store.slots import (
     has_slot,
     own_slot,
     read_outcome,
+    read_trial,
     slot,
     slot_named,
 )
@@ -111,6 +112,10 @@ class Upgrades:
     def to_json(self) -> dict[str, Any]:
         """What this agent is, what is under way, and how the last time ended."""
         now, last = self._now, read_outcome(self._layout)
+        under_way = None if now is None else {"bundle": now.trial.bundle, "step": now.step}
+        if under_way is None and (trial := read_trial(self._layout)) is not None:
+            # This agent is the one that takes over.
+            under_way = {"bundle": trial.bundle, "step": "takeover"}
         return {
             "version": __version__,
             "protocols": list(PROTOCOLS_SPOKEN),
@@ -120,7 +125,7 @@ class Upgrades:
             "python": platform.python_version(),
             "arch": platform.machine(),
             "glibc": platform.libc_ver()[1],
-            "upgrade": None if now is None else {"bundle": now.trial.bundle, "step": now.step},
+            "upgrade": under_way,
             "last": None if last is None else asdict(last),
         }
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .common import Output, inventory_option, long_output_options, output_options, path_type, read_inventory
+from .upgrade import upgrade_command
 
 __all__ = ["device"]
 
@@ -16,6 +17,9 @@ __all__ = ["device"]
 @click.group()
 def device() -> None:
     """Add, trust, provision and list devices."""
+
+
+device.add_command(upgrade_command)
 
 
 @device.command("add")
@@ -212,6 +216,7 @@ def provision_command(
                 service=service,
                 step=progress.step,
                 sent=progress.bytes,
+                note=out.say,
             )
     finally:
         transport.close()

@@ -132,7 +132,7 @@ def _write(path: Path, text: str, mode: int) -> None:
     partial.replace(path)
 
 
-def _lay_down(state: Path, digest: str, wheels: list[dict[str, str]], *, force: bool = False) -> bool:
+def _lay_down(state: Path, digest: str, wheels: list[dict[str, str]], manifest: str, *, force: bool = False) -> bool:
     """Unpack, unless it is there already; True when something was unpacked."""
     final = state / "agent" / digest
     if final.is_dir() and not force:
@@ -144,6 +144,9 @@ def _lay_down(state: Path, digest: str, wheels: list[dict[str, str]], *, force: 
     for wheel in wheels:
         _unpack(state / "provision" / f"{wheel['sha256']}.whl", wheel["sha256"], site)
     _write(partial / "run.py", RUN.format(site=str(final / "site")), 0o644)
+    _write(partial / "manifest.json", manifest, 0o444)
+    for wheel in wheels:
+        _keep(state, wheel["sha256"])
     os.sync()
     if final.is_dir():
         # Forced: what lies there is damaged. Its files may be in use, so it is moved before it is removed.
@@ -152,6 +155,15 @@ def _lay_down(state: Path, digest: str, wheels: list[dict[str, str]], *, force: 
         final.rename(damaged)
     partial.rename(final)
     return True
+
+
+def _keep(state: Path, sha256: str) -> None:
+    """Leave a wheel in the agent's store: an upgrade then sends those alone that have changed."""
+    folder = state / "objects" / "sha256" / sha256[:2]
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = state / "provision" / f"{sha256}.whl"
+    wheel.chmod(0o444)
+    wheel.replace(folder / sha256[2:])
 
 
 def _point(link: Path, name: str) -> str | None:
@@ -247,13 +259,15 @@ def install(request: dict[str, object]) -> dict[str, object]:
 
 
 def _install(state: Path, digest: str, wheels: list[dict[str, str]], request: dict[str, object]) -> dict[str, object]:
-    unpacked = _lay_down(state, digest, wheels, force=bool(request.get("force")))
+    unpacked = _lay_down(state, digest, wheels, str(request["manifest"]), force=bool(request.get("force")))
     before = _point(state / "agent" / "current", digest)
+    if before not in (None, digest):
+        _point(state / "agent" / "previous", before)
     launcher = LAUNCHER.format(python=_quote(sys.executable), state=_quote(str(state)))
     _write(state / "bin" / "kedge-agent", launcher, 0o755)
     how, reason = _start(state, changed=unpacked or before != digest, service=bool(request.get("service", True)))
     for old in (state / "agent").iterdir():
-        if old.name not in (digest, before, "current", ".lock"):
+        if old.is_dir() and not old.is_symlink() and old.name not in (digest, before):
             shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(state / "provision", ignore_errors=True)
     return {"unpacked": unpacked, "replaced": before if before != digest else None, "started": how, "reason": reason}

@@ -7,7 +7,6 @@ them, because a Jetson's TensorRT comes with JetPack.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -24,8 +23,9 @@ from ..targets import Target
 from ..transport.base import Deadline
 from ..transport.client import AgentClient
 from ..transport.ssh import SshTransport
+from .agent_bundle import make_bundle
 from .identity import require_target
-from .wheelhouse import DevicePython, Wheel, resolve
+from .wheelhouse import DevicePython, Note, Wheel, resolve
 
 __all__ = ["Probe", "Provisioned", "check_target", "probe", "provision"]
 
@@ -151,6 +151,7 @@ def provision(
     service: bool = True,
     step: Step = lambda name: None,
     sent: Sent = lambda done, total: None,
+    note: Note = lambda line: None,
 ) -> Provisioned:
     """Install or update the agent, start it, and see that it answers.
 
@@ -162,6 +163,7 @@ def provision(
         service: make it a systemd service where systemd runs; else it is started in the background.
         step: told of each step as it begins: probe, resolve, push, install, health.
         sent: told of bytes sent and to send.
+        note: told what the device has to do without (`wheelhouse.resolve`).
 
     Raises:
         KedgeError: the first thing that went wrong. An agent that ran before is stopped only once
@@ -172,17 +174,18 @@ def provision(
     check_target(transport.name, found, target)
     step("resolve")
     device = DevicePython(found.python[:2], found.machine, found.glibc)
-    wheels = resolve(device, offline=wheelhouse, needs_onnxruntime="onnxruntime" in target.runtimes)
-    digest = hashlib.sha256("\n".join(sorted(wheel.sha256 for wheel in wheels)).encode()).hexdigest()
+    wheels = resolve(device, offline=wheelhouse, needs_onnxruntime="onnxruntime" in target.runtimes, note=note)
+    bundle = make_bundle(wheels, device)
     sent_bytes = 0
-    if force or digest not in found.installed:
+    if force or bundle.digest not in found.installed:
         step("push")
         sent_bytes = _push(transport, found, wheels, sent)
     step("install")
     request = {
         "do": "install",
         "state": found.state,
-        "digest": digest,
+        "digest": bundle.digest,
+        "manifest": bundle.manifest.decode(),
         "force": force,
         "service": service,
         "wheels": [{"sha256": wheel.sha256, "name": wheel.name} for wheel in wheels],
@@ -196,7 +199,7 @@ def provision(
     finally:
         client.close()
     reason = done.get("reason")
-    return Provisioned(found.state, digest, sent_bytes, str(done["started"]), reason and str(reason), info)
+    return Provisioned(found.state, bundle.digest, sent_bytes, str(done["started"]), reason and str(reason), info)
 
 
 def _push(transport: SshTransport, found: Probe, wheels: Sequence[Wheel], sent: Sent) -> int:

@@ -15,18 +15,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import cache_dir
-from ..errors import BadInputError, IncompatibleError, UnreachableError
+from ..errors import BadInputError, IncompatibleError, KedgeError, UnreachableError
 from .agent_wheel import agent_wheel
 
 __all__ = ["DevicePython", "Wheel", "resolve"]
 
 REQUIREMENTS = ("numpy>=1.26,<3", "onnxruntime>=1.20,<2")
+ZSTD = "backports.zstd>=1,<2"
+"""Differences of releases are sent with it; Python has it itself from 3.14 on. The agent does without where need be."""
+
+_ZSTD_PYTHON = (3, 14)
 _PIP_S = 900
+# For what one can do without, a host without network is not kept waiting.
+_SHORT_PIP_S = 60
+
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,19 @@ class Wheel:
     path: Path
 
 
-def resolve(device: DevicePython, *, offline: Path | None = None, needs_onnxruntime: bool = True) -> list[Wheel]:
+def resolve(
+    device: DevicePython,
+    *,
+    offline: Path | None = None,
+    needs_onnxruntime: bool = True,
+    note: Note = lambda line: None,
+) -> list[Wheel]:
     """The agent's wheel and those of its libraries, for a device.
 
     Args:
         offline: a folder of wheels to take instead of asking pip's index.
         needs_onnxruntime: False where the device's own runtime serves.
+        note: told what is left out because there is no wheel of it, though the device would be better with it.
 
     Raises:
         BadInputError: the offline folder lacks a wheel that fits.
@@ -76,21 +91,33 @@ def resolve(device: DevicePython, *, offline: Path | None = None, needs_onnxrunt
     agent = folder / f"{hashlib.sha256(data).hexdigest()[:16]}-{name}"
     if not agent.is_file() or agent.read_bytes() != data:
         _write(agent, data)
+    wheels = [Wheel(name, hashlib.sha256(data).hexdigest(), agent), *_kept(device, requirements, offline, folder)]
+    if device.python < _ZSTD_PYTHON:
+        try:
+            wheels += _kept(device, [ZSTD], offline, folder, _SHORT_PIP_S)
+        except KedgeError as error:
+            note(f"without {ZSTD}: changed releases are sent to this device whole ({error.message})")
+    return wheels
+
+
+def _kept(
+    device: DevicePython, requirements: Sequence[str], offline: Path | None, folder: Path, timeout_s: int = _PIP_S
+) -> list[Wheel]:
+    """Wheels of these libraries: from a folder, from the set that was kept, or by pip."""
+    if offline is not None:
+        source = ["--no-index", "--find-links", str(offline.absolute())]
+        fresh = _downloaded(device, requirements, source, folder, timeout_s)
+        digest = hashlib.sha256("".join(sorted(wheel.sha256 for wheel in fresh)).encode()).hexdigest()
+        return _keep(fresh, folder / f"{device.key}-offline-{digest[:16]}")
     wanted = hashlib.sha256("\n".join([device.key, *requirements]).encode()).hexdigest()[:16]
     libraries = folder / f"{device.key}-{wanted}"
-    if offline is not None:
-        fresh = _downloaded(device, requirements, ["--no-index", "--find-links", str(offline.absolute())], folder)
-        digest = hashlib.sha256("".join(sorted(wheel.sha256 for wheel in fresh)).encode()).hexdigest()
-        wheels = _keep(fresh, folder / f"{device.key}-offline-{digest[:16]}")
-    elif (kept := _read_lock(libraries)) is not None:
-        wheels = kept
-    else:
-        fresh = _downloaded(device, requirements, [], folder)
-        wheels = _keep(fresh, libraries)
-    return [Wheel(name, hashlib.sha256(data).hexdigest(), agent), *wheels]
+    kept = _read_lock(libraries)
+    return kept if kept is not None else _keep(_downloaded(device, requirements, [], folder, timeout_s), libraries)
 
 
-def _downloaded(device: DevicePython, requirements: Sequence[str], source: Sequence[str], folder: Path) -> list[Wheel]:
+def _downloaded(
+    device: DevicePython, requirements: Sequence[str], source: Sequence[str], folder: Path, timeout_s: int
+) -> list[Wheel]:
     target = Path(tempfile.mkdtemp(prefix=".download-", dir=folder))
     command = [
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"),
@@ -101,10 +128,10 @@ def _downloaded(device: DevicePython, requirements: Sequence[str], source: Seque
         *requirements,
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_S, check=False, cwd="/")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd="/")
     except subprocess.TimeoutExpired as error:
         shutil.rmtree(target, ignore_errors=True)
-        raise UnreachableError(f"pip found no wheels within {_PIP_S} s", hint="check the network") from error
+        raise UnreachableError(f"pip found no wheels within {timeout_s} s", hint="check the network") from error
     if done.returncode != 0:
         shutil.rmtree(target, ignore_errors=True)
         raise _explain(device, done.stderr, source)
@@ -120,7 +147,9 @@ def _explain(device: DevicePython, said: str, source: Sequence[str]) -> Exceptio
     errors = [line for line in said.splitlines() if line.startswith("ERROR")]
     reason = errors[-1].removeprefix("ERROR: ") if errors else (said.strip().splitlines() or ["no reason given"])[-1]
     if source:
-        return BadInputError(f"the wheelhouse does not serve {device.key}: {reason}", hint=f"it needs {REQUIREMENTS}")
+        return BadInputError(
+            f"the wheelhouse does not serve {device.key}: {reason}", hint=f"it needs {', '.join(REQUIREMENTS)}"
+        )
     return IncompatibleError(
         f"no wheels for {device.key}: {reason}",
         hint="check the network and pip's index; or collect wheels elsewhere and give --wheelhouse FOLDER",
