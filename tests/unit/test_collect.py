@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kedge.release.bundle import Release
 from kedge_agent.errors import AgentError
+from kedge_agent.formats.bundle import parse_bundle
 from kedge_agent.formats.digests import sha256_hex
 from kedge_agent.formats.offer import Offer
-from kedge_agent.store import space as space_module
 from kedge_agent.store.accept import ReleaseParcel
 from kedge_agent.store.collect import Collected, collect
 from kedge_agent.store.files import exclusive_lock
@@ -22,8 +25,10 @@ from kedge_agent.store.layout import Layout
 from kedge_agent.store.locks import using_store
 from kedge_agent.store.models import ModelState, prepare_switch, write_state
 from kedge_agent.store.releases import has_release, read_release, release_digests, verify_release
+from kedge_agent.store.room import make_room, room_for
 from kedge_agent.store.rules import ReleaseRules
-from kedge_agent.store.space import SPARE_BYTES, free_bytes, has_room, make_room, room_for
+from kedge_agent.store.slots import slot
+from kedge_agent.store.space import SPARE_BYTES, free_bytes, has_room
 from tests.support.stores import parts_of, put
 
 RULES = ReleaseRules(keep=1)
@@ -46,6 +51,11 @@ def digests(layout: Layout, release: Release, tmp_path: Path) -> list[str]:
 
 def weights_of(layout: Layout, digest: str) -> Path:
     return layout.object(read_release(layout, digest).file("weights.bin").sha256)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, bytes_: Callable[[], int]) -> None:
+    """Have the disk say that it has so much room."""
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=bytes_(), f_frsize=1))
 
 
 def assert_whole(layout: Layout) -> None:
@@ -212,6 +222,22 @@ def test_a_collection_that_is_killed_leaves_all_that_is_named_whole_and_the_next
     assert collect(layout, ReleaseRules(keep=0)) == NOTHING
 
 
+def test_wheels_of_the_agents_that_are_installed_stay(layout: Layout, digests: list[str]) -> None:
+    write_state(layout, "digits", ModelState(digests[5], None))
+    release = read_release(layout, digests[0])
+    entry = release.file("weights.bin")
+    wheel = {"name": "kedge_agent-1-py3-none-any.whl", "bytes": entry.size_bytes, "sha256": entry.sha256}
+    body = {"kedge_agent": 1, "version": "1", "python": "3.11", "arch": "x86_64"}
+    body["files"] = [wheel | {"frames": list(entry.frames)}]
+    data = json.dumps(body).encode()
+    folder = slot(layout, parse_bundle(data).digest)
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_bytes(data)
+    collect(layout, RULES, pressed=True)
+    assert release_digests(layout) == [digests[5]]
+    assert layout.object(entry.sha256).exists()
+
+
 def test_a_store_that_is_not_there_yet_has_nothing_to_collect(layout: Layout) -> None:
     assert collect(layout, RULES) == NOTHING
 
@@ -224,10 +250,10 @@ def test_room_is_made_of_what_nobody_needs_and_where_that_is_too_little_what_is_
     assert has_room(layout, 1) == (free_bytes(layout) > SPARE_BYTES)
     need = 100_000
     rooms = iter([need + SPARE_BYTES - 1, need + SPARE_BYTES])
-    monkeypatch.setattr(space_module, "free_bytes", lambda _: next(rooms))
+    free(monkeypatch, lambda: next(rooms))
     make_room(layout, RULES, need, keep={digests[0]})
     assert release_digests(layout) == sorted([digests[0], digests[5]])
-    monkeypatch.setattr(space_module, "free_bytes", lambda _: 1000)
+    free(monkeypatch, lambda: 1000)
     with pytest.raises(AgentError, match=r"1000 free, 16876216 too few \(\d+ were freed\)") as caught:
         make_room(layout, RULES, need)
     assert caught.value.kind == "space"
@@ -242,9 +268,7 @@ def test_a_push_that_needs_room_gets_what_nobody_else_needs_and_keeps_what_it_ne
     write_state(layout, "digits", ModelState(digests[5], None))
     again = parts_of(release, tmp_path, version=9, weights=bytes([1]) * 5000)
     fresh = parts_of(release, tmp_path, version=9, weights=bytes([9]) * 5000)
-    monkeypatch.setattr(
-        space_module, "free_bytes", lambda _: 10_000 + SPARE_BYTES if len(release_digests(layout)) == 1 else 100
-    )
+    free(monkeypatch, lambda: 10_000 + SPARE_BYTES if len(release_digests(layout)) == 1 else 100)
     for parts, missing in ((again, 0), (fresh, 1)):
         parcel = ReleaseParcel(layout, RULES, parts.data, Offer())
         staging = layout.staging(parcel.digest)
@@ -254,6 +278,6 @@ def test_a_push_that_needs_room_gets_what_nobody_else_needs_and_keeps_what_it_ne
             # Whatever is found while it is open stays.
             assert collect(layout, RULES) is None
     assert release_digests(layout) == [digests[5]]
-    monkeypatch.setattr(space_module, "free_bytes", lambda _: 100)
+    free(monkeypatch, lambda: 100)
     with pytest.raises(AgentError, match="too few"), room_for(layout, RULES, parcel, staging):
         pytest.fail("there is no room")

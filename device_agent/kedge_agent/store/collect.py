@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import AgentError
 from ..failpoints import reached
 from ..formats.manifest import Manifest, is_digest
+from .agents import agent_objects
 from .files import exclusive_lock, fsync_directory
 from .journal import read_unfinished
 from .layout import Layout
@@ -63,7 +64,7 @@ def collect(
         releases, named, held = _sort(layout, rules, pressed, frozenset(keep))
         freed = _remove_releases(layout, releases)
         reached("collect.removed")
-        objects = _remove_objects(layout, named | set(keep), held)
+        objects = _remove_objects(layout, named | agent_objects(layout) | set(keep), held)
         partials = _remove_partials(layout, 0 if pressed else _PARTIALS, frozenset(keep))
         engines = _remove_engines(layout, 1 if pressed else _ENGINES)
         return Collected(

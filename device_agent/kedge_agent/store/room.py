@@ -1,0 +1,73 @@
+"""Room for what is being pushed: made, where there is too little, of what nobody needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from ..errors import AgentError
+from .collect import collect
+from .files import make_directory
+from .holdings import Frames, find_missing, missing_bytes, reserved_bytes
+from .layout import Layout
+from .locks import using_store
+from .parcel import Parcel
+from .rules import ReleaseRules
+from .space import SPARE_BYTES, free_bytes, has_room
+
+__all__ = ["make_room", "room_for"]
+
+
+def make_room(layout: Layout, rules: ReleaseRules, need_bytes: int, keep: Collection[str] = ()) -> None:
+    """Remove what nobody needs until so many bytes fit, and some to spare.
+
+    It must not be called by who holds `using_store`; what was found in the store before has to be looked for again.
+
+    Args:
+        keep: as `collect` says: what is being pushed, and the objects that it names.
+
+    Raises:
+        AgentError: they do not fit (space); it says what is missing.
+        OSError: as `collect` says.
+    """
+    make_directory(layout.root, mode=0o700)
+    if has_room(layout, need_bytes):
+        return
+    collected = collect(layout, rules, pressed=True, keep=keep)
+    if has_room(layout, need_bytes):
+        return
+    free = free_bytes(layout)
+    made = (
+        "somebody else uses the store, so nothing could be removed from it"
+        if collected is None
+        else f"{collected.freed_bytes} were freed"
+    )
+    raise AgentError(
+        f"{need_bytes} bytes are needed and {SPARE_BYTES} to spare; {layout.root} has {free} free, "
+        f"{need_bytes + SPARE_BYTES - free} too few ({made})",
+        kind="space",
+        hint="free disk space on the device, or put the agent's state folder on a larger disk",
+    )
+
+
+@contextlib.contextmanager
+def room_for(layout: Layout, rules: ReleaseRules, parcel: Parcel, staging: Path) -> Iterator[Frames]:
+    """The frames of a parcel that are missing, with room for them; while the context is open, what is here stays here.
+
+    Blocks that an earlier push has reserved in `staging` count as room. Where it is too little, it is made.
+
+    Raises:
+        AgentError: they do not fit (space).
+        OSError: as `collect` says.
+    """
+    keep = {parcel.digest, *(entry.sha256 for entry in parcel.files)}
+    for last in (False, True):
+        with using_store(layout):
+            missing = find_missing(layout, parcel.files, staging)
+            need = missing_bytes(parcel.files, missing) - reserved_bytes(parcel.files, staging, missing)
+            if last or has_room(layout, need):
+                yield missing
+                return
+        # Not while the store is used: what is collected is nobody's then, and is looked for anew.
+        make_room(layout, rules, need, keep)
