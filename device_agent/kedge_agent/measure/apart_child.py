@@ -28,8 +28,6 @@ from .schedule import TimingRules
 
 __all__ = ["gate", "layers", "phases", "trial"]
 
-# Source: trtexec warms up for 200 ms.
-_WARM_UP_S = 0.2
 _MOST_WARM_UPS = 100
 
 Task = Callable[[Path, Mapping[str, Any]], dict[str, Any]]
@@ -114,7 +112,7 @@ def _times_ms(binding: Binding, rules: TimingRules) -> list[float]:
     begin = time.monotonic()
     for _ in range(_MOST_WARM_UPS):
         once()
-        if time.monotonic() - begin >= _WARM_UP_S:
+        if time.monotonic() - begin >= rules.warm_up_s:
             break
     times_ms: list[float] = []
     begin = time.monotonic()

@@ -57,8 +57,12 @@ class BenchmarkRules:
 
 @dataclass(frozen=True)
 class TimingRules:
-    """How long runs are timed one after the other: least_runs and least_s, but never beyond most_runs or most_s."""
+    """How long runs are timed one after the other: least_runs and least_s, but never beyond most_runs or most_s.
 
+    warm_up_s: for how long it is run before, at most a hundred times.
+    """
+
+    warm_up_s: float
     least_runs: int
     least_s: float
     most_runs: int
