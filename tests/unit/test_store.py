@@ -4,17 +4,16 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kedge.release.bundle import Release
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.frames import frame_length
-from kedge_agent.store import receive as receive_module
 from kedge_agent.store.files import exclusive_lock, write_atomic
 from kedge_agent.store.layout import Layout, socket_directory
 from kedge_agent.store.models import ModelState, list_models, read_state, write_state
@@ -209,8 +208,7 @@ def test_a_device_without_room_says_so_before_a_byte_travels(
     tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = Layout(tmp_path / "state")
-    real = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(receive_module.shutil, "disk_usage", lambda _: real._replace(free=1000))
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1000, f_frsize=1))
     with pytest.raises(AgentError, match="1000 free") as caught:
         push(layout, whole(release))
     assert caught.value.kind == "space"
@@ -223,10 +221,7 @@ def test_a_resumed_push_needs_only_the_room_that_is_not_reserved_yet(
     frames = frames_of(release)
     with pytest.raises(AgentError):
         push(layout, [message(Message.MANIFEST, release.manifest_bytes), frames[0]])
-    real = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        receive_module.shutil, "disk_usage", lambda _: real._replace(free=receive_module._SPARE_BYTES + 1)
-    )
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1000, f_frsize=1))
     push(layout, [message(Message.MANIFEST, release.manifest_bytes), *frames[1:], message(Message.COMMIT)])
 
 

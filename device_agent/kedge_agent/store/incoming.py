@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import AgentError
 from ..failpoints import reached
 from ..formats.delta import BASE_INDEX, DeltaError, decompress, slice_of
-from ..formats.digests import sha256_hex
+from ..formats.digests import sha256, sha256_hex
 from ..formats.frames import frame_length
 from ..formats.manifest import FileEntry
 from ..wire import ENCODING_DELTA, ENCODING_RAW, FRAME_BYTES, FRAME_HEADER, Message, WireError
@@ -22,23 +23,37 @@ from .layout import Layout
 
 __all__ = ["IncomingFrames"]
 
-# Frames being read, decoded or written; each has 8 MiB. Rebuilding one from a difference takes 72 MiB for its moment.
-_BUFFERS = 4
+# Small enough to stay in the processor's cache from the socket to the disk, and to be no burden on a small device.
+_CHUNK_BYTES = 1 << 20
+_CHUNKS = 8
 
 Send = Callable[[Message, bytes], None]
 
 
 @dataclass(frozen=True)
-class _Frame:
-    payload: memoryview
-    buffer: bytearray
+class _Head:
+    """What a FRAME begins with, and how many bytes follow."""
 
-
-@dataclass(frozen=True)
-class _Written:
     file: int
     frame: int
     encoding: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    data: memoryview
+    buffer: bytearray
+
+
+@dataclass
+class _Frame:
+    """A frame of which some has arrived. digest: of raw bytes, which are written as they come. packed: all others."""
+
+    head: _Head
+    left: int
+    digest: Any
+    packed: bytearray
 
 
 class IncomingFrames:
@@ -78,20 +93,27 @@ class IncomingFrames:
         self._failure: Exception | None = None
         self._guard = threading.Lock()
         self._free: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
-        for _ in range(_BUFFERS):
-            self._free.put(bytearray(FRAME_BYTES + FRAME_HEADER.size))
-        self._arrived: queue.SimpleQueue[_Frame | None] = queue.SimpleQueue()
-        self._written: queue.SimpleQueue[_Written | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._write_all, self._sync_all)]
+        for _ in range(_CHUNKS):
+            self._free.put(bytearray(_CHUNK_BYTES))
+        self._arrived: queue.SimpleQueue[_Head | _Chunk | None] = queue.SimpleQueue()
+        self._frame: _Frame | None = None
+        self._written: queue.SimpleQueue[_Head | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._take_all, self._sync_all)]
         for thread in self._threads:
             thread.start()
 
-    def buffer(self) -> bytearray:
-        """Room for the payload of one FRAME; waits until there is some.
+    def begin(self, header: bytes | memoryview, size: int) -> None:
+        """The header of a FRAME after which `size` bytes come.
 
         Raises:
             Exception: what `failed` was told.
         """
+        self._check()
+        file, frame, encoding = FRAME_HEADER.unpack(header)
+        self._arrived.put(_Head(file, frame, encoding, size))
+
+    def room(self) -> bytearray:
+        """Room for the next bytes; waits until there is some. Raises as `begin`."""
         buffer = self._free.get()
         if buffer is None:
             self._free.put(None)
@@ -99,10 +121,9 @@ class IncomingFrames:
             raise EOFError
         return buffer
 
-    def take(self, payload: memoryview, buffer: bytearray) -> None:
-        """A FRAME's payload, which lies in this buffer. Raises as `buffer`."""
-        self._check()
-        self._arrived.put(_Frame(payload, buffer))
+    def take(self, data: memoryview, buffer: bytearray) -> None:
+        """The next bytes of the frame that has begun; they lie in this room."""
+        self._arrived.put(_Chunk(data, buffer))
 
     def finish(self) -> None:
         """Wait until every frame that was taken is on the disk. Raises as `buffer`, and when frames are missing."""
@@ -131,65 +152,90 @@ class IncomingFrames:
         self._failed(error)
         self._free.put(None)
 
-    def _write_all(self) -> None:
+    def _take_all(self) -> None:
         try:
-            while (frame := self._arrived.get()) is not None:
+            while (item := self._arrived.get()) is not None:
                 if self._failure is None:
-                    self._write(frame.payload)
-                self._free.put(frame.buffer)
+                    self._begin(item) if isinstance(item, _Head) else self._add(item.data)
+                if isinstance(item, _Chunk):
+                    self._free.put(item.buffer)
         except Exception as error:  # a thread's exception would vanish
             self._fail(error)
         finally:
             self._written.put(None)
 
-    def _write(self, payload: memoryview) -> None:
-        if len(payload) < FRAME_HEADER.size:
-            raise WireError(f"expected FRAME or COMMIT, got FRAME of {len(payload)} bytes")
-        file, frame, encoding = FRAME_HEADER.unpack_from(payload)
-        sha = self._wanted.get((file, frame))
-        if sha is None or encoding not in ((ENCODING_RAW,) if (file, frame) in self._raw_only else self._taken):
-            raise WireError(f"frame {frame} of file {file} (encoding {encoding}) was not asked for")
-        entry = self._files[file]
-        data = self._decoded(file, frame, encoding, payload[FRAME_HEADER.size :])
-        if data is None or sha256_hex(data) != sha:
-            if encoding != ENCODING_RAW:
-                # What it was made against is not the same on both sides: the frame itself is asked for.
-                self._raw_only.add((file, frame))
-                self._send(Message.AGAIN, FRAME_HEADER.pack(file, frame, ENCODING_RAW))
-                return
-            raise AgentError(
-                f"frame {frame} of {entry.name} arrived with other bytes than the manifest names",
-                kind="integrity",
-                hint="check the release on the host: kedge release verify",
-            )
-        view, offset = memoryview(data), frame * FRAME_BYTES
-        while view:
-            written = os.pwrite(self._handles[file], view, offset)
-            view, offset = view[written:], offset + written
-        del self._wanted[file, frame]
-        reached("receive.written")
-        self._written.put(_Written(file, frame, encoding))
+    def _begin(self, head: _Head) -> None:
+        key = head.file, head.frame
+        taken = (ENCODING_RAW,) if key in self._raw_only else self._taken
+        if key not in self._wanted or head.encoding not in taken:
+            raise WireError(f"frame {head.frame} of file {head.file} (encoding {head.encoding}) was not asked for")
+        size = frame_length(self._files[head.file].size_bytes, head.frame)
+        if head.encoding == ENCODING_RAW and head.size != size:
+            raise self._other_bytes(head)
+        if not 0 < head.size <= size + BASE_INDEX.size:
+            raise WireError(f"frame {head.frame} of file {head.file} came in {head.size} bytes")
+        self._frame = _Frame(head, head.size, sha256(), bytearray())
 
-    def _decoded(self, file: int, frame: int, encoding: int, data: memoryview) -> bytes | memoryview | None:
+    def _add(self, data: memoryview) -> None:
+        frame = self._frame
+        assert frame is not None
+        if frame.head.encoding == ENCODING_RAW:
+            # Not proven yet; but what is there in its place is not good either, and only proven frames count.
+            self._put(frame.head, data, frame.head.size - frame.left)
+            frame.digest.update(data)
+        else:
+            frame.packed += data
+        frame.left -= len(data)
+        if not frame.left:
+            self._frame = None
+            self._prove(frame)
+
+    def _prove(self, frame: _Frame) -> None:
+        head = frame.head
+        if head.encoding != ENCODING_RAW:
+            data = self._decoded(head, memoryview(frame.packed))
+            if data is None or sha256_hex(data) != self._wanted[head.file, head.frame]:
+                # What it was made against is not the same on both sides: the frame itself is asked for.
+                self._raw_only.add((head.file, head.frame))
+                self._send(Message.AGAIN, FRAME_HEADER.pack(head.file, head.frame, ENCODING_RAW))
+                return
+            self._put(head, memoryview(data), 0)
+        elif frame.digest.hexdigest() != self._wanted[head.file, head.frame]:
+            raise self._other_bytes(head)
+        del self._wanted[head.file, head.frame]
+        reached("receive.written")
+        self._written.put(head)
+
+    def _put(self, head: _Head, data: memoryview, start: int) -> None:
+        offset = head.frame * FRAME_BYTES + start
+        while data:
+            written = os.pwrite(self._handles[head.file], data, offset)
+            data, offset = data[written:], offset + written
+
+    def _other_bytes(self, head: _Head) -> AgentError:
+        return AgentError(
+            f"frame {head.frame} of {self._files[head.file].name} arrived with other bytes than the manifest names",
+            kind="integrity",
+            hint="check the release on the host: kedge release verify",
+        )
+
+    def _decoded(self, head: _Head, data: memoryview) -> bytes | None:
         """The frame's bytes; None where they cannot be made of what came."""
-        size = frame_length(self._files[file].size_bytes, frame)
-        if encoding == ENCODING_RAW:
-            return data if len(data) == size else None
         prefix = None
-        if encoding == ENCODING_DELTA:
-            bases = self._bases.get(file, ())
-            if len(data) < BASE_INDEX.size or BASE_INDEX.unpack_from(data)[0] >= len(bases):
-                raise WireError(f"frame {frame} of file {file} is a difference to what was not offered")
-            base = bases[BASE_INDEX.unpack_from(data)[0]]
+        if head.encoding == ENCODING_DELTA:
+            bases = self._bases.get(head.file, ())
+            index = BASE_INDEX.unpack_from(data)[0]
+            if index >= len(bases):
+                raise WireError(f"frame {head.frame} of file {head.file} is a difference to what was not offered")
             data = data[BASE_INDEX.size :]
-            offset, length = slice_of(frame, base.size_bytes)
+            offset, length = slice_of(head.frame, bases[index].size_bytes)
             try:
-                with self._layout.object(base.sha256).open("rb", buffering=0) as handle:
+                with self._layout.object(bases[index].sha256).open("rb", buffering=0) as handle:
                     prefix = os.pread(handle.fileno(), length, offset)
             except OSError:
                 return None
         try:
-            return decompress(data, size, prefix)
+            return decompress(data, frame_length(self._files[head.file].size_bytes, head.frame), prefix)
         except DeltaError:
             return None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,9 +17,11 @@ from ..errors import AgentError
 from ..failpoints import reached
 from ..formats.delta import encodings
 from ..formats.manifest import FileEntry, ManifestError
-from ..formats.offer import Offer, parse_offer
-from ..wire import ENCODING_DELTA, ENCODING_RAW, MESSAGE_HEADER, Message, WireError, read_message
+from ..formats.offer import AGENT, Offer, parse_offer
+from ..wire import ENCODING_DELTA, ENCODING_RAW, FRAME_HEADER, MESSAGE_HEADER, Message, WireError, message_limit
 from .accept import ReleaseParcel
+from .agents import AgentParcel
+from .collect import collect
 from .files import exclusive_lock, fsync_directory, make_directory, translate_os_error
 from .holdings import Frames, copy_frames, find_bases, find_missing, missing_bytes, reserved_bytes, staged
 from .incoming import IncomingFrames
@@ -28,6 +29,7 @@ from .layout import Layout
 from .locks import using_store
 from .parcel import Parcel
 from .rules import ReleaseRules
+from .space import SPARE_BYTES, free_bytes, has_room
 
 __all__ = ["receive"]
 
@@ -91,35 +93,41 @@ def _reported(error: Exception) -> AgentError:
 
 
 class _Ear:
-    """Reads messages. A payload lies in the buffer that was given for it, or else in one of its own."""
+    """Reads messages: the head of one first, then as much of its payload at a time as whoever asks has room for."""
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
-        self._header = memoryview(bytearray(MESSAGE_HEADER.size))
 
-    def hear(self, buffer: bytearray | None = None) -> tuple[Message, memoryview]:
-        """The next message.
+    def head(self) -> tuple[Message, int]:
+        """Type and length of the next message.
 
         Raises:
-            WireError: it is none. EOFError: there is none.
+            WireError: there is no such type, or it may not be as long. EOFError: nothing more comes.
         """
+        code, length = MESSAGE_HEADER.unpack(self.exactly(MESSAGE_HEADER.size))
+        try:
+            kind = Message(code)
+        except ValueError:
+            raise WireError(f"unknown message type {code}") from None
+        if length > message_limit(kind):
+            raise WireError(f"{kind.name} of {length} bytes exceeds the limit of {message_limit(kind)}")
+        return kind, length
 
-        def exactly(size: int) -> memoryview:
-            if size == len(self._header):
-                out = self._header
-            elif buffer is not None and size <= len(buffer):
-                out = memoryview(buffer)[:size]
-            else:
-                out = memoryview(bytearray(size))
-            filled = 0
-            while filled < size:
-                got = self._source.readinto(out[filled:])  # type: ignore[attr-defined]
-                if not got:
-                    raise EOFError
-                filled += got
-            return out
+    def exactly(self, size: int) -> bytes:
+        """So many bytes."""
+        buffer = bytearray(size)
+        self.fill(memoryview(buffer))
+        return bytes(buffer)
 
-        return read_message(exactly)
+    def fill(self, room: memoryview) -> memoryview:
+        """The room, full of what came next."""
+        filled = 0
+        while filled < len(room):
+            got = self._source.readinto(room[filled:])  # type: ignore[attr-defined]
+            if not got:
+                raise EOFError
+            filled += got
+        return room
 
 
 class _Push:
@@ -133,14 +141,14 @@ class _Push:
 
     def run(self) -> str:
         """All of it; the digest of what was accepted."""
-        kind, payload = self._ear.hear()
+        kind, size = self._ear.head()
         offer: Offer | None = None
         if kind is Message.OFFER:
-            offer = parse_offer(payload)
-            kind, payload = self._ear.hear()
+            offer = parse_offer(self._ear.exactly(size))
+            kind, size = self._ear.head()
         if kind is not Message.MANIFEST:
             raise WireError(f"expected MANIFEST, got {kind.name}")
-        parcel = self._parcel(bytes(payload), offer or Offer())
+        parcel = self._parcel(self._ear.exactly(size), offer or Offer())
         reached("receive.offered")
         staging = self._layout.staging(parcel.digest)
         with parcel.lock():
@@ -158,16 +166,25 @@ class _Push:
         return parcel.digest
 
     def _parcel(self, data: bytes, offer: Offer) -> Parcel:
-        return ReleaseParcel(self._layout, self._rules, data, offer)
+        make = AgentParcel if offer.kind == AGENT else ReleaseParcel
+        return make(self._layout, self._rules, data, offer)
 
     @contextlib.contextmanager
     def _room(self, parcel: Parcel, staging: Path) -> Iterator[Frames]:
         """The frames that are missing, with room for them; while the context is open, what is here stays here."""
-        with using_store(self._layout):
-            missing = find_missing(self._layout, parcel.files, staging)
-            need = missing_bytes(parcel.files, missing) - reserved_bytes(parcel.files, staging, missing)
-            _require_space(staging, need)
-            yield missing
+        freed = 0
+        while True:
+            with using_store(self._layout):
+                missing = find_missing(self._layout, parcel.files, staging)
+                need = missing_bytes(parcel.files, missing) - reserved_bytes(parcel.files, staging, missing)
+                if has_room(self._layout, need):
+                    yield missing
+                    return
+            # Nothing is collected while anybody uses the store.
+            collected = collect(self._layout, self._rules, pressed=True, keep=[each.sha256 for each in parcel.files])
+            if collected is None or not collected.freed_bytes:
+                raise _no_room(self._layout, need, freed)
+            freed += collected.freed_bytes
 
     def _gather(self, parcel: Parcel, staging: Path, missing: Frames, offered: tuple[int, ...] | None) -> None:
         """Make or receive the missing frames, until COMMIT.
@@ -198,15 +215,23 @@ class _Push:
                 self._layout, files, staging, handles, missing, bases, taken, self._voice.send, self._voice.fail
             )
             stack.callback(incoming.close)
-            while True:
-                buffer = incoming.buffer()
-                kind, payload = self._ear.hear(buffer)
-                if kind is Message.COMMIT:
-                    break
-                if kind is not Message.FRAME:
-                    raise WireError(f"expected FRAME or COMMIT, got {kind.name}")
-                incoming.take(payload, buffer)
+            while (size := self._next_frame()) is not None:
+                incoming.begin(self._ear.exactly(FRAME_HEADER.size), size)
+                while size:
+                    room = incoming.room()
+                    data = self._ear.fill(memoryview(room)[:size])
+                    incoming.take(data, room)
+                    size -= len(data)
             incoming.finish()
+
+    def _next_frame(self) -> int | None:
+        """How many bytes follow the header of the next FRAME; None at COMMIT."""
+        kind, size = self._ear.head()
+        if kind is Message.COMMIT and size == 0:
+            return None
+        if kind is not Message.FRAME or size < FRAME_HEADER.size:
+            raise WireError(f"expected FRAME or COMMIT, got {kind.name} of {size} bytes")
+        return size - FRAME_HEADER.size
 
 
 def _want(files: Sequence[FileEntry], missing: Frames) -> dict[str, Any]:
@@ -226,14 +251,12 @@ def _bases(bases: dict[int, list[FileEntry]]) -> list[dict[str, Any]]:
     ]
 
 
-_SPARE_BYTES = 16 * 1024 * 1024
-
-
-def _require_space(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if need > 0 and free < need + _SPARE_BYTES:
-        raise AgentError(
-            f"the release needs {need} bytes and {_SPARE_BYTES} to spare; {folder} has {free} free",
-            kind="space",
-            hint="free disk space on the device, or put the agent's state folder on a larger disk",
-        )
+def _no_room(layout: Layout, need: int, freed: int) -> AgentError:
+    free = free_bytes(layout)
+    removed = f" after {freed} bytes of what nobody needs were removed" if freed else ""
+    return AgentError(
+        f"{need} bytes are needed and {SPARE_BYTES} to spare; {layout.root} has {free} free{removed}:"
+        f" {need + SPARE_BYTES - free} are missing",
+        kind="space",
+        hint="free disk space on the device, or put the agent's state folder on a larger disk",
+    )
