@@ -28,6 +28,7 @@ from .deploys import Deploys
 from .http import Handler, Request, Response, Route, json_response, route, routed
 from .measure_routes import measure_routes
 from .oip_routes import oip_routes
+from .release_routes import release_routes
 from .repository import Repository
 from .shared_memory import Regions
 
@@ -75,7 +76,7 @@ def control_handler(
     """Handler of the control door; `settings`: what the agent tells of its own, asked anew each time."""
     control = _control_routes(repository, layout, runtimes, deploys, settings)
     measure = measure_routes(repository, regions, layout)
-    jobs = [*build_routes(builds), *deploy_routes(deploys)]
+    jobs = [*build_routes(builds), *deploy_routes(deploys), *release_routes(layout)]
     return routed([*oip_routes(repository, regions), *control, *measure, *jobs])
 
 
