@@ -11,9 +11,9 @@ from ..errors import AgentError
 from ..formats.archive import ArchiveError, ArchiveReader
 from .accept import ReleaseParcel
 from .files import exclusive_lock, fsync_directory, make_directory, translate_os_error
-from .holdings import find_missing, staged, sync_staged
+from .holdings import Frames, staged, sync_staged
 from .layout import Layout
-from .locks import using_store
+from .room import room_for
 from .rules import ReleaseRules
 
 __all__ = ["import_archive"]
@@ -38,8 +38,8 @@ def import_archive(layout: Layout, source: BinaryIO, rules: ReleaseRules) -> str
             staging = layout.staging(parcel.digest)
             make_directory(staging)
             busy = f"{parcel.label} is being pushed by somebody else"
-            with exclusive_lock(staging / ".lock", busy), using_store(layout):
-                _gather(layout, archive, parcel, staging)
+            with exclusive_lock(staging / ".lock", busy), room_for(layout, rules, parcel, staging) as missing:
+                _gather(archive, parcel, staging, missing)
                 parcel.accept(staging)
     except ArchiveError as error:
         raise AgentError(f"import refused: {error}", kind="integrity", hint="get the archive again") from error
@@ -48,9 +48,8 @@ def import_archive(layout: Layout, source: BinaryIO, rules: ReleaseRules) -> str
     return parcel.digest
 
 
-def _gather(layout: Layout, archive: ArchiveReader, parcel: ReleaseParcel, staging: Path) -> None:
+def _gather(archive: ArchiveReader, parcel: ReleaseParcel, staging: Path, missing: Frames) -> None:
     """Read the archive to its end; what the store lacks lies in the staging folder then, on disk."""
-    missing = find_missing(layout, parcel.files, staging)
     wanted = {parcel.files[file].sha256 for file, _ in missing}
     with contextlib.ExitStack() as stack:
         # All of them are reserved before the first byte is read.
