@@ -1,0 +1,327 @@
+"""Bundles of agents: their manifest, what unpacks them, where they lie, and how an interrupted upgrade ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kedge.deploy import bootstrap, wheelhouse
+from kedge.deploy.agent_bundle import make_bundle
+from kedge.deploy.wheelhouse import DevicePython, Wheel
+from kedge.errors import IncompatibleError
+from kedge_agent.errors import AgentError
+from kedge_agent.formats.bundle import bundle_bytes, parse_bundle
+from kedge_agent.formats.manifest import ManifestError
+from kedge_agent.formats.offer import AGENT, Offer
+from kedge_agent.store.agents import AgentParcel, agent_objects, run_program
+from kedge_agent.store.layout import Layout
+from kedge_agent.store.rules import OFF, ReleaseRules
+from kedge_agent.store.slots import (
+    COMMITTED,
+    FALLEN_BACK,
+    Trial,
+    begin_trial,
+    changing_agents,
+    clean_slots,
+    commit_trial,
+    has_slot,
+    own_slot,
+    read_outcome,
+    read_trial,
+    settle,
+    slot_named,
+)
+from kedge_agent.store.wheels import unpack_wheel
+from tests.support.upgrades import HERE, bundle_of
+
+UNSIGNED = ReleaseRules(signatures=OFF)
+A, B = "a" * 64, "b" * 64
+
+
+def entry(name: str = "kedge_agent-1-py3-none-any.whl") -> dict[str, Any]:
+    return {"name": name, "bytes": 3, "sha256": A, "frames": [B]}
+
+
+def body(**more: Any) -> dict[str, Any]:
+    return {"kedge_agent": 1, "version": "1", "python": "3.11", "arch": "x86_64", "files": [entry()], **more}
+
+
+def test_a_bundle_s_manifest_is_read_as_it_was_written() -> None:
+    bundle = parse_bundle(bundle_bytes(body()))
+    assert (bundle.version, bundle.python, bundle.arch) == ("1", "3.11", "x86_64")
+    assert bundle.files[0].frames == (B,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kedge_agent": 2},
+        {"kedge": 1},
+        {"version": "../x"},
+        {"python": "2.7"},
+        {"python": 3.11},
+        {"arch": "x86-64; reboot"},
+        {"files": []},
+        {"files": [entry("numpy-2-py3.whl")]},
+        {"files": [entry(), entry()]},
+        {"files": [entry(), entry("../numpy.whl")]},
+        {"files": [entry(), entry("numpy.tar.gz")]},
+        {"files": [entry(), {**entry("numpy-2-py3.whl"), "bytes": 0, "frames": []}]},
+        {"files": [entry(), {**entry("numpy-2-py3.whl"), "frames": [B, B]}]},
+        {"files": [entry(), {**entry("numpy-2-py3.whl"), "sha256": "A" * 64}]},
+        {"files": [entry(), {**entry("numpy-2-py3.whl"), "mode": 1}]},
+    ],
+)
+def test_a_malformed_bundle_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError):
+        parse_bundle(json.dumps(body(**wrong)).encode())
+
+
+def wheel(path: Path, *entries: tuple[str, bytes], link: str | None = None) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+        if link is not None:
+            info = zipfile.ZipInfo(link)
+            info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(info, "/etc/passwd")
+    return path
+
+
+Unpack = Callable[[Path, Path], None]
+
+
+def by_agent(path: Path, site: Path) -> None:
+    unpack_wheel(path, site)
+
+
+def by_bootstrap(path: Path, site: Path) -> None:
+    import hashlib
+
+    bootstrap._unpack(path, hashlib.sha256(path.read_bytes()).hexdigest(), site)
+
+
+@pytest.mark.parametrize("unpack", [by_agent, by_bootstrap])
+@pytest.mark.parametrize("name", ["../out.py", "/out.py", "x/../../out.py", "x.data/purelib/../../../out.py"])
+def test_a_wheel_that_leads_elsewhere_is_refused(tmp_path: Path, unpack: Unpack, name: str) -> None:
+    (tmp_path / "site").mkdir()
+    with pytest.raises((AgentError, SystemExit), match="holds the path"):
+        unpack(wheel(tmp_path / "x.whl", (name, b"x")), tmp_path / "site")
+    assert not (tmp_path / "out.py").exists()
+
+
+@pytest.mark.parametrize("unpack", [by_agent, by_bootstrap])
+def test_a_wheel_with_a_link_is_refused(tmp_path: Path, unpack: Unpack) -> None:
+    (tmp_path / "site").mkdir()
+    with pytest.raises((AgentError, SystemExit), match="holds the path"):
+        unpack(wheel(tmp_path / "x.whl", link="x/passwd"), tmp_path / "site")
+
+
+@pytest.mark.parametrize("unpack", [by_agent, by_bootstrap])
+def test_modules_are_laid_down_and_scripts_are_not(tmp_path: Path, unpack: Unpack) -> None:
+    (tmp_path / "site").mkdir()
+    made = wheel(
+        tmp_path / "x.whl",
+        ("x/__init__.py", b"1"),
+        ("x-1.data/purelib/y.py", b"2"),
+        ("x-1.data/platlib/z/w.so", b"3"),
+        ("x-1.data/scripts/run", b"4"),
+        ("x-1.data/headers/x.h", b"5"),
+    )
+    unpack(made, tmp_path / "site")
+    found = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    assert found == {"x/__init__.py", "y.py", "z/w.so"}
+
+
+def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.whl").write_bytes(b"not a zip")
+    with pytest.raises(AgentError, match="no wheel"):
+        unpack_wheel(tmp_path / "x.whl", tmp_path)
+
+
+def test_the_launcher_runs_the_same_program_whoever_unpacked_the_agent(tmp_path: Path) -> None:
+    assert run_program(tmp_path / "a'b" / "site") == bootstrap.RUN.format(site=str(tmp_path / "a'b" / "site"))
+
+
+def accept(layout: Layout, folder: Path, version: str) -> str:
+    bundle = bundle_of(folder, version)
+    staging = layout.staging(bundle.digest)
+    staging.mkdir(parents=True)
+    for file, path in bundle.files:
+        (staging / file.sha256).write_bytes(path.read_bytes())
+    parcel = AgentParcel(layout, UNSIGNED, bundle.manifest, Offer(AGENT))
+    with parcel.lock():
+        parcel.judge()
+        parcel.accept(staging)
+    assert not staging.exists()
+    return bundle.digest
+
+
+def test_an_accepted_agent_lies_in_a_slot_and_its_wheels_are_kept(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    digest = accept(layout, tmp_path, "2.0.0")
+    assert has_slot(layout, digest)
+    assert (tmp_path / "state" / "agent" / digest / "site" / "kedge_agent" / "cli.py").is_file()
+    assert {layout.object(sha256).is_file() for sha256 in agent_objects(layout)} == {True}
+    assert slot_named(layout, "current") is None
+    assert own_slot(layout) is None
+    # Once more: nothing is missing, and nothing changes.
+    bundle = bundle_of(tmp_path, "2.0.0")
+    parcel = AgentParcel(layout, UNSIGNED, bundle.manifest, Offer(AGENT))
+    parcel.accept(tmp_path / "nothing")
+    assert has_slot(layout, digest)
+
+
+def test_what_breaks_off_leaves_no_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(tmp_path / "state")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kedge_agent.store.agents.unpack_wheel", full)
+        with pytest.raises(OSError, match="No space"):
+            accept(layout, tmp_path, "2.0.0")
+    assert [path.name for path in (tmp_path / "state" / "agent").iterdir()] == [".lock"]
+
+
+def test_an_agent_for_another_python_or_processor_is_refused(tmp_path: Path) -> None:
+    made = bundle_of(tmp_path, "2.0.0")
+    for wrong in ({"python": "3.99"}, {"arch": "riscv64"}):
+        manifest = bundle_bytes({**json.loads(made.manifest), **wrong})
+        with pytest.raises(AgentError) as refused:
+            AgentParcel(Layout(tmp_path), UNSIGNED, manifest, Offer(AGENT)).judge()
+        assert refused.value.kind == "incompatible"
+
+
+def test_an_unsigned_agent_is_refused_where_signatures_are_asked_for(tmp_path: Path) -> None:
+    signers = tmp_path / "signers"
+    signers.write_text("")
+    rules = ReleaseRules(allowed_signers=signers)
+    with pytest.raises(AgentError) as refused:
+        AgentParcel(Layout(tmp_path), rules, bundle_of(tmp_path, "2").manifest, Offer(AGENT)).judge()
+    assert refused.value.kind == "integrity"
+
+
+def test_a_release_s_offer_brings_no_agent(tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match="no agent"):
+        AgentParcel(Layout(tmp_path), UNSIGNED, bundle_of(tmp_path, "2").manifest, Offer()).judge()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    for digest in (A, B):
+        (tmp_path / "agent" / digest).mkdir(parents=True)
+    (tmp_path / "agent" / "current").symlink_to(A)
+    return Layout(tmp_path)
+
+
+def test_an_upgrade_that_was_cut_short_ends_with_the_agent_that_is_current(layout: Layout) -> None:
+    assert settle(layout) is None
+    trial = Trial(B, A, "1.0.0")
+    begin_trial(layout, trial)
+    assert read_trial(layout) == trial
+    ended = settle(layout)
+    assert ended is not None
+    assert (ended.state, slot_named(layout, "current")) == (FALLEN_BACK, A)
+    assert read_trial(layout) is None
+    begin_trial(layout, trial)
+    commit_trial(layout, trial)
+    ended = settle(layout)
+    assert ended is not None
+    assert (ended.state, slot_named(layout, "current"), slot_named(layout, "previous")) == (COMMITTED, B, A)
+    last = read_outcome(layout)
+    assert last is not None
+    assert (last.bundle, last.former, last.from_version, last.state) == (B, A, "1.0.0", COMMITTED)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"bundle": "x", "former": "y", "version": "1"}', "x" * 100_000])
+def test_a_damaged_mark_is_taken_away_and_the_old_agent_serves(layout: Layout, text: str) -> None:
+    (layout.root / "agent" / "trial.json").write_text(text)
+    (layout.root / "agent" / "upgrade.json").write_text(text)
+    assert read_trial(layout) is None
+    assert read_outcome(layout) is None
+    assert settle(layout) is None
+    assert not (layout.root / "agent" / "trial.json").exists()
+
+
+def test_only_the_current_slot_and_the_one_before_are_kept(layout: Layout) -> None:
+    for name in ("c" * 64, f".{A}.partial"):
+        (layout.root / "agent" / name).mkdir()
+    clean_slots(layout)
+    assert (layout.root / "agent" / ("c" * 64)).is_dir()  # nothing was ever replaced: nothing is known to be old
+    commit_trial(layout, Trial(B, A, "1"))
+    clean_slots(layout)
+    assert sorted(path.name for path in (layout.root / "agent").iterdir()) == sorted([A, B, "current", "previous"])
+
+
+def test_one_changes_agents_at_a_time(layout: Layout) -> None:
+    with (
+        changing_agents(layout),
+        pytest.raises(AgentError, match="somebody else is changing"),
+        changing_agents(layout, wait_s=0.1),
+    ):
+        pass
+
+
+def test_provisioning_leaves_what_an_upgrade_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "_start", lambda *_, **__: ("background", None))
+    state, layout = tmp_path / "state", Layout(tmp_path / "state")
+    digests = []
+    for version in ("1", "2", "3"):
+        bundle = bundle_of(tmp_path, version)
+        (state / "provision").mkdir(parents=True)
+        wheels = []
+        for file, path in bundle.files:
+            (state / "provision" / f"{file.sha256}.whl").write_bytes(path.read_bytes())
+            wheels.append({"name": file.name, "sha256": file.sha256})
+        request = {"state": str(state), "digest": bundle.digest, "manifest": bundle.manifest.decode(), "wheels": wheels}
+        bootstrap.install(request)
+        digests.append(bundle.digest)
+        assert agent_objects(layout) >= {file.sha256 for file, _ in bundle.files}
+        assert all(layout.object(file.sha256).is_file() for file, _ in bundle.files)
+    assert (slot_named(layout, "current"), slot_named(layout, "previous")) == (digests[2], digests[1])
+    assert not has_slot(layout, digests[0])
+    assert not os.path.lexists(state / "provision")
+
+
+def test_the_same_wheels_make_the_same_bundle_whatever_their_order(tmp_path: Path) -> None:
+    first = bundle_of(tmp_path, "1").files[0]
+    other = tmp_path / "numpy-2-py3-none-any.whl"
+    other.write_bytes(b"numpy")
+    wheels = [Wheel(first[0].name, first[0].sha256, first[1]), Wheel(other.name, "", other)]
+    made = make_bundle(wheels, HERE)
+    assert make_bundle(wheels[::-1], HERE) == made
+    assert made.version == "1"
+    assert made.total_bytes == first[0].size_bytes + 5
+
+
+def test_a_device_without_a_wheel_of_zstd_gets_the_others_and_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numpy = tmp_path / "numpy-2-py3-none-any.whl"
+    numpy.write_bytes(b"numpy")
+    asked: list[list[str]] = []
+
+    def kept(device: DevicePython, requirements: list[str], *_: object) -> list[Wheel]:
+        asked.append(requirements)
+        if requirements == [wheelhouse.ZSTD]:
+            raise IncompatibleError("no wheels for riscv64")
+        return [Wheel(numpy.name, "", numpy)]
+
+    monkeypatch.setattr(wheelhouse, "_kept", kept)
+    notes: list[str] = []
+    wheels = wheelhouse.resolve(DevicePython((3, 10), "riscv64", (2, 35)), note=notes.append)
+    assert [name.name.split("-")[0] for name in wheels] == ["kedge_agent", "numpy"]
+    assert len(notes) == 1
+    assert "backports.zstd" in notes[0]
+    asked.clear()
+    wheelhouse.resolve(DevicePython((3, 14), "riscv64", (2, 35)), note=notes.append)
+    assert [wheelhouse.ZSTD] not in asked
