@@ -107,7 +107,8 @@ def _load(path: Path, options: LoadOptions, profile: Path | None = None) -> Onnx
     settings.inter_op_num_threads = 1
     # Idle worker threads that spin would burn a core of a device that serves one request now and then.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    settings.log_severity_level = 3
+    # Errors are raised, and said where they are handled; a line of each on standard error would fill whatever takes it.
+    settings.log_severity_level = 4
     if profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
