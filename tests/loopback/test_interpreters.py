@@ -68,6 +68,7 @@ def test_the_agent_installs_serves_and_stops(version: str, tmp_path: Path, relea
         "do": "install",
         "state": str(state),
         "digest": "d" * 64,
+        "manifest": "{}",
         "service": False,
         "wheels": [{"sha256": wheel.sha256, "name": wheel.name} for wheel in wheels],
     }
@@ -94,7 +95,7 @@ def test_a_wheel_with_other_bytes_than_named_is_not_unpacked(tmp_path: Path) -> 
     (tmp_path / "provision").mkdir()
     (tmp_path / "provision" / f"{'a' * 64}.whl").write_bytes(b"PK")
     with pytest.raises(SystemExit, match="other bytes"):
-        bootstrap._lay_down(tmp_path, "d" * 64, [{"sha256": "a" * 64, "name": "x"}])
+        bootstrap._lay_down(tmp_path, "d" * 64, [{"sha256": "a" * 64, "name": "x"}], "{}")
     assert not (tmp_path / "agent" / ("d" * 64)).exists()
 
 

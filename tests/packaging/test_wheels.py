@@ -107,6 +107,6 @@ def test_the_agent_runs_in_an_empty_environment_that_has_nothing_of_kedge(tmp_pa
         )
         status = json.loads(said.stdout)
         assert Path(status.pop("sockets"), "infer.sock").is_socket()
-        assert status == {"ready": True, "models": []}
+        assert status == {"ready": True, "models": [], "safe_mode": None}
     finally:
         subprocess.run([agent, "--state", state, "stop"], check=True, timeout=60)
