@@ -12,11 +12,14 @@ import pytest
 
 from kedge.build.attestation import attest
 from kedge.build.cache import Builder, CachedEngine, EngineCache
+from kedge.cli.app import main
 from kedge.deploy.engines import complete
+from kedge.deploy.vouching import require_vouched
 from kedge.errors import BadInputError, IntegrityError
 from kedge.release.archives import export_release, import_release
 from kedge.release.bundle import Release, open_release, write_release
 from kedge.release.signing import sign
+from kedge.transport.local import LocalAgent
 from kedge_agent.engine.order import Order, engine_key
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.offer import Offer, Signed
@@ -106,7 +109,6 @@ def test_engines_of_two_devices_with_one_passport_lie_side_by_side(cache: Engine
         second.sha256,
         own.sha256,
     }
-    assert first.to_json()["builder"] == {"device": "orin-1", "host_key": "SHA256:first"}
 
 
 def test_what_a_device_built_is_found_only_by_those_who_say_that_it_may_be(
@@ -222,6 +224,55 @@ def test_an_attestation_travels_in_an_archive(
     attest(whole, keys["alice"].path, cache)
     export_release(whole, tmp_path / "net.kedge")
     assert import_release(tmp_path / "net.kedge", tmp_path / "again").offer() == whole.offer()
+
+
+class Reached(LocalAgent):
+    """A device that is never called."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        super().__init__(folder)
+        self.name = name
+
+
+def test_the_host_carries_no_engine_to_another_device_that_nobody_vouches_for(
+    release: Release, keys: dict[str, Key], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    cache = EngineCache()
+    whole = complete(release, engine_of(cache, release, Builder("orin-1")), tmp_path / "whole.release")
+    require_vouched(Reached("orin-1", tmp_path), whole)
+    require_vouched(Reached("orin-2", tmp_path), release)
+    with pytest.raises(IntegrityError, match="was built on orin-1") as caught:
+        require_vouched(Reached("orin-2", tmp_path), whole)
+    assert "attest" in caught.value.hint
+    attest(whole, keys["alice"].path, cache)
+    require_vouched(Reached("orin-2", tmp_path), whole)
+
+
+def test_the_command_lists_what_it_vouched_for(
+    release: Release,
+    keys: dict[str, Key],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    command = ["release", "attest", str(release.folder), "--key", str(keys["alice"].path)]
+    assert main(command) == 3
+    engine = engine_of(EngineCache(), release, FIRST)
+    capsys.readouterr()
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["release"] == release.digest
+    assert document["engines"] == [
+        {
+            "engine": engine.sha256,
+            "passport": ORIN.to_json(),
+            "builder": {"device": "orin-1", "host_key": "SHA256:first"},
+        }
+    ]
+    assert main(command) == 0
+    assert "built by orin-1: attested" in capsys.readouterr().out
 
 
 def _attestation(release: Release) -> Signed:

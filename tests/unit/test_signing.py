@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import json
 import os
+import pty
 import re
 import signal
 import stat
@@ -17,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -234,6 +239,52 @@ def test_a_key_that_only_ssh_agent_has_signs_by_its_public_half(release: Release
     with pytest.raises(BadInputError, match="could not sign") as caught:
         sign(release, public)
     assert "ssh-add -L" in caught.value.hint
+
+
+def test_a_passphrase_is_asked_for_on_the_terminal(release: Release, tmp_path: Path) -> None:
+    key = make_key(tmp_path, "locked")
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-P", "", "-N", "open sesame", "-f", key.path], check=True, stdout=subprocess.DEVNULL
+    )
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ.pop("SSH_AUTH_SOCK", None)
+        try:
+            sign(release, key.path)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    with os.fdopen(terminal, "r+b", buffering=0) as screen:
+        said = b""
+        while b"passphrase" not in said:
+            said += screen.read(1024)
+        screen.write(b"open sesame\n")
+        with contextlib.suppress(OSError):
+            while screen.read(1024):
+                pass
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [each.fingerprint for each in signatures_of(release)] == [key.fingerprint]
+
+
+def test_a_signature_of_a_fido_token_holds_where_somebody_touched_it(tmp_path: Path) -> None:
+    """As a token makes it (PROTOCOL.u2f of OpenSSH): of the application, flags, a counter, the hash of the message."""
+    token = Ed25519PrivateKey.generate()
+    public = token.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    kind, application = b"sk-ssh-ed25519@openssh.com", b"ssh:"
+    key = string(kind) + string(public) + string(application)
+    message = b"SSHSIG" + b"".join(
+        map(string, (RELEASE_NAMESPACE.encode(), b"", b"sha512", hashlib.sha512(DOCUMENT).digest()))
+    )
+    touched = b"\x01" + struct.pack(">I", 7)
+    told = hashlib.sha256(application).digest() + touched + hashlib.sha256(message).digest()
+    signature = armoured(blob(key=key, signature=string(kind) + string(token.sign(told)) + touched))
+    line = Key(tmp_path, f"{kind.decode()} {base64.b64encode(key).decode()} token")
+    assert verify(rules(tmp_path, ("net", line)), DOCUMENT, signature, RELEASE_NAMESPACE, "net") == (fingerprint(key),)
+    told = told[:32] + b"\x00" + told[33:]
+    untouched = armoured(blob(key=key, signature=string(kind) + string(token.sign(told)) + b"\x00" + touched[1:]))
+    assert "without being touched" in refusal(rules(tmp_path, ("net", line)), untouched).message
+    claimed = armoured(blob(key=key, signature=string(kind) + string(token.sign(told)) + touched))
+    assert "not of these bytes" in refusal(rules(tmp_path, ("net", line)), claimed).message
 
 
 def test_a_certificate_is_not_taken(keys: dict[str, Key], tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ def _judged(document: bytes, signature: Signature, namespace: str, principal: st
             "a signature holds for what it was made for alone: sign with kedge, or with ssh-keygen -Y sign -n "
             + namespace,
         )
+    if not signature.touched:
+        # sshd asks for a touch unless it is told otherwise; ssh-keygen -Y verify does not, and a program that has taken
+        # over the host could have the token sign without one.
+        return Finding(key, f"the token with {key} signed without being touched", "sign again, and touch it")
     asked = ["-I", principal, "-n", namespace]
     revoked = signers.revoked if signers.revoked is not None and os.path.lexists(signers.revoked) else None
     done = _run(["verify", *asked, *(["-r", str(revoked)] if revoked else [])], document, signature, signers)

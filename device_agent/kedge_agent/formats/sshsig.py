@@ -41,6 +41,8 @@ _MAGIC = b"SSHSIG"
 _VERSION = 1
 _HASHES = (b"sha256", b"sha512")
 _CERTIFICATE = "-cert-v01@openssh.com"
+_SECURITY_KEY = "sk-"
+_TOUCHED = 1
 _NAME = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -50,12 +52,16 @@ class SignatureError(Exception):
 
 @dataclass(frozen=True)
 class Signature:
-    """One signature. armour: its very text. key: the public key's blob. key_type: as "ssh-ed25519"."""
+    """One signature. armour: its very text. key: the public key's blob. key_type: as "ssh-ed25519".
+
+    touched: whether somebody was there, as a FIDO token says of itself; true of all other keys.
+    """
 
     armour: bytes
     key: bytes
     key_type: str
     namespace: str
+    touched: bool = True
 
     @property
     def fingerprint(self) -> str:
@@ -111,7 +117,14 @@ def _parsed(armour: bytes, text: bytes) -> Signature:
     key_type = _name(_string(key)[0])
     if key_type.endswith(_CERTIFICATE):
         raise SignatureError("a signature was made with a certificate; sign with the plain key")
-    return Signature(armour, key, key_type, _name(namespace))
+    return Signature(armour, key, key_type, _name(namespace), not key_type.startswith(_SECURITY_KEY) or _touched(signature))
+
+
+def _touched(signature: bytes) -> bool:
+    """The flag "user present" of a token's signature: PROTOCOL.u2f, "SSH U2F Signatures"."""
+    _, rest = _string(signature)
+    _, rest = _string(rest)
+    return bool(rest[:1]) and bool(rest[0] & _TOUCHED)
 
 
 def _string(data: bytes) -> tuple[bytes, bytes]:

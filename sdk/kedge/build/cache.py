@@ -87,7 +87,7 @@ class CachedEngine:
             return None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, without the report."""
+        """Plain JSON, without the report and the builder."""
         return {
             "key": self.key,
             "onnx_sha256": self.onnx_sha256,
@@ -96,7 +96,6 @@ class CachedEngine:
             "sha256": self.sha256,
             "bytes": self.size_bytes,
             "built": self.built,
-            "builder": None if self.builder is None else asdict(self.builder),
         }
 
 

@@ -17,18 +17,18 @@ from kedge_agent.formats.manifest import Artefact, is_digest
 from kedge_agent.formats.offer import Signed
 from kedge_agent.formats.passport import Passport, PassportError, fit, parse_passport
 
-from ..build.cache import Builder, CachedEngine, EngineCache
+from ..build.cache import CachedEngine, EngineCache
 from ..build.release import Built, engine_artefact
-from ..errors import BadInputError, IncompatibleError, IntegrityError, KedgeError
+from ..errors import IncompatibleError, IntegrityError, KedgeError
 from ..release.bundle import ATTESTATION, BASE, Release, write_release, write_side
 from ..report.text import printable
 from ..targets import Target
 from ..transport.base import Deadline, Transport
 from ..transport.client import AgentClient
-from ..transport.ssh import SshTransport
 from ..transport.upload import upload
 from .identity import require_target
 from .pull_engine import nonsense, pull_engine, pull_report, stated
+from .vouching import as_builder, has_engine, may_run, require_vouched
 
 __all__ = ["complete", "engine_on_device", "needs_engine", "prepared", "with_engine"]
 
@@ -78,10 +78,13 @@ def engine_on_device(
         here, signatures = _passport(transport, client, target, order)
         onnx = release.manifest.file(artefact.file).sha256
         key = engine_key(onnx, order, here)
-        device = _as_builder(transport)
+        device = as_builder(transport)
         with kept.building(key):
             found = kept.find(
-                onnx, order, here, lambda each: _may(each, device, release, signatures, lambda e: _has(client, key, e))
+                onnx,
+                order,
+                here,
+                lambda each: may_run(each, device, release, signatures, lambda e: has_engine(client, key, e)),
             )
             if found is not None:
                 return found[0], False
@@ -93,37 +96,6 @@ def engine_on_device(
             return _built(transport, client, release, order, onnx, here, kept, progress), True
     finally:
         client.close()
-
-
-def _as_builder(transport: Transport) -> Builder:
-    """A device as the cache notes it."""
-    pinned = transport.address.host_key if isinstance(transport, SshTransport) else None
-    return Builder(transport.name, None if pinned is None else pinned.fingerprint)
-
-
-def _may(
-    engine: CachedEngine, device: Builder, release: Release, signatures: bool, has: Callable[[CachedEngine], bool]
-) -> bool:
-    """Whether a device may be given an engine: one that somebody vouches for; this host's; its own.
-
-    Args:
-        signatures: whether the device asks for them. It then takes nobody's word but a signer's, and knows its own
-            engine as long as it `has` it.
-    """
-    if engine.attestation(release.digest) is not None:
-        return True
-    if signatures:
-        return device.is_same(engine.builder) and has(engine)
-    return engine.builder is None or device.is_same(engine.builder)
-
-
-def _has(client: AgentClient, key: str, engine: CachedEngine) -> bool:
-    """Whether a device has this engine still, from when it built it."""
-    try:
-        answer = client.get(f"/kedge/v1/build/{key}?wait=0", expect=("state", "result"))
-    except BadInputError:
-        return False
-    return isinstance(answer["result"], dict) and answer["result"].get("sha256") == engine.sha256
 
 
 def with_engine(built: Built, engine: CachedEngine, folder: Path, *, compiled: bool) -> Built:
@@ -221,7 +193,7 @@ def _built(
         raise IncompatibleError(f"{transport.name} built another engine than was asked for: {fitting.refusals[0]}")
     report = pull_report(client, key, transport.name)
     key = engine_key(onnx, order, here)
-    return cache.put(key, onnx, order, passport, engine, report, _as_builder(transport))
+    return cache.put(key, onnx, order, passport, engine, report, as_builder(transport))
 
 
 def _followed(client: AgentClient, key: str, device: str, progress: Progress) -> Any:
@@ -279,10 +251,12 @@ def prepared(transport: Transport, target: Target, release: Release, folder: Pat
         folder: where a completed release is written.
 
     Raises:
+        IntegrityError: it has an engine of another device, for which nobody vouches.
         KedgeError: as `engine_on_device`.
     """
     artefact = needs_engine(release)
     if artefact is None:
+        require_vouched(transport, release)
         return release
     if release.manifest.target != target.name:
         raise IncompatibleError(

@@ -25,6 +25,7 @@ from ..release.bundle import Release, open_release, write_offer
 from ..transport.base import Deadline, Transport
 from ..transport.client import AgentClient
 from ..transport.upload import UploadResult, upload
+from .vouching import require_vouched
 
 __all__ = ["pull_release", "push_release"]
 
@@ -37,9 +38,11 @@ def push_release(transport: Transport, release: Release, progress: Progress = la
     """Have a device accept a release. What serves there serves on.
 
     Raises:
-        KedgeError: the release is damaged; the device refuses it, or cannot be reached.
+        IntegrityError: the release is damaged, or has an engine of another device that nobody vouches for.
+        KedgeError: the device refuses it, or cannot be reached.
     """
     release.verify()
+    require_vouched(transport, release)
     channel, protocol = transport.open_receive(Deadline.after(_CONNECT_S, f"reaching {transport.name}"))
     return upload(
         channel,
