@@ -51,7 +51,7 @@ def test_a_release_is_deployed_runs_and_is_rolled_back(local_agent: LocalAgent, 
     states: list[str] = []
     progress: list[tuple[int, int]] = []
     done = deploy(local_agent, first, state=states.append, progress=lambda *at: progress.append(at))
-    assert states == ["verify", "push", "activate"]
+    assert states == ["plan", "push", "verify", "stage", "gate", "switch", "probation", "done"]
     assert (done.model, done.version, done.previous) == ("digits", 1, None)
     assert done.sent_bytes == first.manifest.total_bytes
     assert progress[0] == (0, done.sent_bytes)

@@ -132,6 +132,9 @@ def follow(
                     return answer
         if answer["state"] != RUNNING:
             return answer
+        if not news:
+            # What an agent tells of one before it comes from its journal, which nobody waits for.
+            time.sleep(_FIRST_PAUSE_S)
 
 
 class _Link:
@@ -177,8 +180,6 @@ def require_done(device: str, answer: Mapping[str, Any]) -> dict[str, Any]:
     stated: Mapping[str, Any] = error if isinstance(error, dict) else {}
     reason, hint = str(stated.get("error") or "it gives no reason")[:1000], str(stated.get("hint") or "")[:1000]
     if answer["state"] == "reverted":
-        raise GateRefusedError(
-            f"{device} went back to the release before: {reason}",
-            hint=hint or f"see: kedge history --on {device}",
-        )
+        what = reason if "back" in reason else f"the release was taken back: {reason}"
+        raise GateRefusedError(f"{device}: {what}", hint=hint or f"see: kedge history --on {device}")
     raise error_of_kind(str(stated.get("kind") or "gate"), f"{device}: {reason}", hint)

@@ -288,7 +288,7 @@ class _Deploy:
             gates=of("gates", list) or self._gates,
             probation=of("probation", dict),
             limits=json.loads(self.release.manifest_bytes)["gates"],
-            signed=self._signed,
+            signed=self._signed if of("signed", bool) is None else of("signed", bool),
             size_bytes=manifest.total_bytes,
         )
 

@@ -101,14 +101,20 @@ def _ending_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("sent", _sent(document)),
         ("push / switch", f"{milliseconds(document['push_s'] * 1e3)} / {milliseconds(document['activate_s'] * 1e3)}"),
     ]
-    probation = document["probation"]
-    if probation is not None:
-        seconds = probation.get("seconds")
-        words = probation_words(probation)
-        rows.append(("probation", f"passed: {seconds} s{', ' if words else ''}{words}"))
+    if document["probation"] is not None:
+        rows.append(("probation", _probation(document["probation"])))
     if document["signed"] is not None:
-        rows.append(("signatures", "verified by the device" if document["signed"] else "the device asks for none"))
+        rows.append(("signatures", "verified by the device" if document["signed"] else "none were asked for"))
     return rows
+
+
+def _probation(found: Mapping[str, Any]) -> str:
+    seconds, words = found.get("seconds"), probation_words(found)
+    if found.get("cut_by"):
+        head = f"ended by another deploy after {found.get('elapsed_s', 0):.0f} of {seconds} s"
+    else:
+        head = f"passed: {seconds} s" if seconds else "none was asked for"
+    return f"{head}, {words}" if words and seconds else head
 
 
 def _sent(document: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ __all__ = ["deploys_of", "history_rows", "outcome_words"]
 
 _REPLACED = "replaced"
 _SWITCHED = ("switched", "committed", "reverted", "rolled-back")
-_ENDS = {"committed": "live", "refused": "refused", "reverted": "taken back", "rolled-back": "rolled back to"}
+_ENDS = {"committed": "live", "refused": "refused", "reverted": "taken back", "rolled-back": "rolled back"}
 _UNDER_WAY = {
     "begun": "being staged",
     "gated": "being switched to",
@@ -37,10 +37,10 @@ def deploys_of(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for entry in entries:
         key, step = (entry.get("model"), entry.get("release")), entry.get("step")
         known = running.get(key)
-        if known is None or step in ("begun", "rolled-back"):
+        if known is None or step == "begun":
             known = running[key] = {"model": key[0], "release": key[1], "at_s": entry.get("at_s")}
             out.append(known)
-        known |= {name: entry[name] for name in ("version", "reason") if name in entry}
+        known |= {name: entry[name] for name in ("version", "reason", "to") if name in entry}
         known["step"] = step
         if step in _ENDS:
             running.pop(key)
@@ -59,10 +59,14 @@ def history_rows(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             str(each["model"]),
             str(each.get("version", "–")),
             str(each["release"])[:12],
-            outcome_words(each["step"], each.get("reason")),
+            outcome_words(each["step"], each.get("reason")) + _target(each.get("to")),
         ]
         for each in deploys_of(entries)
     ]
+
+
+def _target(release: Any) -> str:
+    return f" to {release[:12]}" if isinstance(release, str) else ""
 
 
 def _time(at_s: Any) -> str:
