@@ -25,7 +25,7 @@ __all__ = ["IncomingFrames"]
 
 # Small enough to stay in the processor's cache from the socket to the disk, and to be no burden on a small device.
 _CHUNK_BYTES = 1 << 20
-_CHUNKS = 8
+_CHUNKS = 4
 
 Send = Callable[[Message, bytes], None]
 

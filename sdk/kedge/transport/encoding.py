@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kedge_agent.formats.delta import BASE_INDEX, compress, slice_of
 from kedge_agent.formats.frames import frame_length
@@ -20,12 +21,17 @@ __all__ = ["Base", "EncodedFrame", "Encoder"]
 
 _SAMPLE_BYTES = 256 * 1024
 _SAMPLE_RATIO = 0.95
+_BLOCK_BYTES = 4096
+_BLOCKS = 64
+_NEEDLE_BYTES = 64
 # A form that is hardly smaller is not worth what the device does to undo it.
 _WORTH_RATIO = 0.98
 _POOR_RATIO = 0.9
 # What compresses poorly takes the processor from whoever encrypts: only where the link takes this many times as long as
 # the compressor, which then is never waited for.
 _SLOW_LINK = 3.0
+_FAST_LINK = 100e6
+"""Bytes a second; before anything is known of the compressor."""
 # A difference that is small may take this many times as long as the bytes that it saves: links are shared, and metered.
 _PATIENCE = 4.0
 
@@ -88,6 +94,7 @@ class Encoder:
         self._mapped: dict[Path, memoryview] = {}
         self._guard = threading.Lock()
         self._experience: dict[int, _Experience] = {}
+        self._alike: dict[int, bool] = {}
         cores = os.cpu_count() or 1
         self._workers = max(1, min(4, cores // 2))
         self._pool = ThreadPoolExecutor(self._workers)
@@ -102,12 +109,12 @@ class Encoder:
         ahead = 0
         for position, (file, frame) in enumerate(frames):
             while ahead < min(len(frames), position + 1 + 2 * self._workers):
-                if self._is_worth_trying(frames[ahead][0]):
+                if self._is_worth_trying(*frames[ahead]):
                     jobs[ahead] = self._pool.submit(self._compressed, *frames[ahead])
                 ahead += 1
             job = jobs.pop(position, None)
             packed = None
-            if job is not None and (job.done() or self._is_worth_waiting(file)):
+            if job is not None and (job.done() or self._is_worth_waiting(file, frame)):
                 packed = job.result()
             elif job is not None:
                 job.cancel()
@@ -127,24 +134,43 @@ class Encoder:
         base = self._bases.pop(file, None)
         return None if base is None else base.sha256
 
-    def _is_worth_trying(self, file: int) -> bool:
+    def _is_worth_trying(self, file: int, frame: int) -> bool:
         known = self._experience.get(file)
         rate = self._rate()
         if file in self._bases:
-            if known is None or known.ratio <= _POOR_RATIO:
-                return True
-            return self._keeps_up(known, rate)
+            if known is None:
+                return self._is_alike(file, frame)
+            return known.ratio <= _POOR_RATIO or self._keeps_up(known, rate)
         if ENCODING_ZSTD not in self._taken or rate is None:
             return False
         if known is None:
-            return rate < 100e6
+            return rate < _FAST_LINK
         return self._keeps_up(known, rate)
 
-    def _is_worth_waiting(self, file: int) -> bool:
+    def _is_worth_waiting(self, file: int, frame: int) -> bool:
         known, rate = self._experience.get(file), self._rate()
         if known is None or rate is None:
-            return file in self._bases
+            return file in self._bases and self._is_alike(file, frame)
         return rate * known.seconds < _PATIENCE * FRAME_BYTES * (1.0 - known.ratio)
+
+    def _is_alike(self, file: int, frame: int) -> bool:
+        """Whether the first frame of a file that is asked about has something of its base, in its place or near it."""
+        if file not in self._alike:
+            raw, stored = self.raw(file, frame).data, self._bytes(self._bases[file].path)
+            offset, length = slice_of(frame, len(stored))
+            here = stored[frame * FRAME_BYTES :]
+            steps = range(0, len(raw), max(_BLOCK_BYTES, len(raw) // _BLOCKS))
+            middle = len(raw) // 2
+            sample = raw[middle : middle + _SAMPLE_BYTES]
+            beside = here[middle : middle + len(sample)]
+            needles = [bytes(raw[at : at + _NEEDLE_BYTES]) for at in (len(raw) // 3, 2 * len(raw) // 3)]
+            base: Any = stored.obj
+            self._alike[file] = (
+                any(raw[at : at + _BLOCK_BYTES] == here[at : at + _BLOCK_BYTES] for at in steps)
+                or len(compress(sample, beside)) <= _POOR_RATIO * len(sample)
+                or any(base.find(needle, offset, offset + length) >= 0 for needle in needles)
+            )
+        return self._alike[file]
 
     @staticmethod
     def _keeps_up(known: _Experience, rate: float | None) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
-import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     AgentMissingError,
@@ -23,6 +24,7 @@ from ..errors import (
 )
 from .base import Channel, Deadline, Door, agreed, greet
 from .hostkeys import HostKey, disabled_algorithms, quiet_paramiko
+from .ssh_channel import QuickSocket, SshChannel, fast_ciphers_first
 
 if TYPE_CHECKING:
     import paramiko
@@ -30,11 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Completed", "SshAddress", "SshTransport"]
 
 _KEEPALIVE_S = 15
-_DEAD_LINK_MS = 60_000
-_ERROR_TAIL_BYTES = 4096
 _MAX_OUTPUT_BYTES = 4 * 1024 * 1024
-# paramiko puts AES-CTR and a hash of its own first, which takes twice as long as AES-GCM (docs/adr/0010).
-_FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 
 @dataclass(frozen=True)
@@ -63,37 +61,6 @@ class Completed:
     errors: str
 
 
-class _SshChannel:
-    """An exec channel as `Channel` wants it."""
-
-    def __init__(self, channel: paramiko.Channel) -> None:
-        self._channel = channel
-
-    def sendall(self, data: bytes | memoryview, /) -> None:
-        # paramiko copies the rest of a bytes object at every partial send; a view it slices in place.
-        self._channel.sendall(memoryview(data))  # type: ignore[arg-type]
-
-    def recv(self, size: int, /) -> bytes:
-        return self._channel.recv(size)
-
-    def makefile(self, mode: Literal["rb"], /) -> BinaryIO:
-        return self._channel.makefile(mode)  # type: ignore[return-value]
-
-    def settimeout(self, seconds: float | None, /) -> None:
-        self._channel.settimeout(seconds)
-
-    def end(self, timeout_s: float) -> tuple[int | None, str]:
-        self._channel.status_event.wait(timeout_s)
-        known = self._channel.exit_status_ready()
-        said = b""
-        while self._channel.recv_stderr_ready() and (more := self._channel.recv_stderr(64 * 1024)):
-            said = (said + more)[-_ERROR_TAIL_BYTES:]
-        return (self._channel.recv_exit_status() if known else None), said.decode(errors="replace")
-
-    def close(self) -> None:
-        self._channel.close()
-
-
 class SshTransport:
     """A connection that is made when it is first needed, and once.
 
@@ -106,6 +73,7 @@ class SshTransport:
         self.name = name
         self.address = address
         self._client: paramiko.SSHClient | None = None
+        self._round_trip_s = math.inf
 
     def connect(self, deadline: Deadline) -> None:
         """Connect, compare the host key with the pinned one, authenticate.
@@ -129,12 +97,7 @@ class SshTransport:
                     pinned = paramiko.PKey.from_type_string(address.host_key.algorithm, address.host_key.raw)
                     entry = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
                     client.get_host_keys().add(entry, address.host_key.algorithm, pinned)
-                sock = socket.create_connection((address.host, address.port), timeout=deadline.remaining())
-                # A request is a few small packets; Nagle's algorithm would hold the second back for 40 ms.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if hasattr(socket, "TCP_USER_TIMEOUT"):
-                    # A dead link is found by the kernel: paramiko's keepalive never waits for an answer.
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_LINK_MS)
+                sock = QuickSocket.connected((address.host, address.port), deadline.remaining())
                 client.connect(
                     address.host,
                     address.port,
@@ -148,7 +111,7 @@ class SshTransport:
                     allow_agent=address.identity is None,
                     look_for_keys=address.identity is None,
                     disabled_algorithms=disabled_algorithms(),
-                    transport_factory=_fast_ciphers_first,
+                    transport_factory=fast_ciphers_first,
                 )
                 transport = client.get_transport()
                 assert transport is not None
@@ -164,7 +127,9 @@ class SshTransport:
 
     def open_receive(self, deadline: Deadline) -> tuple[Channel, int]:
         """See `Transport.open_receive`."""
-        return self._open_agent("receive", deadline)
+        channel, protocol = self._open_agent("receive", deadline)
+        channel.bound_in_flight(self._round_trip_s)
+        return channel, protocol
 
     def run(self, command: str, deadline: Deadline, data: bytes = b"") -> Completed:
         """Run a shell command to its end, `data` on its standard input.
@@ -184,7 +149,7 @@ class SshTransport:
                     if len(output) > _MAX_OUTPUT_BYTES:
                         raise UnreachableError(f"{self.name} prints without end", hint="log in and look")
                     channel.settimeout(deadline.remaining())
-                status, errors = _SshChannel(channel).end(deadline.remaining())
+                status, errors = SshChannel(channel).end(deadline.remaining())
                 return Completed(-1 if status is None else status, bytes(output), errors)
             finally:
                 channel.close()
@@ -210,13 +175,13 @@ class SshTransport:
         if client is not None:
             client.close()
 
-    def _open_agent(self, arguments: str, deadline: Deadline) -> tuple[Channel, int]:
+    def _open_agent(self, arguments: str, deadline: Deadline) -> tuple[SshChannel, int]:
         if self.address.state is None:
             raise AgentMissingError(
                 f"{self.name}: no agent is known there", hint=f"install it: kedge device provision {self.name}"
             )
         binary = shlex.quote(f"{self.address.state}/bin/kedge-agent")
-        channel = _SshChannel(self._execute(f"exec {binary} {arguments}", deadline))
+        channel = SshChannel(self._execute(f"exec {binary} {arguments}", deadline))
         try:
             with _translated(self.name, self.address):
                 return channel, agreed(greet(channel, self.name, deadline))
@@ -231,7 +196,9 @@ class SshTransport:
             transport = self._client.get_transport()
             if transport is None or not transport.is_active():
                 raise UnreachableError(f"{self.name}: the connection is gone", hint="run the command again")
+            begin = time.monotonic()
             channel = transport.open_session(timeout=deadline.remaining())
+            self._round_trip_s = min(self._round_trip_s, time.monotonic() - begin)
             channel.settimeout(deadline.remaining())
             # paramiko waits for the answer without limit; closing the channel is what ends its wait.
             watchdog = threading.Timer(deadline.remaining(), channel.close)
@@ -242,16 +209,6 @@ class SshTransport:
             finally:
                 watchdog.cancel()
             return channel
-
-
-def _fast_ciphers_first(sock: Any, /, **options: Any) -> paramiko.Transport:
-    import paramiko
-
-    transport = paramiko.Transport(sock, **options)
-    known = transport.get_security_options()
-    first = [cipher for cipher in _FAST_CIPHERS if cipher in known.ciphers]
-    known.ciphers = tuple(first + [cipher for cipher in known.ciphers if cipher not in first])
-    return transport
 
 
 def _refuse_unpinned(name: str, address: SshAddress) -> Any:

@@ -27,6 +27,7 @@ __all__ = ["Progress", "UploadResult", "upload"]
 _PATIENCE_S = 900.0
 # The least that a limited push sends at once: more often would cost more than it evens out.
 _PORTION_S = 0.05
+_TELLING_BYTES = 4 << 20
 
 Progress = Callable[[int, int], None]
 """Called with bytes acknowledged and bytes to send, of content."""
@@ -110,8 +111,8 @@ class _Link:
             self._seconds += time.monotonic() - begin
 
     def rate(self) -> float | None:
-        """Bytes a second that the link took while it was given some; None before that."""
-        return self._bytes / max(self._seconds, 1e-6) if self._bytes else None
+        """Bytes a second that the link took while it was given some; None while they tell of buffers alone."""
+        return self._bytes / max(self._seconds, 1e-6) if self._bytes >= _TELLING_BYTES else None
 
     def _all(self, data: bytes | memoryview) -> None:
         if not data:
