@@ -117,7 +117,9 @@ def _parsed(armour: bytes, text: bytes) -> Signature:
     key_type = _name(_string(key)[0])
     if key_type.endswith(_CERTIFICATE):
         raise SignatureError("a signature was made with a certificate; sign with the plain key")
-    return Signature(armour, key, key_type, _name(namespace), not key_type.startswith(_SECURITY_KEY) or _touched(signature))
+    return Signature(
+        armour, key, key_type, _name(namespace), not key_type.startswith(_SECURITY_KEY) or _touched(signature)
+    )
 
 
 def _touched(signature: bytes) -> bool:
