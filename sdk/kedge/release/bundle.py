@@ -214,9 +214,8 @@ def open_release(folder: Path) -> Release:
             raise IntegrityError(f"{path} is too long for a manifest")
         data = path.read_bytes()
     except OSError as error:
-        raise BadInputError(
-            f"{folder} is not a release: {MANIFEST_NAME}: {error.strerror}", hint="make one: kedge build"
-        ) from error
+        hint = "an archive is unpacked by kedge release import" if folder.is_file() else "make one: kedge build"
+        raise BadInputError(f"{folder} is not a release: {MANIFEST_NAME}: {error.strerror}", hint=hint) from error
     try:
         release = Release(folder, parse_manifest(data), data)
     except ManifestError as error:
