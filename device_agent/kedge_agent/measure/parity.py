@@ -82,7 +82,11 @@ def require_golden(
     """
     specs = {spec.name: spec for spec in takes}
     if set(inputs) != set(specs) or not set(outputs) <= {spec.name for spec in gives}:
-        raise AgentError("the golden tensors do not name the model's inputs and outputs", kind="incompatible")
+        raise AgentError(
+            "the golden tensors do not name the model's inputs and outputs",
+            kind="incompatible",
+            hint="build the release again",
+        )
     for name, array in inputs.items():
         mismatch = specs[name].mismatch(datatype_of(array.dtype), array.shape)
         if mismatch is not None:

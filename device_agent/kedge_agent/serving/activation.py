@@ -137,7 +137,7 @@ def _permit(site: Site, manifest: Manifest, state: ModelState | None) -> None:
 
 
 def committed_state(state: ModelState, manifest: Manifest, acceptance: Acceptance) -> ModelState:
-    """The state of a model whose release has proven itself: the floor rises to its version, or is lowered on purpose."""
+    """The state of a model whose release has proven itself: its version is the floor, or one that is wanted lower."""
     if acceptance.downgrade_floor is not None and acceptance.downgrade_serial > state.downgrade:
         floor = max(acceptance.downgrade_floor, manifest.version)
         return ModelState(state.current, state.previous, floor, acceptance.downgrade_serial)

@@ -63,7 +63,6 @@ class Deploys:
         self._staging = threading.Lock()
         self._jobs: dict[str, DeployJob] = {}
         self._watches: dict[str, Watch] = {}
-        self._outcomes: dict[str, int] = {}
         self._stable: threading.Timer | None = None
 
     def begin(self) -> None:
@@ -227,7 +226,8 @@ class Deploys:
 
     def _end(self, job: DeployJob, state: str, error: AgentError | None = None) -> None:
         with self._guard:
-            self._outcomes[state] = self._outcomes.get(state, 0) + 1
+            ended = self._site.repository.deploys_ended
+            ended[state] = ended.get(state, 0) + 1
         job.finish(state, error)
 
     def rollback(self, model: str) -> dict[str, Any]:
@@ -275,11 +275,6 @@ class Deploys:
     def signatures(self) -> dict[str, Any]:
         """What this device asks for of releases, and whether it can verify it."""
         return describe(self._site.rules())
-
-    def outcomes(self) -> dict[str, int]:
-        """How many deploys ended how, since this agent began."""
-        with self._guard:
-            return dict(self._outcomes)
 
     def close(self) -> None:
         """Leave what is on probation to the next agent, and tell it that this one ends in order."""

@@ -5,7 +5,7 @@ Sources: Triton, "Metrics" (names and meaning); Prometheus, "Exposition formats"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .. import __version__
@@ -61,6 +61,7 @@ def render_metrics(repository: Repository) -> str:
     )  # fmt: skip
     _histogram(lines, [live for live, _ in entries])
     _drift(lines, [live for live, _ in entries])
+    _deploys(lines, repository.deploys_ended)
     _process(lines)
     return "\n".join(lines) + "\n"
 
@@ -90,6 +91,11 @@ def _drift(lines: list[str], entries: list[LiveModel]) -> None:
         for live, row in rows
         if row["share"] is not None
     )
+
+
+def _deploys(lines: list[str], ended: Mapping[str, int]) -> None:
+    _head(lines, "counter", "kedge_deploys_total", "Deploys that ended since the agent began, by outcome")
+    lines.extend(f'kedge_deploys_total{{outcome="{state}"}} {count}' for state, count in sorted(ended.items()))
 
 
 def _process(lines: list[str]) -> None:

@@ -14,12 +14,14 @@ from ..formats.gates import LatencyGate, ProbationRules
 from .gating import Tell
 from .loading import LiveModel
 
-__all__ = ["LEAST_REQUESTS", "Findings", "Watch", "broken_rule", "probation_rules"]
+__all__ = ["LEAST_REQUESTS", "Findings", "Watch", "failing", "probation_rules", "slow"]
 
 LEAST_REQUESTS = 100
 """Requests that a 99th percentile is taken of, at least."""
 
 _LEAST_FAILURES = 3
+# The 99th percentile of a hundred is the largest: one hiccup is no reason to go back, unless it stays.
+_SLOW_S = 2.0
 _STEP_S = 0.1
 _MOST_EVENTS = 200
 
@@ -42,19 +44,22 @@ def probation_rules(stated: ProbationRules | None, device_s: int) -> ProbationRu
     return stated or ProbationRules(device_s)
 
 
-def broken_rule(
-    found: Findings, rules: ProbationRules, limits: LatencyGate | None, before_p99_ms: float | None
-) -> str | None:
-    """What a release has not kept to, in one line; None: nothing.
-
-    Args:
-        before_p99_ms: of the release before it, on what clients sent then; None: unknown.
-    """
+def failing(found: Findings, rules: ProbationRules) -> str | None:
+    """That too many requests fail in the runtime, in one line; None: they do not."""
     if found.errors >= _LEAST_FAILURES and found.errors > rules.error_share_max * found.requests:
         return (
             f"{found.errors} of {found.requests} requests failed in the runtime, "
             f"more than {rules.error_share_max * 100:g} %"
         )
+    return None
+
+
+def slow(found: Findings, limits: LatencyGate | None, before_p99_ms: float | None) -> str | None:
+    """That requests take longer than the release promises, in one line; None: they do not, or there are too few.
+
+    Args:
+        before_p99_ms: of the release before it, on what clients sent then; None: unknown.
+    """
     if limits is None or found.p99_ms is None:
         return None
     if limits.p99_ms is not None and found.p99_ms > limits.p99_ms:
@@ -71,7 +76,7 @@ class Watch:
     """A release on probation.
 
     Args:
-        before_p99_ms: see `broken_rule`.
+        before_p99_ms: see `slow`.
     """
 
     def __init__(self, live: LiveModel, rules: ProbationRules, before_p99_ms: float | None) -> None:
@@ -99,12 +104,16 @@ class Watch:
     def run(self, tell: Tell) -> str | None:
         """Watch until the time is over; what was not kept to, as soon as it shows, or None. It may have been cut."""
         limits = self.live.manifest.gates.latency
-        told_s = 0.0
+        told_s = slow_since_s = 0.0
         while self.cut_by is None:
             elapsed_s = time.monotonic() - self._begin
             found = self.findings()
-            broken = broken_rule(found, self._rules, limits, self._before_p99_ms)
             over = elapsed_s >= self._rules.seconds
+            broken = failing(found, self._rules)
+            if (too_slow := slow(found, limits, self._before_p99_ms)) is None:
+                slow_since_s = elapsed_s
+            elif over or elapsed_s - slow_since_s >= _SLOW_S:
+                broken = broken or too_slow
             if broken is not None or over or elapsed_s >= told_s:
                 tell({"event": "probation", **self.to_json(), **found.to_json()})
                 told_s = elapsed_s + max(1.0, self._rules.seconds / _MOST_EVENTS)

@@ -37,6 +37,7 @@ class Repository:
         rehearse: what is to go live is tried in a child process first.
         marks: what tells the next start which model this one was running; None: nothing does.
 
+    deploys_ended: how many ended how, since this agent began.
     safe_mode: why no model is to be loaded at the start; None: they are, or one has been since.
     """
 
@@ -62,6 +63,7 @@ class Repository:
         self._guard = threading.Lock()
         self._changing: dict[str, threading.Lock] = {}
         self.safe_mode: str | None = None
+        self.deploys_ended: dict[str, int] = {}
         self.ready = threading.Event()
 
     def start(self, held: Mapping[str, AgentError] | None = None, suspects: Collection[str] = ()) -> None:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from .files import make_directory
 from .layout import Layout
 
 __all__ = ["Marker", "Marks"]
@@ -152,6 +153,7 @@ def _mapped(path: Path) -> mmap.mmap:
     boot = _boot()
     try:
         # Every block is written, for a store to a block that the disk then has no room for would end the process.
+        make_directory(path.parent, mode=0o700)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             known = os.pread(handle, _SIZE + 1, 0)
