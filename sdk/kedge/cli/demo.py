@@ -21,8 +21,8 @@ def demo(keep: Path | None, out: Output) -> None:
     """The whole way on a bundled example, on a loopback device.
 
     Trains a small network on 1,797 real scans of handwritten digits, quantises it to INT8, makes
-    releases, deploys them to agents on this machine behind the parity gate, runs images through
-    them that training never saw, and measures. Nothing is left behind.
+    releases, deploys them to agents on this machine behind their gates, runs images through them
+    that training never saw while they are on probation, and measures. Nothing is left behind.
     """
     from ..demo.run import run_demo
     from ..demo.workspace import in_workspace

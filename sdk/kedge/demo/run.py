@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 
 from ..bench.batches import infer_batches
 from ..bench.run import BenchRules, run_bench
+from ..build.gates import GateOptions
 from ..build.release import BuildOptions, build_release
-from ..deploy.push import deploy
+from ..deploy.push import Deployed, deploy
 from ..errors import BadInputError
 from ..optimize.evaluate import Accuracy, top1
 from ..optimize.quick import quantize_int8
@@ -33,6 +35,8 @@ _CALIBRATION_SAMPLES = 256
 _START_S = 60.0
 _ROUNDS = 3
 _ROUND_MS = 500
+# A device watches for longer; here it is long enough for the held-out images.
+_PROBATION_S = 2
 
 Tick = Callable[[str, float], None]
 
@@ -71,12 +75,12 @@ def run_demo(folder: Path, stack: ExitStack, tick: Tick, keep: Path | None = Non
     quantized = quantize_int8(fp32.path, {"image": calibration}, target, int8.path)
     releases = {c.precision: _release(c, models, target, digits) for c in (fp32, int8)}
     agents: dict[str, LocalAgent] = {}
-    deployed = {}
+    deployed: dict[str, Deployed] = {}
+    accuracy: dict[str, Accuracy] = {}
     for precision, release in releases.items():
         tick(f"deploying {precision.upper()} to a local agent", 0.0)
         agents[precision] = _start(folder / f"device-{precision}", stack)
-        deployed[precision] = deploy(agents[precision], release)
-    accuracy = {p: _accuracy(agent, digits, tick) for p, agent in agents.items()}
+        deployed[precision], accuracy[precision] = _deploy(agents[precision], release, digits, tick)
     reports = _measure(agents, tick)
     if keep is not None:
         _keep(keep, models, digits)
@@ -103,6 +107,8 @@ def run_demo(folder: Path, stack: ExitStack, tick: Tick, keep: Path | None = Non
                 "model_bytes": reports[precision]["memory"]["model_bytes"],
                 "accuracy": accuracy[precision].to_json(),
                 "parity": deployed[precision].parity,
+                "gates": deployed[precision].gates,
+                "probation": deployed[precision].probation,
                 "bench": reports[precision],
             }
             for precision in agents
@@ -112,7 +118,7 @@ def run_demo(folder: Path, stack: ExitStack, tick: Tick, keep: Path | None = Non
 
 
 def _release(candidate: _Candidate, folder: Path, target: Target, digits: Digits) -> Release:
-    options = BuildOptions(MODEL, candidate.version)
+    options = BuildOptions(MODEL, candidate.version, GateOptions(probation_s=_PROBATION_S))
     golden = {"image": digits.test_images}
     return build_release(candidate.path, target, folder / f"{candidate.path.stem}.release", options, golden).release
 
@@ -125,10 +131,24 @@ def _start(state: Path, stack: ExitStack) -> LocalAgent:
     return agent
 
 
-def _accuracy(agent: LocalAgent, digits: Digits, tick: Tick) -> Accuracy:
+def _deploy(agent: LocalAgent, release: Release, digits: Digits, tick: Tick) -> tuple[Deployed, Accuracy]:
+    """Deploy a release, and run the held-out images through it while it is on probation."""
+    with ThreadPoolExecutor(1) as pool:
+        measured: list[Future[Accuracy]] = []
+
+        def state(name: str) -> None:
+            if name == "probation":
+                tick("on probation, answering the held-out images", 0.0)
+                measured.append(pool.submit(_accuracy, agent, digits))
+
+        done = deploy(agent, release, state=state, remember=False)
+        return done, measured[0].result()
+
+
+def _accuracy(agent: LocalAgent, digits: Digits) -> Accuracy:
     client = AgentClient(agent)
     try:
-        outputs, _ = infer_batches(client, MODEL, {"image": digits.test_images}, tick, batch=1)
+        outputs, _ = infer_batches(client, MODEL, {"image": digits.test_images}, batch=1)
     finally:
         client.close()
     return top1(outputs["logits"], digits.test_labels)

@@ -22,6 +22,7 @@ from ..errors import (
     error_of_kind,
 )
 from ..transport.client import AgentClient
+from .patience import Patience
 
 __all__ = ["RUNNING", "Event", "deploy_state", "ended", "follow", "require_done"]
 
@@ -29,8 +30,7 @@ RUNNING = "running"
 _ENDS = ("done", "reverted", "refused")
 
 _WAIT_S = 5
-_FIRST_PAUSE_S = 0.2
-_MOST_PAUSE_S = 5.0
+_POLL_S = 0.2
 _MOST_STARTS = 5
 
 Event = Callable[[Mapping[str, Any]], None]
@@ -90,7 +90,7 @@ def follow(
         OutcomeUnknownError: the device cannot be reached any more; it goes on by itself.
         KedgeError: what the device says.
     """
-    link = _Link(device, patience_s)
+    patience = Patience(patience_s)
     told: list[Any] = []
     after, starts, asked, heard, lost = 0, 0, False, False, False
     while True:
@@ -104,12 +104,12 @@ def follow(
         except BusyError as error:
             if not asked:
                 raise
-            link.pause(error)
+            _wait(patience, device, error)
             continue
         except (UnreachableError, OutcomeUnknownError, AgentMissingError) as error:
             # Whether the device heard a request that it did not answer, its next answer tells.
             asked = lost = True
-            link.pause(error)
+            _wait(patience, device, error)
             continue
         except BadInputError:
             # It knows of no such deploy: it never heard of it, or was ended before it had written it down.
@@ -117,7 +117,7 @@ def follow(
                 raise
             asked = heard = False
             continue
-        link.held()
+        patience.renew()
         if not heard and before is not None and ended(answer) == before and starts < _MOST_STARTS:
             asked = False
             continue
@@ -134,36 +134,15 @@ def follow(
             return answer
         if not news:
             # What an agent tells of one before it comes from its journal, which nobody waits for.
-            time.sleep(_FIRST_PAUSE_S)
+            time.sleep(_POLL_S)
 
 
-class _Link:
-    """Keeps the time since the device last answered."""
-
-    def __init__(self, device: str, patience_s: float) -> None:
-        self._device = device
-        self._patience_s = patience_s
-        self.held()
-
-    def held(self) -> None:
-        """It answered."""
-        self._last = time.monotonic()
-        self._pause_s = _FIRST_PAUSE_S
-
-    def pause(self, error: KedgeError) -> None:
-        """It did not; wait a little before the next try.
-
-        Raises:
-            OutcomeUnknownError: it has not for too long.
-        """
-        left = self._last + self._patience_s - time.monotonic()
-        if left <= 0:
-            raise OutcomeUnknownError(
-                f"the connection was lost while the device deployed: {error.message}",
-                hint=f"{self._device} finishes or goes back by itself; the same command picks up and tells the end",
-            ) from error
-        time.sleep(min(self._pause_s, left))
-        self._pause_s = min(self._pause_s * 2, _MOST_PAUSE_S)
+def _wait(patience: Patience, device: str, error: KedgeError) -> None:
+    if not patience.wait():
+        raise OutcomeUnknownError(
+            f"the connection was lost while the device deployed: {error.message}",
+            hint=f"{device} finishes or goes back by itself; the same command picks up and tells the end",
+        ) from error
 
 
 def require_done(device: str, answer: Mapping[str, Any]) -> dict[str, Any]:

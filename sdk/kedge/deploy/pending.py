@@ -25,13 +25,17 @@ class Pending:
 
     Args:
         device: its name in the inventory.
+        kept: False: nothing is written or read.
     """
 
-    def __init__(self, device: str, release: str) -> None:
+    def __init__(self, device: str, release: str, *, kept: bool = True) -> None:
+        self._kept = kept
         self._path = state_dir() / "deploys" / f"{device}-{release}.json"
 
     def read(self) -> tuple[bool, Mapping[str, Any] | None]:
         """Whether an end is owed, and how the deploy before it had ended (None: there was none)."""
+        if not self._kept:
+            return False, None
         try:
             with self._path.open("rb") as file:
                 body = json.loads(file.read(_MAX_BYTES))
@@ -43,6 +47,8 @@ class Pending:
 
     def write(self, before: Mapping[str, Any] | None) -> None:
         """An end is owed from now on. Where it cannot be written, the deploy goes on without."""
+        if not self._kept:
+            return
         partial = self._path.with_suffix(f".{os.getpid()}")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -51,5 +57,6 @@ class Pending:
 
     def forget(self) -> None:
         """The end was told."""
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        if self._kept:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)

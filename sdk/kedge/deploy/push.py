@@ -12,18 +12,18 @@ from kedge_agent.formats.offer import Offer, Signed
 
 from ..errors import BadInputError, IncompatibleError, IntegrityError, KedgeError, OutcomeUnknownError
 from ..release.bundle import Release
-from ..transport.base import Deadline, Transport
+from ..transport.base import Transport
 from ..transport.client import AgentClient
-from ..transport.upload import Progress, UploadResult, upload
+from ..transport.upload import Progress, UploadResult
 from .follow import RUNNING, Event, deploy_state, ended, follow, require_done
 from .pending import Pending
+from .sending import send
 
 __all__ = ["DEVICE_STEPS", "Deployed", "deploy", "rollback"]
 
 DEVICE_STEPS = ("stage", "gate", "switch", "probation")
 """What the device does by itself, also when nobody listens."""
 
-_CONNECT_S = 30.0
 _ANSWER_S = 20.0
 _ACTIVATE_S = 600.0
 _PATIENCE_S = 60.0
@@ -80,6 +80,7 @@ def deploy(
     downgrade: Signed | None = None,
     limit_bytes_per_s: int | None = None,
     wait: bool = True,
+    remember: bool = True,
     patience_s: float = _PATIENCE_S,
 ) -> Deployed:
     """Push a release to a device and have it switched to, behind its gates and on probation.
@@ -93,6 +94,7 @@ def deploy(
         downgrade: a statement that this version is wanted, though the device may have had a later one.
         limit_bytes_per_s: push no faster.
         wait: for the end of the probation; else until it begins.
+        remember: keep a note on this host until the end was told, so that the next run tells it.
         patience_s: how long a lost connection is tried to be made again while the device works.
 
     Raises:
@@ -100,7 +102,7 @@ def deploy(
         GateRefusedError: the device refused the release by a gate, or took it back in its probation.
         KedgeError: the first thing else that went wrong; whatever served before serves on.
     """
-    work = _Deploy(transport, release, progress, state, event)
+    work = _Deploy(transport, release, progress, state, event, Pending(transport.name, release.digest, kept=remember))
     try:
         return work.run(downgrade, limit_bytes_per_s, wait=wait, patience_s=patience_s)
     finally:
@@ -114,13 +116,22 @@ class _NoDeploysError(BadInputError):
 class _Deploy:
     """One run of it: what it is told, and what it has found out of the device."""
 
-    def __init__(self, transport: Transport, release: Release, progress: Progress, state: States, event: Event) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        release: Release,
+        progress: Progress,
+        state: States,
+        event: Event,
+        pending: Pending,
+    ) -> None:
         self.transport = transport
         self.release = release
         self.client = AgentClient(transport, _ANSWER_S)
         self._progress = progress
         self._state = state
         self._event = event
+        self._pending = pending
         self._gates: list[dict[str, Any]] = []
         self._switched: float | None = None
         self._signed: bool | None = None
@@ -134,24 +145,36 @@ class _Deploy:
         offer = replace(offer, downgrade=downgrade or offer.downgrade)
         self._plan(offer)
         device, digest = self.transport.name, self.release.digest
-        pending = Pending(device, digest)
+        pending = self._pending
         known = self._known()
         owed, before = pending.read()
         joins = known is not None and (known["state"] == RUNNING or (owed and self._is_news(known, before)))
         if joins:
             pushed, sent = UploadResult(0, 0, self.release.manifest.total_bytes, 0, 0, 0, 0.0), time.monotonic()
         else:
-            pushed, sent = self._push(offer, limit_bytes_per_s), time.monotonic()
-            before = ended(known)
+            pushed = send(
+                self.transport,
+                self.release,
+                offer,
+                progress=self._progress,
+                state=self._state,
+                limit_bytes_per_s=limit_bytes_per_s,
+                patience_s=patience_s,
+            )
+            sent, before = time.monotonic(), ended(known)
             pending.write(before)
 
         def begin() -> None:
-            if not joins:
-                try:
-                    self.client.post("/kedge/v1/deploys", {"release": digest}, expect=("state",))
-                except BadInputError as error:
-                    # What was pushed is there: it is deploys that this agent does not know.
-                    raise _NoDeploysError(error.message, hint=error.hint) from error
+            nonlocal joins
+            if joins:
+                # Only where the device turns out to know nothing of it any more is it asked for anew.
+                joins = False
+                return
+            try:
+                self.client.post("/kedge/v1/deploys", {"release": digest}, expect=("state",))
+            except BadInputError as error:
+                # What was pushed is there: it is deploys that this agent does not know.
+                raise _NoDeploysError(error.message, hint=error.hint) from error
 
         try:
             answer = follow(
@@ -215,31 +238,6 @@ class _Deploy:
         found = self.client.get("/kedge/v1/status", expect=("models",))["models"]
         rows = [row for row in found if isinstance(row, dict) and row.get("model") == self.release.manifest.model]
         return dict(rows[0]) if rows else {}
-
-    def _push(self, offer: Offer, limit_bytes_per_s: int | None) -> UploadResult:
-        self._state("push")
-        transport = self.transport
-        verifying = False
-
-        def told(done: int, total: int) -> None:
-            nonlocal verifying
-            self._progress(done, total)
-            if done == total and not verifying:
-                # Everything has arrived; what is left is the device's to hash.
-                verifying = True
-                self._state("verify")
-
-        channel, protocol = transport.open_receive(Deadline.after(_CONNECT_S, f"reaching {transport.name}"))
-        return upload(
-            channel,
-            transport.name,
-            self.release.manifest_bytes,
-            self.release.files(),
-            told,
-            offer=offer,
-            protocol=protocol,
-            limit_bytes_per_s=limit_bytes_per_s,
-        )
 
     def _hear(self, event: Mapping[str, Any]) -> None:
         kind, step = event.get("event"), event.get("step")

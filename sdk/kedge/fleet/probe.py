@@ -56,7 +56,8 @@ class DeviceProbe:
             for index, path in enumerate(models.values()):
                 release = Path(folder) / f"{index}.release"
                 options = BuildOptions(f"kedge-probe-{index}", 1, _NO_GATE)
-                deploy(self._transport, build_release(path, self._target, release, options).release)
+                built = build_release(path, self._target, release, options)
+                deploy(self._transport, built.release, remember=False)
         client = AgentClient(self._transport)
         try:
             for _ in range(_ROUNDS):

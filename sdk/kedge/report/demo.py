@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .deploy_text import probation_words
 from .tables import key_values, print_table
 from .text import byte_size, milliseconds, per_cent, rate
 
@@ -36,6 +37,8 @@ def demo_tables(document: dict[str, Any]) -> None:
             lambda r: f"{per_cent(r['accuracy']['share'])} ({r['accuracy']['correct']})",
             f"{ratios['accuracy_points']:+.2f} points",
         ),
+        row("gates on the device", _gates),
+        row(f"probation of {results['int8']['probation']['seconds']} s", lambda r: probation_words(r["probation"])),
         row("model", lambda r: byte_size(r["model_bytes"]), f"{ratios['model_bytes']:.2f} ×"),
         row("latency p50 / p90 / p99", latency("total"), f"{ratios['end_to_end_median']:.2f} ×"),
         row("  to the agent and back", latency("transport")),
@@ -72,3 +75,7 @@ def demo_tables(document: dict[str, Any]) -> None:
             ("took", f"{document['seconds']:.0f} s"),
         ]
     )
+
+
+def _gates(result: dict[str, Any]) -> str:
+    return ", ".join(gate["gate"] for gate in result["gates"] if gate["passed"]) + " passed"

@@ -1,0 +1,36 @@
+"""How long a connection that was lost is tried to be made again."""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["Patience"]
+
+_FIRST_PAUSE_S = 0.2
+_MOST_PAUSE_S = 5.0
+
+
+class Patience:
+    """Time since the device last answered, and growing pauses between tries.
+
+    Args:
+        seconds: without an answer, after which it is over.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """The device answered."""
+        self._last = time.monotonic()
+        self._pause_s = _FIRST_PAUSE_S
+
+    def wait(self) -> bool:
+        """Wait a little before the next try; False at once where patience is over."""
+        left = self._last + self._seconds - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(self._pause_s, left))
+        self._pause_s = min(self._pause_s * 2, _MOST_PAUSE_S)
+        return True
