@@ -18,7 +18,7 @@ from kedge.deploy.vouching import require_vouched
 from kedge.errors import BadInputError, IntegrityError
 from kedge.release.archives import export_release, import_release
 from kedge.release.bundle import Release, open_release, write_release
-from kedge.release.signing import sign
+from kedge.release.signing import sign, state_downgrade
 from kedge.transport.local import LocalAgent
 from kedge_agent.engine.order import Order, engine_key
 from kedge_agent.errors import AgentError
@@ -28,6 +28,7 @@ from kedge_agent.formats.sshsig import ENGINE_NAMESPACE, RELEASE_NAMESPACE
 from kedge_agent.formats.statements import completes, parse_engine_statement, statement_bytes
 from kedge_agent.store.engines import keep_engine
 from kedge_agent.store.layout import Layout
+from kedge_agent.store.models import ModelState, write_state
 from kedge_agent.store.rules import OFF, ReleaseRules
 from kedge_agent.store.signers import judge
 from tests.support import keys as support
@@ -390,6 +391,23 @@ def test_an_attestation_needs_a_signer_and_its_own_purpose(
     attest(whole, keys["alice"].path, cache)
     forged = support.signed(_attestation(whole).document, [keys[who]], namespace)
     assert message in refusal(layout, rules, whole, replace(whole.offer(), attestation=forged))
+
+
+def test_a_downgrade_of_a_release_is_one_of_what_a_device_makes_of_it(
+    release: Release, layout: Layout, rules: ReleaseRules, cache: EngineCache, keys: dict[str, Key], tmp_path: Path
+) -> None:
+    write_state(layout, "net", ModelState("c" * 64, None, floor=5))
+    state_downgrade(release, keys["alice"].path)
+    whole = complete(release, engine_of(cache, release, FIRST), tmp_path / "whole.release")
+    attest(whole, keys["alice"].path, cache)
+    for each in (release, whole):
+        assert judge(layout, rules, each.manifest_bytes, each.offer()).downgrade_floor == 1
+    other = planned(tmp_path / "other.release", provenance={"accuracy": {}, "other": 1})
+    sign(other, keys["alice"].path)
+    forged = complete(other, engine_of(cache, other, FIRST), tmp_path / "forged.release")
+    offer = replace(forged.offer(), downgrade=whole.offer().downgrade)
+    assert "for another release" in refusal(layout, rules, forged, offer)
+    assert "refused" in refusal(layout, rules, forged, replace(offer, base=Signed(b"{}")))
 
 
 def test_without_the_mode_nobody_is_asked(whole: Release, layout: Layout) -> None:

@@ -80,7 +80,7 @@ def judge(layout: Layout, rules: ReleaseRules, manifest_data: bytes, offer: Offe
     if offer.kind != RELEASE:
         raise AgentError(f"what is offered is no release but an {offer.kind}", hint="kedge device upgrade")
     manifest = _manifest(manifest_data)
-    floor, serial = _downgrade(layout, rules, manifest, offer)
+    floor, serial = _downgrade(layout, rules, manifest, manifest_data, offer)
     if not rules.required:
         return Verdict(signed=False, downgrade_floor=floor, downgrade_serial=serial)
     keys, attested = _vouched(layout, rules, manifest, manifest_data, offer)
@@ -255,14 +255,24 @@ def _attested(
     return "attestation"
 
 
-def _downgrade(layout: Layout, rules: ReleaseRules, manifest: Manifest, offer: Offer) -> tuple[int | None, int]:
+def _downgrade(
+    layout: Layout, rules: ReleaseRules, manifest: Manifest, data: bytes, offer: Offer
+) -> tuple[int | None, int]:
     """The floor and the serial number that a downgrade asks for and may; None and 0 where nothing changes.
 
     Raises:
         AgentError: the release is older than the model has been, and may not go live (integrity).
     """
     state = _state(layout, manifest.model)
-    wanted = None if offer.downgrade is None else _wanted(rules, manifest, offer.downgrade, state.downgrade)
+    wanted = None
+    if offer.downgrade is not None:
+        digests = {manifest.digest}
+        if offer.base is not None:
+            base = _manifest(offer.base.document)
+            if completes(offer.base.document, data):
+                # With the engine in its place it is the same version still.
+                digests.add(base.digest)
+        wanted = _wanted(rules, manifest, digests, offer.downgrade, state.downgrade)
     if wanted is not None:
         return wanted.floor, wanted.serial
     if manifest.version < state.floor and manifest.digest not in (state.current, state.previous):
@@ -276,12 +286,14 @@ def _downgrade(layout: Layout, rules: ReleaseRules, manifest: Manifest, offer: O
     return None, 0
 
 
-def _wanted(rules: ReleaseRules, manifest: Manifest, signed: Signed, last_serial: int) -> Downgrade | None:
+def _wanted(
+    rules: ReleaseRules, manifest: Manifest, digests: set[str], signed: Signed, last_serial: int
+) -> Downgrade | None:
     try:
         found = parse_downgrade(signed.document)
     except ManifestError as error:
         raise AgentError(f"refused: {error}", hint="kedge deploy --allow-downgrade makes it") from error
-    if (found.model, found.release) != (manifest.model, manifest.digest) or found.floor > manifest.version:
+    if found.model != manifest.model or found.release not in digests or found.floor > manifest.version:
         raise AgentError(
             f"the downgrade is for another release than {manifest.digest[:12]}",
             kind="integrity",

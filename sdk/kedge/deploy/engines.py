@@ -14,13 +14,13 @@ from typing import Any
 from kedge_agent.engine.order import Order, engine_key, parse_order
 from kedge_agent.engine.report import EngineError
 from kedge_agent.formats.manifest import Artefact, is_digest
-from kedge_agent.formats.offer import Signed
+from kedge_agent.formats.offer import Offer, Signed
 from kedge_agent.formats.passport import Passport, PassportError, fit, parse_passport
 
 from ..build.cache import CachedEngine, EngineCache
 from ..build.release import Built, engine_artefact
 from ..errors import IncompatibleError, IntegrityError, KedgeError
-from ..release.bundle import ATTESTATION, BASE, Release, write_release, write_side
+from ..release.bundle import ATTESTATION, BASE, DOWNGRADE, Release, write_release, write_side
 from ..report.text import printable
 from ..targets import Target
 from ..transport.base import Deadline, Transport
@@ -53,10 +53,14 @@ def engine_on_device(
     progress: Progress,
     *,
     cache: EngineCache | None = None,
+    downgrade: Signed | None = None,
 ) -> tuple[CachedEngine, bool]:
     """The engine of a release for a device: from the cache where one fits, else built there and pulled back.
 
     One that another device built is taken only where somebody has attested it for this release.
+
+    Args:
+        downgrade: a statement that this version is wanted, though the device may have had a later one.
 
     Returns:
         The engine, and whether it was built now.
@@ -93,7 +97,9 @@ def engine_on_device(
                 builder = elsewhere[0].builder
                 whose = "this host" if builder is None else builder.device
                 progress(f"not taking the engine of {whose}: nobody attested it (kedge release attest)", 0.0)
-            return _built(transport, client, release, order, onnx, here, kept, progress), True
+            offer = release.offer()
+            offer = replace(offer, downgrade=downgrade or offer.downgrade)
+            return _built(transport, client, release, offer, order, onnx, here, kept, progress), True
     finally:
         client.close()
 
@@ -128,9 +134,9 @@ def complete(release: Release, engine: CachedEngine, folder: Path) -> Release:
             sources[entry.name] = path
     whole = write_release(folder, sources, body)
     write_side(folder, BASE, Signed(release.manifest_bytes, release.signatures))
-    attestation = engine.attestation(release.digest)
-    if attestation is not None:
-        write_side(folder, ATTESTATION, attestation)
+    for name, statement in ((ATTESTATION, engine.attestation(release.digest)), (DOWNGRADE, release.offer().downgrade)):
+        if statement is not None:
+            write_side(folder, name, statement)
     return whole
 
 
@@ -158,6 +164,7 @@ def _built(
     transport: Transport,
     client: AgentClient,
     release: Release,
+    offer: Offer,
     order: Order,
     onnx: str,
     here: Passport,
@@ -170,9 +177,7 @@ def _built(
     def sent(done: int, total: int) -> None:
         progress("pushing what is to be compiled", done / total if total else 1.0)
 
-    upload(
-        channel, transport.name, release.manifest_bytes, release.files(), sent, offer=release.offer(), protocol=protocol
-    )
+    upload(channel, transport.name, release.manifest_bytes, release.files(), sent, offer=offer, protocol=protocol)
     asked = client.post("/kedge/v1/build", {"release": release.digest}, expect=("job", "state"))
     key = str(asked["job"])
     if not is_digest(key):
@@ -244,11 +249,20 @@ def _require_runtime(transport: Transport, runtime: str) -> None:
         )
 
 
-def prepared(transport: Transport, target: Target, release: Release, folder: Path, progress: Progress) -> Release:
+def prepared(
+    transport: Transport,
+    target: Target,
+    release: Release,
+    folder: Path,
+    progress: Progress,
+    *,
+    downgrade: Signed | None = None,
+) -> Release:
     """A release as it can be deployed to a device: with an engine for it, where it had a build plan.
 
     Args:
         folder: where a completed release is written.
+        downgrade: as `engine_on_device` takes it.
 
     Raises:
         IntegrityError: it has an engine of another device, for which nobody vouches.
@@ -265,5 +279,5 @@ def prepared(transport: Transport, target: Target, release: Release, folder: Pat
         )
     release.verify()
     _require_runtime(transport, artefact.runtime)
-    engine, _ = engine_on_device(transport, target, release, progress)
+    engine, _ = engine_on_device(transport, target, release, progress, downgrade=downgrade)
     return complete(release, engine, folder)
