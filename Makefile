@@ -14,10 +14,10 @@ help: ## what there is to make
 demo: $(VENV)/.demo ## the whole way on a bundled example: train, quantise, deploy to a local device, measure
 	@$(BIN)/kedge demo
 
-test: $(VENV)/.dev ## the test suite; what this machine cannot run is skipped with the reason
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal
+test: $(VENV)/.dev ## the tests that take a moment each; what this machine cannot run is skipped with the reason
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
-test-all: $(VENV)/.dev ## what CI runs: KEDGE_REQUIRE turns skips for what it names into failures
+test-all: $(VENV)/.dev ## all tests, as CI runs them: KEDGE_REQUIRE turns skips for what it names into failures
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10
 
 check: $(VENV)/.dev lint ## formatting, lint, types, import rules, target profiles
