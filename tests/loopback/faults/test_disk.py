@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.conftest import make_release
 from tests.support.agents import Device, assert_invariant, damaged_files
 from tests.support.powercut import Disk, mounted
 from tests.support.receivers import PushError, frame_message, push, receiver
-from tests.support.small_disk import SmallDisk, small_disk
+from tests.support.stores import small_disk
 from tests.support.weights import weighty_release
 
 pytestmark = pytest.mark.slow
@@ -22,10 +23,32 @@ pytestmark = pytest.mark.slow
 MIB = 1024 * 1024
 
 
+class SmallDisk:
+    """A disk that can be filled to its last byte: `folder` is on it, and nothing else but what fills it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ballast = folder / "ballast"
+
+    @property
+    def free_bytes(self) -> int:
+        found = os.statvfs(self.folder)
+        return found.f_bavail * found.f_frsize
+
+    def fill(self, leave_bytes: int = 0) -> None:
+        take = self.free_bytes - leave_bytes
+        if take > 0:
+            with self._ballast.open("ab") as out:
+                os.posix_fallocate(out.fileno(), out.tell(), take)
+
+    def free(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[SmallDisk]:
-    with small_disk(tmp_path / "small", 96) as made:
-        yield made
+    with small_disk(tmp_path / "small", 96 * MIB) as folder:
+        yield SmallDisk(folder)
 
 
 @pytest.fixture
