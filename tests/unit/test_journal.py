@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,31 @@ def test_a_folder_in_its_place_is_moved_aside(layout: Layout) -> None:
     journal.append("digits", A, "begun")
     assert steps(Journal(layout)) == [("a", "begun")]
     assert read_unfinished(layout) == {A}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_in_its_place_is_neither_waited_for_nor_written_to(
+    layout: Layout, make: Callable[[Path], None]
+) -> None:
+    layout.root.mkdir()
+    make(path_of(layout))
+    journal = Journal(layout)
+    journal.append("digits", A, "begun")
+    assert steps(Journal(layout)) == [("a", "begun")]
+    assert path_of(layout).is_file()
+    assert not path_of(layout).is_symlink()
+
+
+def test_a_link_to_another_file_in_its_place_is_replaced_and_that_file_left_alone(layout: Layout) -> None:
+    Journal(layout).append("digits", A, "begun")
+    other = layout.root.parent / "other"
+    path_of(layout).rename(other)
+    before = other.read_bytes()
+    path_of(layout).symlink_to(other)
+    journal = Journal(layout)
+    journal.append("digits", A, "refused")
+    assert steps(Journal(layout)) == [("a", "begun"), ("a", "refused")]
+    assert other.read_bytes() == before
 
 
 def test_what_cannot_be_said_in_json_or_is_too_long_does_not_keep_a_deploy_from_ending(layout: Layout) -> None:

@@ -170,8 +170,9 @@ def _remove_engines(layout: Layout, most: int) -> list[int]:
 def _latest_first(folder: Path) -> list[Path]:
     """Folders in a folder that are named by a hash, by when a file in them was last written."""
     try:
-        found = [Path(each.path) for each in os.scandir(folder) if is_digest(each.name) and each.is_dir()]
-    except FileNotFoundError:
+        with os.scandir(folder) as entries:
+            found = [Path(each.path) for each in entries if is_digest(each.name) and each.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found, key=lambda path: max((each.st_mtime for _, each in _files(path)), default=0.0), reverse=True)
 

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ __all__ = [
     "fsync_directory",
     "make_directory",
     "move_aside",
+    "read_beginning",
     "read_bounded",
     "translate_os_error",
     "write_atomic",
@@ -91,15 +93,27 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     fsync_directory(path.parent)
 
 
+def read_beginning(path: Path, length: int) -> bytes:
+    """Up to so many bytes of a file.
+
+    Raises:
+        OSError: it cannot be read, or is something else than a file.
+    """
+    # Whoever opens a pipe waits for somebody to write to it.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as handle:
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        return handle.read(length)
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """Read a whole file of at most `limit` bytes.
 
     Raises:
         AgentError: it is longer (kind integrity).
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is something else than a file.
     """
-    with path.open("rb") as handle:
-        data = handle.read(limit + 1)
+    data = read_beginning(path, limit + 1)
     if len(data) > limit:
         raise AgentError(f"{path} is longer than {limit} bytes", kind="integrity")
     return data

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..failpoints import reached
 from ..wire import WireError, parse_json
-from .files import make_directory, move_aside, write_atomic
+from .files import make_directory, move_aside, read_beginning, write_atomic
 from .layout import Layout
 
 __all__ = ["FINAL_STEPS", "STEPS", "Entry", "Journal", "read_unfinished"]
@@ -103,7 +103,7 @@ class Journal:
             reached("journal.append")
             end, self._end = self._end, _BYTES
             # Until it is on disk: whatever goes wrong from here on, the next record makes another file.
-            handle = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            handle = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 _write_all(handle, line, end)
                 reached("journal.written")
@@ -133,12 +133,12 @@ class Journal:
             self._path.rename(self._path.with_name(f"journal.damaged-{time.time_ns()}"))
             raise
         self._entries, end = _entries(data)
-        if len(data) != _BYTES:
+        if len(data) != _BYTES or self._path.is_symlink():
             self._compact()
             return
         if data[end:].strip(b"\0"):
             # It must not be taken for a record later, when the next one has been written over its beginning.
-            handle = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            handle = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 _write_all(handle, bytes(_BYTES - end), end)
                 os.fdatasync(handle)
@@ -177,8 +177,8 @@ def _unfinished(entries: list[Entry]) -> list[Entry]:
 
 
 def _content(path: Path) -> bytes:
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as handle:
-        return handle.read(_BYTES + 1)
+    with contextlib.suppress(FileNotFoundError):
+        return read_beginning(path, _BYTES + 1)
     return b""
 
 

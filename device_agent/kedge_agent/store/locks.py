@@ -7,7 +7,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from .files import exclusive_lock, make_directory
+from .files import exclusive_lock, make_directory, translate_os_error
 from .layout import Layout
 
 __all__ = ["collecting", "deploying", "using_store"]
@@ -18,12 +18,17 @@ def deploying(layout: Layout, model: str) -> Iterator[None]:
     """One push, activation or rollback of a model at a time, on whatever side of the daemon's door.
 
     Raises:
-        AgentError: somebody else is at it (busy).
+        AgentError: somebody else is at it (busy), or the lock cannot be made.
     """
     folder = layout.root / "locks"
     layout.model(model)  # the name is checked before it becomes a path
-    make_directory(folder)
-    with exclusive_lock(folder / model, f"somebody else is deploying {model} to this device"):
+    with contextlib.ExitStack() as stack:
+        try:
+            make_directory(folder)
+            busy = f"somebody else is deploying {model} to this device"
+            stack.enter_context(exclusive_lock(folder / model, busy))
+        except OSError as error:
+            raise translate_os_error(error, f"locking {model}") from error
         yield
 
 

@@ -200,7 +200,7 @@ def release_digests(layout: Layout) -> list[str]:
     """Names of the folders of releases, sorted; whether each is whole, its reader finds."""
     try:
         return sorted(filter(is_digest, os.listdir(layout.root / "releases")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
