@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import AgentError
@@ -20,7 +20,7 @@ from .loading import LiveModel, check_parity
 from .probation import LEAST_REQUESTS
 from .repository import Repository
 from .room import Job, Room
-from .site import Site, fault_of, note, state_of
+from .site import Site, fault_of, known_state, note, state_of
 from .staging import Staged
 
 __all__ = ["Activated", "activate", "committed_state"]
@@ -69,7 +69,7 @@ def activate(site: Site, manifest: Manifest, job: Job, supersede: Callable[[], N
 def _to_the_switch(site: Site, manifest: Manifest, job: Job, supersede: Callable[[], None]) -> Activated:
     model, digest = manifest.model, manifest.digest
     repository = site.repository
-    state = state_of(site.layout, model)
+    state = known_state(site, model)
     _permit(site, manifest, state)
     staged = repository.stage(model, digest)
     reached("deploy.verified")
@@ -139,9 +139,8 @@ def _permit(site: Site, manifest: Manifest, state: ModelState | None) -> None:
 def committed_state(state: ModelState, manifest: Manifest, acceptance: Acceptance) -> ModelState:
     """The state of a model whose release has proven itself: its version is the floor, or one that is wanted lower."""
     if acceptance.downgrade_floor is not None and acceptance.downgrade_serial > state.downgrade:
-        floor = max(acceptance.downgrade_floor, manifest.version)
-        return ModelState(state.current, state.previous, floor, acceptance.downgrade_serial)
-    return ModelState(state.current, state.previous, max(state.floor, manifest.version), state.downgrade)
+        return replace(state, floor=acceptance.downgrade_floor, downgrade=acceptance.downgrade_serial)
+    return replace(state, floor=max(state.floor, manifest.version))
 
 
 def _states(state: ModelState | None, live: LiveModel | None, digest: str) -> tuple[ModelState, ModelState | None]:

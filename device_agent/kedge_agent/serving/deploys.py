@@ -25,7 +25,7 @@ from .job import RUNNING
 from .loading import LiveModel
 from .outcome import commit, revert, roll_back
 from .probation import Watch, probation_rules
-from .replay import replay, settle_crashes
+from .replay import recover, replay, settle_crashes
 from .repository import Repository
 from .reverting import take_back
 from .site import Site, fault_of, note, state_of
@@ -73,8 +73,10 @@ class Deploys:
         repository, marks = self._site.repository, self._marks
         held: dict[str, AgentError] = {}
         watched: dict[str, str] = {}
+        recovered: dict[str, str] = {}
         blamed = marks.blamed if marks is not None else frozenset()
         try:
+            recovered = recover(self._site)
             watched = replay(self._site, blamed)
             if marks is not None:
                 held = settle_crashes(self._site, marks)
@@ -83,6 +85,9 @@ class Deploys:
         except Exception:
             _LOG.exception("what the last agent left could not be settled")
         repository.start(held, {model for model, _ in blamed})
+        for model, problem in recovered.items():
+            if repository.serving(model) is not None:
+                repository.blame(model, AgentError(problem, kind="integrity"))
         for model, digest in watched.items():
             self._watch_on(model, digest)
         if marks is not None:
@@ -206,20 +211,21 @@ class Deploys:
         """A release that is on probation still makes way for another: it has not proven itself, and raises no floor."""
         watch = self._watches.get(model)
         if watch is not None:
-            note(self._site, model, watch.live.manifest.digest, "committed", reason="another release took its place")
+            note(self._site, model, watch.live.manifest.digest, "committed", superseded=True)
             watch.cut(_SUPERSEDED)
 
     def _watch_on(self, model: str, digest: str) -> None:
         """Watch a release anew that was on probation when the last agent ended."""
-        live = self._site.repository.serving(model)
+        live, state = self._site.repository.serving(model), state_of(self._site.layout, model)
+        if state is None or state.current != digest or self._site.repository.safe_mode is not None:
+            return
         if live is None or live.manifest.digest != digest:
             row = next((row for row in self._site.repository.status() if row["model"] == model), {})
             reason = str(row.get("problem") or "it could not be loaded at the start")
             take_back(self._site, model, digest, reason)
             return
         job = DeployJob(live.manifest)
-        state = state_of(self._site.layout, model)
-        job.resumed(live, None if state is None else state.previous)
+        job.resumed(live, state.previous)
         self._remember(job)
         watch = self._watching(job, live, None)
         threading.Thread(target=self._watch_over, args=(job, watch), daemon=True).start()

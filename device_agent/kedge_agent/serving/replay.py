@@ -5,20 +5,51 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 
 from ..errors import AgentError
 from ..failpoints import reached
 from ..store.crashes import Marks
 from ..store.journal import FINAL_STEPS, Entry, Journal
-from ..store.models import list_models
+from ..store.models import list_models, read_state, write_state
+from ..store.recovery import recover_state
 from .reverting import take_back
 from .site import Site, note, state_of
 
-__all__ = ["MOST_CRASHES", "replay", "settle_crashes"]
+__all__ = ["MOST_CRASHES", "recover", "replay", "settle_crashes"]
+
+_LOG = logging.getLogger("kedge.replay")
 
 MOST_CRASHES = 2
 """Crashes in a row after which a release is not loaded."""
+
+
+def recover(site: Site) -> dict[str, str]:
+    """Write states anew that cannot be read or are gone, from what is told of them elsewhere.
+
+    Returns:
+        What was wrong with them, by model.
+    """
+    found: dict[str, str] = {}
+    for model in list_models(site.layout):
+        try:
+            if read_state(site.layout, model) is not None:
+                continue
+            wrong = f"the record of what {model} serves was gone"
+        except AgentError as error:
+            wrong = error.message
+        state = recover_state(site.layout, model, site.journal)
+        if state is None:
+            continue
+        try:
+            write_state(site.layout, model, state)
+        except OSError as error:
+            _LOG.error("the state of %s cannot be written anew: %s", model, error)
+            continue
+        _LOG.error("%s; release %s is taken to be the live one", wrong, state.current[:12])
+        found[model] = f"{wrong}; release {state.current[:12]} was taken to be the live one"
+    return found
 
 
 def replay(site: Site, blamed: Collection[tuple[str, str]]) -> dict[str, str]:

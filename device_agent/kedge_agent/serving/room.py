@@ -71,9 +71,9 @@ class Room:
         self._job.tell({"event": "restored", "release": release})
 
     def make(self, why: str) -> bool:
-        """Take the live model out, for the candidate needs its memory; False: there is none, or it was taken out."""
+        """Take the live model out, for the candidate needs its memory; False: that would not help."""
         live = self._repository.serving(self._model)
-        if live is None or self._drained is not None:
+        if live is None or self._drained is not None or not _worth_it(live):
             return False
         self._drained = live.manifest.digest
         _LOG.warning("%s is not served for a moment: %s", self._model, why)
@@ -87,20 +87,20 @@ class Room:
         try:
             return attempt()
         except AgentError as error:
-            if error.kind != "space" or not self._worth_it() or not self.make(error.message):
+            if error.kind != "space" or not self.make(error.message):
                 raise
         return attempt()
 
-    def _worth_it(self) -> bool:
-        """Whether what the live model takes is a part of the memory that counts: else nobody is to go without it."""
-        live = self._repository.serving(self._model)
-        available = read_memory().available_bytes
-        if live is None or available is None:
-            return live is not None
-        before, after = live.load["before"]["rss_bytes"], live.load["after"]["rss_bytes"]
-        grown = 0 if before is None or after is None else after - before
-        takes = max(grown, live.manifest.file(live.artefact.file).size_bytes)
-        return takes >= available // 10
+
+def _worth_it(live: LiveModel) -> bool:
+    """Whether what the live model takes is a part of the memory that counts: else nobody is to go without it."""
+    available = read_memory().available_bytes
+    if available is None:
+        return True
+    before, after = live.load["before"]["rss_bytes"], live.load["after"]["rss_bytes"]
+    grown = 0 if before is None or after is None else after - before
+    takes = max(grown, live.manifest.file(live.artefact.file).size_bytes)
+    return bool(takes >= available // 10)
 
 
 def load_beside(repository: Repository, model: str, digest: str, job: Job) -> LiveModel:

@@ -12,10 +12,11 @@ from ..store.files import translate_os_error
 from ..store.journal import Journal
 from ..store.layout import Layout
 from ..store.models import ModelState, read_state
+from ..store.recovery import recover_state
 from ..store.rules import ReleaseRules
 from .repository import Repository
 
-__all__ = ["Site", "fault_of", "note", "state_of"]
+__all__ = ["Site", "fault_of", "known_state", "note", "state_of"]
 
 _LOG = logging.getLogger("kedge.deploys")
 
@@ -30,8 +31,17 @@ class Site:
     rules: Callable[[], ReleaseRules]
 
 
+def known_state(site: Site, model: str) -> ModelState | None:
+    """The recorded state, or what can still be told of it where it is damaged: a floor is not to be lost by that."""
+    try:
+        return read_state(site.layout, model)
+    except AgentError as error:
+        _LOG.error("%s; it is made out from what is told of it elsewhere", error)
+        return recover_state(site.layout, model, site.journal)
+
+
 def state_of(layout: Layout, model: str) -> ModelState | None:
-    """The recorded state; a damaged one counts as none, because a new release replaces it."""
+    """The recorded state; a damaged one counts as none."""
     try:
         return read_state(layout, model)
     except AgentError:
