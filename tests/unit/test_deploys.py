@@ -497,3 +497,25 @@ def test_only_one_deploy_is_staged_at_a_time(device: Device, made: Any) -> None:
     assert caught.value.kind == "busy"
     held.set()
     assert device.ended(first)["state"] == "done"
+
+
+def test_an_agent_that_makes_way_writes_nothing_more(device: Device, made: Any) -> None:
+    first, second = made(1), made(2)
+    device.deploy(first)
+    deliver(device.layout, second)
+    held = threading.Event()
+    stage = device.repository.stage
+
+    def slow(model: str, digest: str) -> Any:
+        assert held.wait(10)
+        return stage(model, digest)
+
+    device.repository.stage = slow  # type: ignore[method-assign]
+    device.deploys.start(second.digest)
+    assert eventually(lambda: device.steps(second) == ["begun"])
+    device.deploys.close()
+    held.set()
+    ended = device.ended(second)
+    assert (ended["state"], ended["error"]["kind"]) == ("refused", "busy")
+    assert device.steps(second) == ["begun"], "another agent has the journal by then"
+    assert device.state.current == first.digest

@@ -55,7 +55,7 @@ def activate(site: Site, manifest: Manifest, job: Job, supersede: Callable[[], N
     """
     model, digest = manifest.model, manifest.digest
     try:
-        site.journal.append(model, digest, "begun", version=manifest.version)
+        site.write_down(model, digest, "begun", version=manifest.version)
         reached("deploy.begun")
         return _to_the_switch(site, manifest, job, supersede)
     except Exception as error:
@@ -89,7 +89,7 @@ def _to_the_switch(site: Site, manifest: Manifest, job: Job, supersede: Callable
             if need is not None and available is not None and need > available:
                 room.make(f"the model takes {need} bytes, and there are {available}")
         gates = () if gated is None else gated.gates
-        site.journal.append(model, digest, "gated", gates=[_summary(gate) for gate in gates])
+        site.write_down(model, digest, "gated", gates=[_summary(gate) for gate in gates])
         reached("deploy.gated")
         candidate = room.tried(lambda: _load(repository, staged, gated))
         try:
@@ -101,7 +101,7 @@ def _to_the_switch(site: Site, manifest: Manifest, job: Job, supersede: Callable
             new, back = _states(state, live, digest)
             prepare_switch(site.layout, model, new, back)
             reached("deploy.prepared")
-            site.journal.append(model, digest, "switching")
+            site.write_down(model, digest, "switching")
             _switch(site.layout, model, digest, state)
         except BaseException:
             candidate.pool.retire()

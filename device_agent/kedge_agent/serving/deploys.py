@@ -288,6 +288,7 @@ class Deploys:
             self._stable.cancel()
         for watch in list(self._watches.values()):
             watch.cut(_STOPPING)
+        self._site.closed.set()
         if self._marks is not None:
             self._marks.close()
 

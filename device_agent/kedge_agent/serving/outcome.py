@@ -31,10 +31,11 @@ def commit(site: Site, live: LiveModel) -> str | None:
     state = state_of(site.layout, model)
     try:
         reached("deploy.passed")
+        site.require_open()
         if state is not None and state.current == digest:
             new = committed_state(state, live.manifest, read_acceptance(site.layout, digest))
             write_state(site.layout, model, new, _other_way(new))
-        site.journal.append(model, digest, "committed")
+        site.write_down(model, digest, "committed")
         reached("deploy.committed")
     except (OSError, AgentError) as error:
         _LOG.error("%s release %s passed, and that cannot be recorded: %s", model, digest[:12], error)
@@ -59,6 +60,7 @@ def revert(site: Site, live: LiveModel, reason: str, job: Job) -> AgentError:
     try:
         reached("revert.begun")
         before = load_beside(site.repository, model, back.current, job)
+        site.require_open()
     except (OSError, AgentError) as error:
         return _kept(site, live, f"{reason}; the release before cannot be loaded: {error}")
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import AgentError
@@ -23,12 +24,32 @@ _LOG = logging.getLogger("kedge.deploys")
 
 @dataclass(frozen=True)
 class Site:
-    """What a deploy works on. rules: asked anew each time."""
+    """What a deploy works on. rules: asked anew each time. closed: set when this agent makes way for another."""
 
     layout: Layout
     repository: Repository
     journal: Journal
     rules: Callable[[], ReleaseRules]
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def require_open(self) -> None:
+        """Change nothing any more once this agent makes way: another may have the store by then.
+
+        Raises:
+            AgentError: it does (busy).
+        """
+        if self.closed.is_set():
+            raise AgentError("the agent is ending", kind="busy", hint="run the command again in a moment")
+
+    def write_down(self, model: str, release: str, step: str, **body: Any) -> None:
+        """Append to the journal.
+
+        Raises:
+            AgentError: as `require_open`.
+            OSError: as the file system says.
+        """
+        self.require_open()
+        self.journal.append(model, release, step, **body)
 
 
 def known_state(site: Site, model: str) -> ModelState | None:
@@ -61,6 +82,6 @@ def fault_of(error: BaseException, doing: str) -> AgentError:
 def note(site: Site, model: str, release: str, step: str, **body: Any) -> None:
     """Write down what has happened; that it cannot be written undoes none of it."""
     try:
-        site.journal.append(model, release, step, **body)
-    except OSError as error:
+        site.write_down(model, release, step, **body)
+    except (OSError, AgentError) as error:
         _LOG.error("%s release %s: %s is not in the journal: %s", model, release[:12], step, error)
