@@ -13,7 +13,7 @@ from kedge_agent.store.layout import Layout
 from kedge_agent.store.models import ModelState, write_state
 from tests.support.agents import Device, assert_invariant, damaged_files, recorded_state
 from tests.support.bad_models import obedient_release, order
-from tests.support.deploys import clients, configure, deploy, history, killed, must_deploy, settled
+from tests.support.deploys import clients, configure, deploy, eventually, history, killed, must_deploy, settled
 
 pytestmark = pytest.mark.slow
 
@@ -170,18 +170,22 @@ def test_kills_in_a_row_while_the_journal_is_replayed_change_nothing(
 def test_a_kill_while_old_releases_are_removed_touches_neither_current_nor_previous(
     device: Device, tmp_path: Path, place: str
 ) -> None:
-    configure(device.state, releases={"keep": 0})
+    configure(device.state, releases={"keep": 10})
     releases = [obedient_release(tmp_path, version=n) for n in range(1, 5)]
     device.start()
-    for release in releases[:2]:
+    for release in releases:
         must_deploy(device, release)
-    for wanted in releases[2:]:
-        device.push(wanted)
-        rearm(device, f"{place}=kill")
-        killed(device, lambda wanted=wanted: deploy(device, wanted))
-        agent = device.restart()
-        assert_invariant(device.state, agent, {wanted.digest})
-        settled(device)
+    device.stop()
+    # From now on the first two are nobody's.
+    configure(device.state, releases={"keep": 0})
+    for _ in range(3):
+        device.kill()
+        process = device.start(failpoints=f"{place}=kill").process
+        killed(device, process.wait)
+    agent = device.restart()
+    assert_invariant(device.state, agent, {releases[3].digest})
+    folders = [device.state / "releases" / release.digest for release in releases]
+    assert eventually(lambda: not any(folder.exists() for folder in folders[:2]))
     assert not damaged_files(device.state, releases[2].digest)
     assert device.rollback()[0] == 200
     assert_invariant(device.state, agent, {releases[2].digest})

@@ -26,7 +26,8 @@ def crash_it(device: Device, model: str = "digits") -> None:
     assert agent is not None
     with contextlib.suppress(OSError, http.client.HTTPException):
         agent.request("POST", f"/v2/models/{model}/infer", ask(crash()))
-    assert agent.process.wait(30) == -signal.SIGFPE
+    # Python says where its threads stood, which may itself end in SIGSEGV.
+    assert agent.process.wait(30) in (-signal.SIGFPE, -signal.SIGSEGV)
 
 
 def up_again(device: Device) -> None:

@@ -185,7 +185,8 @@ def test_the_first_release_of_a_model_that_fails_in_probation_has_nothing_to_go_
     assert device.activate(only)[0] == 200
     with clients(device, order=FAILS):
         ended = device.follow_deploy(only)
-    assert ended["state"] in ("reverted", "done"), ended
+    assert ended["state"] == "refused", ended
+    assert "no release to go back to" in ended["error"]["error"]
     assert_invariant(device.state, device.agent, {only.digest, None}, safe=True)
     must_deploy(device, obedient_release(tmp_path, version=2))
 
