@@ -21,7 +21,8 @@ from kedge_agent.formats.offer import Offer, Signed
 from kedge_agent.store import files as files_module
 from kedge_agent.store.accept import accept
 from kedge_agent.store.layout import Layout
-from kedge_agent.store.objects import intact_frames, is_intact, replace_object
+from kedge_agent.store.objects import is_intact, link_everywhere, place_object
+from kedge_agent.store.proof import good_frames
 from kedge_agent.store.releases import (
     Acceptance,
     DamagedError,
@@ -192,7 +193,7 @@ def test_damage_is_named_by_file_and_frame_in_every_release_that_shares_it_and_m
             verify(layout, digest)
         assert caught.value.damaged == {"weights.bin": [1, 3]}
         assert caught.value.kind == "integrity"
-    assert intact_frames(layout, entry) == {0, 2}
+    assert good_frames(layout.object(entry.sha256), entry) == {0, 2}
     assert not is_intact(layout, entry)
     staging = stage(layout, live)
     (staging / entry.sha256).write_bytes(weights)
@@ -253,7 +254,8 @@ def test_no_name_is_ever_missing_while_an_object_is_replaced(layout: Layout, rel
         for _ in range(100):
             fresh = tmp_path / "fresh"
             fresh.write_bytes(b"w" * 1000)
-            replace_object(layout, entry, fresh)
+            place_object(layout, entry, fresh)
+            link_everywhere(layout, {entry.sha256})
     finally:
         ended.set()
         watcher.join()
@@ -376,7 +378,7 @@ def test_a_process_that_is_killed_between_two_links_it_mends_is_made_up_for_by_t
         "import os, sys, signal\n"
         "from pathlib import Path\n"
         "from kedge_agent.store.layout import Layout\n"
-        "from kedge_agent.store.objects import replace_object\n"
+        "from kedge_agent.store.objects import link_everywhere, place_object\n"
         "from kedge_agent.store.releases import read_release\n"
         "root, digest, fresh = sys.argv[1:]\n"
         "real, turns = os.replace, []\n"
@@ -387,7 +389,9 @@ def test_a_process_that_is_killed_between_two_links_it_mends_is_made_up_for_by_t
         "    real(source, target)\n"
         "os.replace = dies\n"
         "layout = Layout(Path(root))\n"
-        "replace_object(layout, read_release(layout, digest).file('weights.bin'), Path(fresh))\n"
+        "entry = read_release(layout, digest).file('weights.bin')\n"
+        "place_object(layout, entry, Path(fresh))\n"
+        "link_everywhere(layout, {entry.sha256})\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", script, str(layout.root), live.digest, str(fresh)], timeout=60, check=False

@@ -25,10 +25,10 @@ from kedge_agent.store.layout import Layout
 from kedge_agent.store.locks import using_store
 from kedge_agent.store.models import ModelState, prepare_switch, write_state
 from kedge_agent.store.releases import has_release, read_release, release_digests, verify_release
-from kedge_agent.store.room import make_room, room_for
+from kedge_agent.store.room import room_for
 from kedge_agent.store.rules import ReleaseRules
 from kedge_agent.store.slots import slot
-from kedge_agent.store.space import SPARE_BYTES, free_bytes, has_room
+from kedge_agent.store.space import SPARE_BYTES, has_room
 from tests.support.stores import parts_of, put
 
 RULES = ReleaseRules(keep=1)
@@ -242,26 +242,6 @@ def test_a_store_that_is_not_there_yet_has_nothing_to_collect(layout: Layout) ->
     assert collect(layout, RULES) == NOTHING
 
 
-def test_room_is_made_of_what_nobody_needs_and_where_that_is_too_little_what_is_missing_is_said(
-    layout: Layout, digests: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_state(layout, "digits", ModelState(digests[5], None))
-    assert has_room(layout, 0)
-    assert has_room(layout, 1) == (free_bytes(layout) > SPARE_BYTES)
-    need = 100_000
-    rooms = iter([need + SPARE_BYTES - 1, need + SPARE_BYTES])
-    free(monkeypatch, lambda: next(rooms))
-    make_room(layout, RULES, need, keep={digests[0]})
-    assert release_digests(layout) == sorted([digests[0], digests[5]])
-    free(monkeypatch, lambda: 1000)
-    with pytest.raises(AgentError, match=r"1000 free, 16876216 too few \(\d+ were freed\)") as caught:
-        make_room(layout, RULES, need)
-    assert caught.value.kind == "space"
-    with using_store(layout), pytest.raises(AgentError, match="nothing could be removed"):
-        make_room(layout, RULES, need)
-    assert_whole(layout)
-
-
 def test_a_push_that_needs_room_gets_what_nobody_else_needs_and_keeps_what_it_needs_itself(
     layout: Layout, digests: list[str], release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +258,20 @@ def test_a_push_that_needs_room_gets_what_nobody_else_needs_and_keeps_what_it_ne
             # Whatever is found while it is open stays.
             assert collect(layout, RULES) is None
     assert release_digests(layout) == [digests[5]]
+    short = 5000 + SPARE_BYTES - 100
     free(monkeypatch, lambda: 100)
-    with pytest.raises(AgentError, match="too few"), room_for(layout, RULES, parcel, staging):
+    with (
+        pytest.raises(AgentError, match=rf"100 free, {short} too few \(0 were freed\)") as caught,
+        room_for(layout, RULES, parcel, staging),
+    ):
         pytest.fail("there is no room")
+    assert caught.value.kind == "space"
+    with (
+        using_store(layout),
+        pytest.raises(AgentError, match="somebody else uses the store"),
+        room_for(layout, RULES, parcel, staging),
+    ):
+        pytest.fail("there is no room")
+    assert_whole(layout)
+    assert has_room(layout, 0)
+    assert not has_room(layout, 1)

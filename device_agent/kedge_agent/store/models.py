@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,9 +21,7 @@ from .layout import Layout
 __all__ = [
     "ModelState",
     "go_back",
-    "interrupted_load",
     "list_models",
-    "loading",
     "named_releases",
     "prepare_switch",
     "read_state",
@@ -178,28 +175,6 @@ def _point_current(folder: Path, destination: Path) -> None:
         link.symlink_to(destination)
         link.replace(folder / "current")
         fsync_directory(folder)
-
-
-def interrupted_load(layout: Layout, model: str) -> bool:
-    """Whether the agent ended while it loaded this model at its last start: by the model's doing, or by any other."""
-    return (layout.model(model) / "loading").exists()
-
-
-@contextlib.contextmanager
-def loading(layout: Layout, model: str) -> Iterator[None]:
-    """While the context is open, a mark lies beside the model's state that `interrupted_load` finds after a crash.
-
-    Where it cannot be written, on a full disk say, there is none: a model must not fail to load for want of it.
-    """
-    mark = layout.model(model) / "loading"
-    with contextlib.suppress(OSError):
-        write_atomic(mark, b"")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            mark.unlink(missing_ok=True)
-            fsync_directory(mark.parent)
 
 
 def list_models(layout: Layout) -> list[str]:

@@ -11,15 +11,10 @@ from ..errors import AgentError
 from ..formats.manifest import FileEntry
 from .files import fsync_directory, make_directory, move_aside
 from .layout import Layout
-from .proof import good_frames, is_whole
+from .proof import is_whole
 from .releases import read_release, release_digests
 
-__all__ = ["intact_frames", "is_intact", "link_everywhere", "link_names", "place_object", "replace_object"]
-
-
-def intact_frames(layout: Layout, entry: FileEntry) -> set[int]:
-    """Frames of an object in the store whose hash holds; all that it has, where some cannot be read. None: empty."""
-    return good_frames(layout.object(entry.sha256), entry)
+__all__ = ["is_intact", "link_everywhere", "link_names", "place_object"]
 
 
 def is_intact(layout: Layout, entry: FileEntry) -> bool:
@@ -27,24 +22,11 @@ def is_intact(layout: Layout, entry: FileEntry) -> bool:
     return is_whole(layout.object(entry.sha256), entry)
 
 
-def replace_object(layout: Layout, entry: FileEntry, staged: Path) -> None:
-    """Put a proven file in the place of an object, and of every link that releases hold to the one it replaces.
-
-    Every name is replaced by one rename, so that none is missing at any instant. Where this is cut short, some releases
-    still hold the old file: the next acceptance of any release that names this object goes on with it.
-
-    Args:
-        staged: a file on the store's file system, proven and on disk. It is gone afterwards.
-
-    Raises:
-        OSError: as the file system says.
-    """
-    fsync_directory(place_object(layout, entry, staged))
-    link_everywhere(layout, {entry.sha256})
-
-
 def place_object(layout: Layout, entry: FileEntry, staged: Path) -> Path:
-    """Move a proven file to where an object lies; returns the folder, whose fsync is left to the caller.
+    """Move a proven file, that is on disk, to where its object lies, by one rename.
+
+    Returns:
+        The folder, whose fsync is left to the caller.
 
     Raises:
         OSError: as the file system says.
@@ -60,7 +42,8 @@ def place_object(layout: Layout, entry: FileEntry, staged: Path) -> Path:
 def link_everywhere(layout: Layout, wanted: Collection[str]) -> None:
     """Have all releases hold these objects of the store, by their sha256, under the names that their manifests say.
 
-    A release whose manifest cannot be read is passed over.
+    A release whose manifest cannot be read is passed over. Where this is cut short, some releases still hold the file
+    that was there before: the next acceptance of any release that names the object goes on with it.
 
     Raises:
         OSError: as the file system says.

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..errors import AgentError
 from .collect import collect
-from .files import make_directory
 from .holdings import Frames, find_missing, missing_bytes, reserved_bytes
 from .layout import Layout
 from .locks import using_store
@@ -16,39 +15,7 @@ from .parcel import Parcel
 from .rules import ReleaseRules
 from .space import SPARE_BYTES, free_bytes, has_room
 
-__all__ = ["make_room", "room_for"]
-
-
-def make_room(layout: Layout, rules: ReleaseRules, need_bytes: int, keep: Collection[str] = ()) -> None:
-    """Remove what nobody needs until so many bytes fit, and some to spare.
-
-    It must not be called by who holds `using_store`; what was found in the store before has to be looked for again.
-
-    Args:
-        keep: as `collect` says: what is being pushed, and the objects that it names.
-
-    Raises:
-        AgentError: they do not fit (space); it says what is missing.
-        OSError: as `collect` says.
-    """
-    make_directory(layout.root, mode=0o700)
-    if has_room(layout, need_bytes):
-        return
-    collected = collect(layout, rules, pressed=True, keep=keep)
-    if has_room(layout, need_bytes):
-        return
-    free = free_bytes(layout)
-    made = (
-        "somebody else uses the store, so nothing could be removed from it"
-        if collected is None
-        else f"{collected.freed_bytes} were freed"
-    )
-    raise AgentError(
-        f"{need_bytes} bytes are needed and {SPARE_BYTES} to spare; {layout.root} has {free} free, "
-        f"{need_bytes + SPARE_BYTES - free} too few ({made})",
-        kind="space",
-        hint="free disk space on the device, or put the agent's state folder on a larger disk",
-    )
+__all__ = ["room_for"]
 
 
 @contextlib.contextmanager
@@ -70,4 +37,22 @@ def room_for(layout: Layout, rules: ReleaseRules, parcel: Parcel, staging: Path)
                 yield missing
                 return
         # Not while the store is used: what is collected is nobody's then, and is looked for anew.
-        make_room(layout, rules, need, keep)
+        _make_room(layout, rules, need, keep)
+
+
+def _make_room(layout: Layout, rules: ReleaseRules, need_bytes: int, keep: Collection[str]) -> None:
+    collected = collect(layout, rules, pressed=True, keep=keep)
+    if has_room(layout, need_bytes):
+        return
+    free = free_bytes(layout)
+    made = (
+        "somebody else uses the store, so nothing could be removed from it"
+        if collected is None
+        else f"{collected.freed_bytes} were freed"
+    )
+    raise AgentError(
+        f"{need_bytes} bytes are needed and {SPARE_BYTES} to spare; {layout.root} has {free} free, "
+        f"{need_bytes + SPARE_BYTES - free} too few ({made})",
+        kind="space",
+        hint="free disk space on the device, or put the agent's state folder on a larger disk",
+    )
