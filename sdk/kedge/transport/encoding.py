@@ -20,7 +20,6 @@ from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, ENCODING_ZSTD, FRAME_
 __all__ = ["Base", "EncodedFrame", "Encoder"]
 
 _SAMPLE_BYTES = 256 * 1024
-_SAMPLE_RATIO = 0.95
 _BLOCK_BYTES = 4096
 _BLOCKS = 64
 _NEEDLE_BYTES = 64
@@ -30,8 +29,9 @@ _POOR_RATIO = 0.9
 # What compresses poorly takes the processor from whoever encrypts: only where the link takes this many times as long as
 # the compressor, which then is never waited for.
 _SLOW_LINK = 3.0
-_FAST_LINK = 100e6
-"""Bytes a second; before anything is known of the compressor."""
+# Bytes a second, while nothing is known of how fast the compressor is: what it may be tried on, and waited for.
+_FAST_LINK_BYTES_PER_S = 100e6
+_SLOW_LINK_BYTES_PER_S = 25e6
 # A difference that is small may take this many times as long as the bytes that it saves: links are shared, and metered.
 _PATIENCE = 4.0
 
@@ -114,7 +114,7 @@ class Encoder:
                 ahead += 1
             job = jobs.pop(position, None)
             packed = None
-            if job is not None and (job.done() or self._is_worth_waiting(file, frame)):
+            if job is not None and (job.done() or self._is_worth_waiting(file)):
                 packed = job.result()
             elif job is not None:
                 job.cancel()
@@ -130,31 +130,33 @@ class Encoder:
         return EncodedFrame(file, frame, ENCODING_RAW, view)
 
     def distrust(self, file: int) -> str | None:
-        """The device could not rebuild a frame of this file: no more differences. The base's hash, if there was one."""
+        """Make no more differences for this file; the base's hash, if there was one."""
         base = self._bases.pop(file, None)
         return None if base is None else base.sha256
 
     def _is_worth_trying(self, file: int, frame: int) -> bool:
         known = self._experience.get(file)
         rate = self._rate()
+        if file in self._bases and known is None and not self._is_alike(file, frame):
+            self.distrust(file)
         if file in self._bases:
-            if known is None:
-                return self._is_alike(file, frame)
-            return known.ratio <= _POOR_RATIO or self._keeps_up(known, rate)
+            return known is None or known.ratio <= _POOR_RATIO or self._keeps_up(known, rate)
         if ENCODING_ZSTD not in self._taken or rate is None:
             return False
         if known is None:
-            return rate < _FAST_LINK
+            return rate < _FAST_LINK_BYTES_PER_S
         return self._keeps_up(known, rate)
 
-    def _is_worth_waiting(self, file: int, frame: int) -> bool:
+    def _is_worth_waiting(self, file: int) -> bool:
         known, rate = self._experience.get(file), self._rate()
         if known is None or rate is None:
-            return file in self._bases and self._is_alike(file, frame)
+            if file in self._bases:
+                return True
+            return rate is not None and rate < _SLOW_LINK_BYTES_PER_S
         return rate * known.seconds < _PATIENCE * FRAME_BYTES * (1.0 - known.ratio)
 
     def _is_alike(self, file: int, frame: int) -> bool:
-        """Whether the first frame of a file that is asked about has something of its base, in its place or near it."""
+        """Whether a file has something of its base, in its place or near it; one frame tells, and is asked once."""
         if file not in self._alike:
             raw, stored = self.raw(file, frame).data, self._bytes(self._bases[file].path)
             offset, length = slice_of(frame, len(stored))
@@ -188,11 +190,8 @@ class Encoder:
             packed = BASE_INDEX.pack(base.index) + compress(raw, stored[offset : offset + length])
             encoding = ENCODING_DELTA
         else:
-            middle = len(raw) // 2
-            sample = raw[middle : middle + _SAMPLE_BYTES]
-            if len(compress(sample)) <= _SAMPLE_RATIO * len(sample):
-                packed = compress(raw)
-        ratio = len(packed) / len(raw) if packed else 1.0
+            packed = compress(raw)
+        ratio = len(packed) / len(raw)
         with self._guard:
             self._experience.setdefault(file, _Experience()).learn(
                 ratio, (time.perf_counter() - begin) * FRAME_BYTES / len(raw)

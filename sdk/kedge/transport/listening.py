@@ -101,6 +101,9 @@ class Listener(threading.Thread):
             self._fail(UnreachableError(f"{self._device}: {reason} during the push", hint="run it again: it resumes"))
         except Exception as error:  # a thread's exception would vanish
             self._fail(UnreachableError(f"{self._device}: {type(error).__name__}: {error}"))
+        finally:
+            # A socket that was closed stays open for as long as a file made of it is.
+            self._reader.close()
 
     def _take(self, kind: Message, payload: memoryview) -> None:
         with self._changed:
