@@ -24,6 +24,7 @@ from kedge.release.bundle import Release, open_release
 from kedge.release.signing import sign
 from kedge.targets import load_target
 from kedge.transport.base import Deadline
+from kedge.transport.client import AgentClient
 from kedge.transport.local import LocalAgent
 from tests.support import environment, models
 from tests.support.deploys import configure
@@ -104,6 +105,38 @@ def test_a_device_whose_disk_rots_gives_no_wrong_release_back(
     with pytest.raises(IntegrityError, match="other bytes"):
         pull_release(agent, release.digest, tmp_path / "back.release")
     assert not (tmp_path / "back.release").exists()
+
+
+def test_a_device_gives_back_nothing_but_what_a_release_of_its_own_names(
+    device: Callable[..., LocalAgent], release: Release, tmp_path: Path
+) -> None:
+    agent = device("orin")
+    push_release(agent, release)
+    other = released(tmp_path / "other.release", b"another model", version=2)
+    push_release(agent, other)
+    (foreign,) = {entry.sha256 for entry in other.manifest.files} - {entry.sha256 for entry in release.manifest.files}
+    base = f"/kedge/v1/releases/{release.digest}"
+    client = AgentClient(agent)
+    try:
+        shown = client.get(base)
+        assert (shown["model"], shown["version"], shown["accepted"]["signed"]) == ("net", 1, False)
+        own = release.manifest.file("model.onnx").sha256
+        assert (
+            bytes(client.get_bytes(f"{base}/objects/{own}?offset=17000", limit_bytes=1 << 20))
+            == ((release.folder / "model.onnx").read_bytes()[17000:])
+        )
+        for path in (
+            f"{base}/objects/{foreign}?offset=0",
+            f"{base}/objects/{own}",
+            f"{base}/objects/{own}?offset=-1",
+            f"{base}/objects/..%2f..%2fstate.json?offset=0",
+            f"/kedge/v1/releases/{'0' * 64}/manifest",
+            f"/kedge/v1/releases/{'0' * 64}/offer",
+        ):
+            with pytest.raises(BadInputError):
+                client.get_bytes(path, limit_bytes=1 << 20)
+    finally:
+        client.close()
 
 
 def test_an_archive_is_imported_on_the_device_itself_by_the_same_rules(

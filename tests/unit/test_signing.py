@@ -30,6 +30,7 @@ from kedge.release.bundle import Release, open_release
 from kedge.release.signing import check_signatures, downgrade, sign, sign_document, signatures_of, state_downgrade
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.offer import AGENT, Offer, Signed
+from kedge_agent.formats.reader import ManifestError
 from kedge_agent.formats.sshsig import (
     AGENT_NAMESPACE,
     DOWNGRADE_NAMESPACE,
@@ -40,7 +41,7 @@ from kedge_agent.formats.sshsig import (
     fingerprint,
     split_signatures,
 )
-from kedge_agent.formats.statements import Downgrade, parse_downgrade, statement_bytes
+from kedge_agent.formats.statements import Downgrade, parse_downgrade, parse_engine_statement, statement_bytes
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.models import ModelState, write_state
 from kedge_agent.store.rules import OFF, ReleaseRules
@@ -620,6 +621,34 @@ def test_a_downgrade_of_something_else_is_worth_nothing(old: Release, layout: La
 def test_a_downgrade_that_is_none_is_refused(old: Release, layout: Layout, document: bytes) -> None:
     with pytest.raises(AgentError, match="refused"):
         judge(layout, UNSIGNED, old.manifest_bytes, Offer(downgrade=Signed(document)))
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["0" * 64, "net", "downgrade"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(["downgrade", "engine"]),
+    key=st.sampled_from(["kedge", "model", "release", "floor", "serial", "onnx", "plan", "passport", "engine", "more"]),
+    value=_VALUES,
+)
+def test_a_statement_is_read_or_refused(kind: str, key: str, value: object) -> None:
+    whole = {
+        "downgrade": {"kedge": "downgrade", "model": "net", "release": "0" * 64, "floor": 1, "serial": 1},
+        "engine": {"kedge": "engine", "release": "0" * 64, "onnx": "0" * 64, "plan": {}, "engine": "0" * 64}
+        | {"passport": {"runtime": "tensorrt", "runtime_version": "10.3.0", "os": "linux", "arch": "x86_64"}},
+    }[kind]
+    parse = parse_downgrade if kind == "downgrade" else parse_engine_statement
+    assert parse(json.dumps(whole).encode())
+    try:
+        found = parse(json.dumps(whole | {key: value}).encode())
+    except ManifestError:
+        return
+    assert json.loads(statement_bytes(found))[key] == value
 
 
 def test_a_damaged_state_keeps_no_release_away_and_its_way_back_tells_the_floor(
