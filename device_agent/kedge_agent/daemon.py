@@ -103,14 +103,14 @@ def _run(
             # Whoever started us has cleaned up and gone: nothing may be made again.
             raise AgentError(f"{options.state} is gone", kind="not_found")
         make_directory(layout.root, mode=0o700)
-        stack.enter_context(hold(layout, _HANDED_S if standby is not None else 0.0))
+        last = stack.enter_context(hold(layout, _HANDED_S if standby is not None else 0.0))
         if options.ephemeral:
             # Only whoever holds the folder may remove it: a second agent on it is refused above.
             stack.callback(shutil.rmtree, options.state, ignore_errors=True)
         remember_config(layout.root, options.config)
         log_to(layout.log)
         if standby is not None:
-            standby.take()
+            standby.take(last)
             notifier.muted = True
         elif (ended := settle(layout)) is not None:
             _LOG.error("an upgrade of the agent was cut short: %s", ended.reason or ended.state)
@@ -136,7 +136,7 @@ def _serve(
     upgrades = Upgrades(
         layout,
         options.successor(),
-        lambda: {live.manifest.model: live.manifest.digest for live in repository.live()},
+        lambda: _served(repository),
         lambda: signals.put(signal.SIGUSR1),
         installed=not (options.parent_pipe or options.ephemeral),
     )
@@ -146,6 +146,7 @@ def _serve(
         stack.callback(repository.close)
         stack.callback(deploys.close)
         stack.callback(builds.close)
+        stack.callback(upgrades.close)
         control = control_handler(repository, regions, layout, runtimes, builds, deploys, configuration.to_json)
         control = with_agent_routes(upgrades, control)
         doors = Doors(folder, inference_handler(repository, regions), control, configuration.settings)
@@ -182,6 +183,12 @@ def _serve(
                     hint="give them longer: drain_s in the agent's settings",
                 )
     return upgrades
+
+
+def _served(repository: Repository) -> dict[str, str]:
+    """The release of each model that serves, once all are loaded."""
+    repository.ready.wait()
+    return {live.manifest.model: live.manifest.digest for live in repository.live()}
 
 
 def _greet(repository: Repository, wait_s: float) -> None:

@@ -189,6 +189,8 @@ class Upgrades:
         upgrade.link = Link(ours)
         environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
         options = ["--standby", str(theirs.fileno()), *self._options]
+        # Said before there is anybody to hear it: from its first moment on, the new agent knows all that it must.
+        upgrade.link.tell(models=dict(self._live()), pid=os.getpid(), version=__version__)
         with theirs:
             upgrade.child = subprocess.Popen(
                 serve_command(self._layout.root, slot(self._layout, upgrade.trial.bundle), options),
@@ -198,7 +200,6 @@ class Upgrades:
                 env=environment,
                 cwd="/",
             )
-        upgrade.link.tell(models=dict(self._live()))
         upgrade.step = "rehearse"
         while True:
             try:
@@ -244,6 +245,12 @@ class Upgrades:
             self._end(upgrade, FALLEN_BACK, reason or "the agent was stopped meanwhile")
         _LOG.error("this agent serves again: %s", reason or "it was stopped")
         return stopped
+
+    def close(self) -> None:
+        """Stop serving: an agent that only stands by is not wanted any more."""
+        now = self._now
+        if now is not None and now.child is not None and not self.leaving:
+            now.child.kill()
 
     def _await(self, upgrade: _Upgrade, signals: int) -> str | None:
         """None: it serves. Empty: somebody wants this agent to stop. Else why it does not serve."""

@@ -60,8 +60,8 @@ def socket_folder(layout: Layout) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def hold(layout: Layout, patience_s: float) -> Iterator[None]:
-    """Hold the state folder's lock.
+def hold(layout: Layout, patience_s: float) -> Iterator[int | None]:
+    """Hold the state folder's lock; the context is the process that held it last, as far as the lock tells.
 
     Args:
         patience_s: for how long to wait for it.
@@ -82,9 +82,10 @@ def hold(layout: Layout, patience_s: float) -> Iterator[None]:
                 kind="busy",
                 hint="stop it first: kedge-agent stop",
             )
+        last = os.pread(handle, 32, 0)
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
-        yield
+        yield int(last) if last.isdigit() else None
     finally:
         os.close(handle)
 

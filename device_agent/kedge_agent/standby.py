@@ -1,7 +1,8 @@
 """An agent beside the one that runs: it proves that it could serve, and on a word takes over. `handover` is the other
 side.
 
-Until that word it changes nothing in the state folder, and ends when the other ends. After it, it goes on alone.
+Until then it changes nothing in the state folder. Where the other one ends by itself, this one does not wait for the
+word; where it was told to stop, it has ended this one.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from .store.slots import (
     COMMITTED,
     Outcome,
     Trial,
+    begin_trial,
     clean_slots,
     commit_trial,
     end_trial,
     own_slot,
     read_trial,
     settle,
+    slot_named,
 )
 from .watchdog import ask_health
 
@@ -58,6 +61,8 @@ class Standby:
         self._layout = layout
         self._trial: Trial | None = None
         self._expected: Mapping[str, str] = {}
+        self._old: object = None
+        self._version = ""
         self._closed_at: float | None = None
         self._doors_ms: float | None = None
 
@@ -70,6 +75,7 @@ class Standby:
         said = self._hear(_TALK_S)
         models = said.get("models")
         self._expected = dict(models) if isinstance(models, dict) else {}
+        self._old, self._version = said.get("pid"), str(said.get("version"))
         for model, digest in self._expected.items():
             try:
                 rehearse(self._layout, stage_release(self._layout, runtimes, digest, threads, rules_of(model)))
@@ -84,28 +90,31 @@ class Standby:
         self._link.tell(ready=True)
 
     def wait(self) -> None:
-        """Return when it is this agent's turn.
-
-        Raises:
-            AgentError: the other agent ended before it had marked the upgrade on disk.
-        """
+        """Return when it is this agent's turn: the other one says so, or has ended by itself."""
         said = self._link.hear(None)
         if said is not None:
+            # It has marked the upgrade, and answers the requests inside.
             said = self._link.hear(None)
-        # Where the other one ended by itself, the mark decides: without it, whoever starts the agent starts that one.
-        if said is None and not self._is_on_trial():
-            raise AgentError("the agent that runs has gone", kind="no_agent")
         closed_at = None if said is None else said.get("closed_at")
         self._closed_at = closed_at if isinstance(closed_at, float) else None
 
-    def take(self) -> None:
+    def take(self, last: int | None) -> None:
         """With the state folder's lock in hand, see that it is still this agent's turn.
 
+        Args:
+            last: the process that held the lock before.
+
         Raises:
-            AgentError: another agent ran meanwhile, and the upgrade is over.
+            AgentError: another agent ran meanwhile, and the upgrade is over (busy).
         """
-        if not self._is_on_trial():
+        own, former = own_slot(self._layout), slot_named(self._layout, "current")
+        if last != self._old or own is None or former is None:
             raise AgentError("the upgrade is over: another agent has run meanwhile", kind="busy")
+        self._trial = read_trial(self._layout)
+        if self._trial is None:
+            # The other one ended before it came to that.
+            self._trial = Trial(own, former, self._version)
+            begin_trial(self._layout, self._trial)
         reached("upgrade.taken")
 
     def opened(self) -> None:
@@ -137,10 +146,6 @@ class Standby:
             self._link.hear(_TALK_S)
         self._link.close()
         threading.Thread(target=clean_slots, args=(self._layout,), daemon=True).start()
-
-    def _is_on_trial(self) -> bool:
-        self._trial = read_trial(self._layout)
-        return self._trial is not None and self._trial.bundle == own_slot(self._layout)
 
     def _check(self, repository: Repository, door: Path) -> None:
         problem = ask_health(door, _ASK_S)

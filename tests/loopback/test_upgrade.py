@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
+import random
 import signal
 import socket
 import tempfile
@@ -248,14 +250,14 @@ def test_after_both_agents_are_killed_the_next_start_serves_in_time(
         assert device.agent()["last"]["state"] == ("committed" if version == "2.0.0" else "fallen-back")
     # And the upgrade can be had again.
     device.upgrade(second)
-    waits(lambda: device.agent()["version"] == "2.0.0" if answering(device) else False)
+    waits(lambda: version_of(device) == "2.0.0")
 
 
-def answering(device: Slotted) -> bool:
-    with contextlib.suppress(OSError):
-        device.agent()
-        return True
-    return False
+def version_of(device: Slotted) -> str | None:
+    """Of the agent that answers; None where nobody does."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return str(device.agent()["version"])
+    return None
 
 
 _SLOW = """
@@ -287,6 +289,19 @@ def test_an_agent_that_is_told_to_stop_meanwhile_stops(make: Make, live: Release
     device.upgrade(slow)
     waits(lambda: (device.state / "agent.lock").read_text() != str(old))
     os.kill(old, signal.SIGTERM)
+    assert device.gone()
+    device.start()
+    device.answers()
+    assert_serves(device, live, "1.0.0")
+
+
+def test_an_agent_that_is_told_to_stop_takes_the_one_that_stands_by_with_it(
+    make: Make, live: Release, second: Bundle
+) -> None:
+    device = make(second, failpoints="upgrade.standby=hang")
+    device.upgrade(second)
+    waits(lambda: len(device.processes()) == 2)
+    os.kill(device.agent()["pid"], signal.SIGTERM)
     assert device.gone()
     device.start()
     device.answers()
@@ -345,3 +360,41 @@ def test_systemd_is_told_who_the_service_is(make: Make, live: Release, second: B
         assert old != new
     (folder / "notify").unlink()
     folder.rmdir()
+
+
+@pytest.mark.slow
+def test_agents_are_killed_at_random_moments_of_many_upgrades(
+    make: Make, live: Release, first: Bundle, second: Bundle
+) -> None:
+    device = make(second)
+    moments = random.Random(20261126)  # noqa: S311  (a fixed seed is the point)
+    for turn in range(20):
+        target = first if device.agent()["version"] == "2.0.0" else second
+        assert device.upgrade(target)[0] == 200
+        whom = moments.choice(["oldest", "newest", "both"])
+        time.sleep(moments.uniform(0, 1.5))
+        pids = sorted(device.processes(), key=started)
+        for pid in {"oldest": pids[:1], "newest": pids[-1:], "both": pids}[whom]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        waits(lambda: len(device.processes()) < 2)
+        if not device.processes():
+            # A supervisor starts what has ended altogether. Where one agent was left, it serves by itself.
+            assert whom == "both" or len(pids) == 1, (turn, whom, pids)
+            device.start()
+            assert device.answers() < IN_TIME_S, (turn, whom)
+        device.answers()
+        assert device.serving() == {live.manifest.model: live.digest}, (turn, whom)
+        waits(lambda: device.agent()["upgrade"] is None)
+        # A model that was being loaded when the agent was killed, twice in a row, is not loaded again: another rule.
+        device.kill()
+        (device.state / "running").unlink()
+        device.start()
+        device.answers()
+
+
+def started(pid: int) -> int:
+    """When a process was started, in ticks since the boot; proc(5), "starttime"."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    return 0

@@ -117,7 +117,7 @@ class Slotted:
                 if status == 200 and (said["ready"] or not ready):
                     return time.monotonic() - begin
             time.sleep(0.02)
-        raise AssertionError(f"nobody answers within {timeout_s} s: {(self.state / 'stderr').read_text()[-3000:]}")
+        raise AssertionError(f"nobody answers within {timeout_s} s: {self._last_words()}")
 
     def agent(self) -> dict[str, Any]:
         """What the agent says of itself."""
@@ -139,7 +139,7 @@ class Slotted:
                 if said["upgrade"] is None and last is not None and last["bundle"] == bundle.digest:
                     return dict(last)
             time.sleep(0.02)
-        raise AssertionError(f"the upgrade did not end: {(self.state / 'stderr').read_text()[-3000:]}")
+        raise AssertionError(f"the upgrade did not end: {self._last_words()}")
 
     def install(self, release: Release) -> None:
         """Have the agent find a live release at its start."""
@@ -177,6 +177,13 @@ class Slotted:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         assert self.gone()
+
+    def _last_words(self) -> str:
+        """Where every thread of every agent stands; it is their end."""
+        for pid in self.processes():
+            os.kill(pid, signal.SIGABRT)
+        self.gone()
+        return (self.state / "stderr").read_text()[-6000:] + (self.state / "agent.log").read_text()[-2000:]
 
     def _reap(self) -> None:
         for child in self._children:
