@@ -281,7 +281,7 @@ def _downgrade(
             f"{manifest.model} has been at version {state.floor} on this device; this is version "
             f"{manifest.version}{replayed}",
             kind="integrity",
-            hint="build it with a higher --version, or say that you want the older one: kedge deploy --allow-downgrade",
+            hint="build it with a higher --model-version, or say that you want this one: kedge deploy --allow-downgrade",
         )
     return None, 0
 
