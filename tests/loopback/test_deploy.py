@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -328,8 +331,23 @@ def test_a_refusal_in_words_says_the_device_s_reason(tmp_path: Path, capsys: pyt
     assert main(["deploy", str(release.folder), "--to", "local", "--json"]) == 5
     assert "latency gate" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert main(["history", "--on", "local"]) == 0
-    assert "refused: release" in capsys.readouterr().out
+    assert "refused: latency gate" in capsys.readouterr().out
     assert main(["deploy", str(release.folder), "--to", "local", "--key", "k"]) == 3
+
+
+def test_an_interrupt_ends_the_command_and_says_that_the_device_goes_on(tmp_path: Path) -> None:
+    release = gated(tmp_path, 1, probation_s=30)
+    command = [sys.executable, "-m", "kedge", "deploy", str(release.folder), "--to", "local", "--events"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        for line in running.stdout:
+            if json.loads(line)["event"] == "probation":
+                break
+        running.send_signal(signal.SIGINT)
+        said = running.stderr.read()
+        assert running.wait(30) == 130
+    assert "the same command picks up" in said
 
 
 def test_an_archive_is_deployed_as_a_folder_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

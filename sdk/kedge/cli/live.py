@@ -47,13 +47,13 @@ class _Bar(BarColumn):
 
 
 class _Left(ProgressColumn):
-    """The time that is left of a step, or that one took which has ended."""
+    """The time that is left of a step that does not count it itself, or that one took which has ended."""
 
     def render(self, task: Task) -> Text:
         if task.finished:
             took = task.finished_time or 0
             return Text(f"{took:.1f} s" if took >= _SHOWN_S else "")
-        left = task.time_remaining if task.total else None
+        left = task.time_remaining if task.total and not task.fields["counted"] else None
         return Text("" if left is None else f"{int(left) // 60}:{int(left) % 60:02} left")
 
 
@@ -73,14 +73,14 @@ class Live:
         elif self._task is not None:
             self._bars.remove_task(self._task)
         self._name = name
-        self._task = self._bars.add_task(name, total=None, note="")
+        self._task = self._bars.add_task(name, total=None, note="", counted=False)
 
     def bytes(self, done: int, total: int) -> None:
         """Bytes of the current step."""
         if self._task is not None:
             speed = next((task.speed for task in self._bars.tasks if task.id == self._task), None)
             note = f"{byte_size(done)} of {byte_size(total)}" + (f", {byte_size(int(speed))}/s" if speed else "")
-            self._bars.update(self._task, completed=done, total=total, note=note)
+            self._bars.update(self._task, completed=done, total=total, note=note if total else "nothing to send")
 
     def share(self, name: str, share: float) -> None:
         """A named step, and the part of it that is done, from 0 to 1."""
@@ -95,11 +95,12 @@ class Live:
         if self._task is None or not words:
             return
         if event.get("event") == "gate":
-            self._bars.add_task("", total=1, completed=1, note=printable(words))
+            below = self._bars.add_task("", total=1, note=printable(words), counted=True)
+            self._bars.update(below, completed=1)
             return
         elapsed, seconds = event.get("elapsed_s"), event.get("seconds")
         if isinstance(elapsed, (int, float)) and isinstance(seconds, (int, float)) and seconds > 0:
             left = max(seconds - elapsed, 0)
-            self._bars.update(self._task, completed=min(elapsed, seconds), total=seconds)
+            self._bars.update(self._task, completed=min(elapsed, seconds), total=seconds, counted=True)
             words = f"{left:.0f} s left{', ' if words else ''}{words}"
         self._bars.update(self._task, note=printable(words))

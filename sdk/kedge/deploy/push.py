@@ -198,7 +198,9 @@ class _Deploy:
             raise
         if answer["state"] == RUNNING:
             live = self._live()
-            return self._deployed(pushed, sent, {"previous": live.get("previous"), "after": live})
+            return self._deployed(
+                pushed, sent, {"previous": live.get("previous"), "after": live, "parity": self._parity_told()}
+            )
         pending.forget()
         return self._deployed(pushed, sent, require_done(device, answer))
 
@@ -259,6 +261,12 @@ class _Deploy:
             expect=("previous", "parity", "load"),
         )
         return self._deployed(pushed, sent, answer)
+
+    def _parity_told(self) -> list[Any]:
+        """The outputs of the parity gate, as the device has told them so far."""
+        figures = next((gate.get("figures") for gate in self._gates if gate.get("gate") == "parity"), None)
+        outputs = figures.get("outputs") if isinstance(figures, dict) else None
+        return outputs if isinstance(outputs, list) else []
 
     def _deployed(self, pushed: UploadResult, sent: float, result: Mapping[str, Any]) -> Deployed:
         manifest = self.release.manifest

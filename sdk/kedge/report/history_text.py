@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 __all__ = ["deploys_of", "history_rows", "outcome_words"]
 
+# The table says already which release, and what became of it.
+_REPEATED = re.compile(r"^release [0-9a-f]{12} was (refused|taken back): ")
 _REPLACED = "replaced"
 _SWITCHED = ("switched", "committed", "reverted", "rolled-back")
 _ENDS = {"committed": "live", "refused": "refused", "reverted": "taken back", "rolled-back": "rolled back"}
@@ -24,7 +27,7 @@ def outcome_words(step: Any, reason: Any = None) -> str:
     """How a deploy ended, or where it is, from its last step in the journal."""
     known = {**_ENDS, **_UNDER_WAY, _REPLACED: "replaced before its probation had ended"}
     words = known.get(str(step), str(step))
-    return f"{words}: {reason}" if isinstance(reason, str) and reason else words
+    return f"{words}: {_REPEATED.sub('', reason)}" if isinstance(reason, str) and reason else words
 
 
 def deploys_of(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

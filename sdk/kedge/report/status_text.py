@@ -10,7 +10,7 @@ from .text import printable
 
 __all__ = ["STATUS_COLUMNS", "outcome_lines", "signature_rows", "status_rows"]
 
-STATUS_COLUMNS = ("model", "state", "version", "precision", "release", "signed", "rolls back to", "problem")
+STATUS_COLUMNS = ("model", "state", "version", "precision", "release", "signed", "rolls back to")
 
 # How a deploy ends when nothing was amiss.
 _QUIET = ("committed", "rolled-back")
@@ -27,7 +27,6 @@ def status_rows(models: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             (row["release"] or row["current"] or "–")[:12],
             _signed(row.get("signed")),
             (row["previous"] or "–")[:12],
-            row["problem"] or "",
         ]
         for row in models
     ]
@@ -41,13 +40,15 @@ def _state(row: Mapping[str, Any]) -> str:
     probation = row.get("probation")
     if not isinstance(probation, Mapping):
         return str(row["state"])
-    return f"{row['state']}, on probation: {probation.get('elapsed_s', 0):.0f} of {probation.get('seconds')} s"
+    return f"on probation, {probation.get('elapsed_s', 0):.0f} of {probation.get('seconds')} s"
 
 
 def outcome_lines(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each model whose last deploy did not end well."""
+    """A line for each model that has a problem, or whose last deploy did not end well."""
     lines = []
     for row in models:
+        if row["problem"]:
+            lines.append(printable(f"{row['model']}: {row['problem']}"))
         last = row.get("last")
         if isinstance(last, Mapping) and last.get("step") not in _QUIET and not row.get("probation"):
             release = str(last.get("release"))[:12]
