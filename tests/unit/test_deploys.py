@@ -465,6 +465,38 @@ def test_a_rollback_needs_no_room_on_the_disk(device: Device, made: Any, monkeyp
     assert device.deploys.rollback("digits")["release"] == second.digest, "and the other way, once there is room"
 
 
+@pytest.mark.parametrize("place", ["rollback.begun", "revert.renamed", "rollback.renamed", "rollback.done"])
+def test_disk_and_memory_say_the_same_when_the_disk_fails_in_a_rollback(
+    device: Device, made: Any, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    first, second = made(1), made(2)
+    device.deploy(first)
+    device.deploy(second)
+    failing(monkeypatch, f"{place}=eio")
+    if place == "rollback.begun":
+        with pytest.raises(AgentError, match="input/output error"):
+            device.deploys.rollback("digits")
+        assert device.live == device.state.current == second.digest
+    else:
+        assert device.deploys.rollback("digits")["release"] == first.digest
+        assert device.live == device.state.current == first.digest
+
+
+@pytest.mark.parametrize("place", ["revert.begun", "revert.renamed", "revert.done"])
+def test_a_disk_that_fails_keeps_no_failing_release_live(
+    device: Device, made: Any, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    first, second = made(1), made(2, LONG)
+    device.deploy(first)
+    deliver(device.layout, second)
+    device.deploys.activate(second.digest)
+    failing(monkeypatch, f"{place}=eio")
+    device.answers()
+    device.fails()
+    assert device.ended(second)["state"] == "reverted"
+    assert device.live == device.state.current == first.digest
+
+
 def test_a_deploy_that_ended_within_its_switch_is_taken_for_what_the_state_says(device: Device, made: Any) -> None:
     first, second, third = made(1), made(2), made(3)
     device.deploy(first)

@@ -57,8 +57,9 @@ def revert(site: Site, live: LiveModel, reason: str, job: Job) -> AgentError:
     if back is None:
         return _kept(site, live, f"{reason}; there is no release to go back to")
     note(site, model, digest, "reverting", reason=reason)
-    try:
+    with contextlib.suppress(OSError):
         reached("revert.begun")
+    try:
         before = load_beside(site.repository, model, back.current, job)
         site.require_open()
     except (OSError, AgentError) as error:

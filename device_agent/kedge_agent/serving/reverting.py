@@ -56,13 +56,18 @@ def put_back(layout: Layout, model: str, back: ModelState) -> None:
     """Put the state that `back_of` found in force: by one rename, where it was prepared.
 
     Raises:
-        OSError: as the file system says.
+        OSError: as the file system says; the state then stands.
     """
     try:
         prepared = way_back(layout, model)
     except AgentError:
         prepared = None
-    if prepared == back:
-        go_back(layout, model)
-    else:
-        write_state(layout, model, back)
+    try:
+        if prepared == back:
+            go_back(layout, model)
+        else:
+            write_state(layout, model, back)
+    except OSError as error:
+        if state_of(layout, model) != back:
+            raise
+        _LOG.error("%s was taken back, and that may not outlive a power cut: %s", model, error)
