@@ -46,6 +46,13 @@ AGENT_PRINCIPAL = "kedge-agent"
 
 _GUIDE = "docs/signing.md"
 
+_SIGNED_BY = {
+    RELEASE_NAMESPACE: "kedge release sign RELEASE --key KEY",
+    ENGINE_NAMESPACE: "kedge release attest RELEASE --key KEY",
+    DOWNGRADE_NAMESPACE: "kedge deploy --allow-downgrade --key KEY",
+    AGENT_NAMESPACE: "kedge device upgrade --key KEY",
+}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -125,7 +132,7 @@ def verify(rules: ReleaseRules, document: bytes, signatures: bytes, namespace: s
         raise AgentError(
             f"no signature came with {what}; this device asks for {needed}",
             kind="integrity",
-            hint=f"kedge release sign RELEASE --key KEY, with a key of {rules.allowed_signers} on the device",
+            hint=f"{_SIGNED_BY[namespace]}, with a key of {rules.allowed_signers} on the device",
         )
     bad = [each for each in found if each.problem is not None]
     if bad:
@@ -281,7 +288,7 @@ def _downgrade(
             f"{manifest.model} has been at version {state.floor} on this device; this is version "
             f"{manifest.version}{replayed}",
             kind="integrity",
-            hint="build it with a higher --model-version, or say that you want this one: kedge deploy --allow-downgrade",
+            hint="build it with a higher --model-version, or take it as it is: kedge deploy --allow-downgrade",
         )
     return None, 0
 

@@ -185,7 +185,7 @@ def sign_command(folder: Path, key: Path, downgrade: bool, out: Output) -> None:
     count = len(signatures_of(found))
     out.result(
         {"release": found.digest, "key": signature.fingerprint, "signatures": count, "downgrade": downgrade},
-        lambda: click.echo(f"{found.digest}: signed by {signature.fingerprint}; {count} signatures in all"),
+        lambda: click.echo(f"{found.digest}: signed by {signature.fingerprint}; {count} distinct keys in all"),
     )
 
 
