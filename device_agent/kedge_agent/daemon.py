@@ -44,6 +44,7 @@ _LOG = logging.getLogger("kedge.daemon")
 
 _MODELS_S = 20.0
 _HANDED_S = 5.0
+_CLOSE_S = 30.0
 
 
 def serve(options: Options) -> None:
@@ -169,7 +170,7 @@ def _serve(
         drain_s = configuration.settings.drain_s
         _LOG.info("stopping")
         if upgrades.leaving:
-            stack.enter_context(feeding(notifier))
+            stack.enter_context(feeding(notifier, drain_s + _CLOSE_S))
             notifier.status("another agent takes over")
         else:
             notifier.stopping("answering the requests inside")

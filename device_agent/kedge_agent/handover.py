@@ -27,6 +27,7 @@ from . import __version__
 from .errors import AgentError
 from .failpoints import reached
 from .handover_link import Link
+from .store.files import write_atomic
 from .store.layout import Layout
 from .store.locks import deploying
 from .store.models import list_models
@@ -230,9 +231,11 @@ class Upgrades:
         upgrade.step = "takeover"
         upgrade.stack.close()
         reached("upgrade.released")
+        limit_s = _TAKEOVER_S + _SLOWER * upgrade.prepared_s
+        marks = _read(self._layout.root / "running")
         upgrade.link.tell(go=True, closed_at=self.closed_at)
-        with feeding(notifier):
-            reason = self._await(upgrade, signals)
+        with feeding(notifier, limit_s):
+            reason = self._await(upgrade, signals, limit_s)
         if reason is None:
             _LOG.info("agent %s serves; this one ends", upgrade.trial.bundle[:12])
             notifier.main_process(upgrade.child.pid)
@@ -242,6 +245,9 @@ class Upgrades:
         upgrade.child.kill()
         upgrade.child.wait()
         if slot_named(self._layout, "current") != upgrade.trial.bundle:
+            # That it crashed is to be blamed on no model.
+            with contextlib.suppress(OSError):
+                write_atomic(self._layout.root / "running", marks, mode=0o600)
             self._end(upgrade, FALLEN_BACK, reason or "the agent was stopped meanwhile")
         _LOG.error("this agent serves again: %s", reason or "it was stopped")
         return stopped
@@ -252,11 +258,10 @@ class Upgrades:
         if now is not None and now.child is not None and not self.leaving:
             now.child.kill()
 
-    def _await(self, upgrade: _Upgrade, signals: int) -> str | None:
+    def _await(self, upgrade: _Upgrade, signals: int, limit_s: float) -> str | None:
         """None: it serves. Empty: somebody wants this agent to stop. Else why it does not serve."""
         assert upgrade.link is not None
         assert upgrade.child is not None
-        limit_s = _TAKEOVER_S + _SLOWER * upgrade.prepared_s
         end = time.monotonic() + limit_s
         while True:
             try:
@@ -289,12 +294,13 @@ class Upgrades:
 
 
 @contextlib.contextmanager
-def feeding(notifier: Notifier) -> Iterator[None]:
-    """Tell systemd's watchdog meanwhile that all is well: what happens now has deadlines of its own."""
+def feeding(notifier: Notifier, limit_s: float) -> Iterator[None]:
+    """Tell systemd's watchdog meanwhile that all is well, for as long as it may take and no longer."""
     over = threading.Event()
+    end = time.monotonic() + limit_s
 
     def feed() -> None:
-        while not over.wait(_FEED_S):
+        while not over.wait(_FEED_S) and time.monotonic() < end:
             notifier.alive()
 
     notifier.alive()
@@ -305,6 +311,13 @@ def feeding(notifier: Notifier) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _how_it_ended(child: subprocess.Popen[bytes]) -> str:

@@ -177,6 +177,39 @@ def test_the_old_agent_serves_again_where_the_new_one_does_not(
     assert slot_named(device.layout, "current") == first.digest
 
 
+@pytest.mark.slow
+def test_the_old_agent_serves_again_where_the_new_one_hangs(make: Make, live: Release, second: Bundle) -> None:
+    device = make(second, failpoints="upgrade.taken=hang")
+    device.upgrade(second)
+    ended = device.outcome(second)
+    assert ended["state"] == "fallen-back"
+    assert "did not serve within" in ended["reason"]
+    device.answers()
+    assert_serves(device, live, "1.0.0")
+
+
+_CRASHES = """
+def load_staged(layout, staged, trial=None, marker=None, **more):
+    marker.enter()
+    os.kill(os.getpid(), 11)
+"""
+
+
+@pytest.mark.slow
+def test_a_bad_agent_is_not_held_against_the_models_that_it_crashed_on(
+    make: Make, live: Release, tmp_path: Path
+) -> None:
+    bad = bundle_of(tmp_path, "2.0.0", {"kedge_agent/serving/loading.py": _CRASHES})
+    device = make(bad)
+    for turn in range(3):
+        device.upgrade(bad)
+        ended = device.outcome(bad)
+        assert (ended["state"], "SIGSEGV" in ended["reason"]) == ("fallen-back", True), turn
+        device.answers()
+        assert_serves(device, live, "1.0.0")
+        (device.state / "agent" / "upgrade.json").unlink()
+
+
 @pytest.mark.parametrize(
     ("place", "version", "state"),
     [
