@@ -24,6 +24,7 @@ def weighty_release(
     small_files: int = 12,
     name: str = "digits",
     bulk: bytes | None = None,
+    probation_s: int = 0,
 ) -> Release:
     """A release of the small classifier, with `bulk.bin` and small files that no runtime reads; by seed, other bytes.
 
@@ -38,4 +39,5 @@ def weighty_release(
         sources[f"small-{number:02}.bin"] = chance.bytes(int(chance.integers(1, 60_000)))
     body = json.loads(small.manifest_bytes)
     del body["files"]
+    body["gates"]["probation"] = {"seconds": probation_s}
     return write_release(folder / f"{name}-{version}.weighty", sources, body)
