@@ -271,6 +271,19 @@ def test_a_release_that_is_refused_is_refused_before_a_byte_is_stored(
     assert not list(layout.incoming.glob("*/*"))
 
 
+def test_a_disk_without_room_is_found_before_the_files_are_read(
+    release: Release, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kedge_agent.store.space.free_bytes", lambda layout: 0)
+    data = archived(release)
+    source = io.BytesIO(data)
+    with pytest.raises(AgentError) as caught:
+        import_archive(layout, source, UNSIGNED)
+    assert caught.value.kind == "space"
+    assert source.tell() == len(data) - sum(entry.size_bytes for entry in distinct_files(release.manifest))
+    assert not stored(layout)
+
+
 def test_what_an_import_that_was_cut_left_is_no_hindrance(release: Release, layout: Layout) -> None:
     data = archived(release)
     with pytest.raises(AgentError):
