@@ -13,19 +13,17 @@ def markdown(document: Mapping[str, Any]) -> str:
     facts = document["conditions"]
     before, after = (facts["load_average"][when][0] for when in ("started", "ended"))
     peers = ", ".join(f"{name} {version or 'not measured'}" for name, version in facts["peers"].items())
-    conditions = [
-        f"{facts['processor']}, {facts['machine']}; {facts['started']} to {facts['ended']}. "
-        f"Load average {before:.1f} before, {after:.1f} after: trust ratios before times.",
-    ]
+    where = f"{facts['processor']}, {facts['machine']}; {facts['started']} to {facts['ended']}."
+    conditions = [f"{where} Load average {before:.1f} before, {after:.1f} after: trust ratios before times."]
     conditions.append(
-        f"kedge {facts['kedge']}, Python {facts['python']}; {peers}. {facts['runs']} runs of each way, in an order drawn "
-        "anew each time; medians. Bytes are random and new in each run; their sha256 is compared at the far end."
+        f"kedge {facts['kedge']}, Python {facts['python']}; {peers}. {facts['runs']} runs of each way, in an order "
+        "drawn anew each time; medians. Bytes are random and new in each run; their sha256 is compared at the far end."
     )
     conditions.append(
         "Host and device are one machine and share its cores: encryption, decryption and hashing compete. All ways go "
         "to one sshd. Times of programs begin with their start, those of libraries with the connection, once they are "
-        "imported. In kedge's time are the start of its process on the device, fdatasync, the sha256 of every byte there "
-        "and the release's acceptance; the others leave their bytes to the kernel."
+        "imported. In kedge's time are the start of its process on the device, fdatasync, the sha256 of every byte "
+        "there and the release's acceptance; the others leave their bytes to the kernel."
     )
     conditions.append(
         "`0 ms` is loopback itself. The other links are a TCP proxy of ours. **A proxy's delay hides congestion "
