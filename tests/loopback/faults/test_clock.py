@@ -178,8 +178,10 @@ def test_a_downgrade_is_taken_by_its_number_and_not_by_the_devices_clock(
     statement = downgrade_of(first, int(time.time()), alice)
     push(device, first, offer_of(first, alice, downgrade=statement))
     assert deploy(device, first)["state"] == "done"
-    push(device, third, offer_of(third, alice))
-    assert deploy(device, third)["state"] == "done"
+    # Twice, for what was live last may be gone back to.
+    for release in (second, third):
+        push(device, release, offer_of(release, alice))
+        assert deploy(device, release)["state"] == "done"
     for seconds in (-20 * YEAR_S, 20 * YEAR_S):
         clock.move(seconds)
         with pytest.raises(PushError, match="was used before"):

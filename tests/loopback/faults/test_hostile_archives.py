@@ -170,6 +170,9 @@ BAD_NAMES = [
     "con:x",
 ]
 
+ON_A_DEVICE_ALONE = ("a file named 'accepted.json'", "a file named 'offer.json'")
+"""Names that a device has other files of; to a host they are names as any other."""
+
 LIES: dict[str, Callable[[Release], bytes]] = {
     "nothing": lambda release: b"",
     "one byte": lambda release: b"K",
@@ -220,6 +223,9 @@ def test_an_archive_that_lies_is_refused_in_one_line_and_nothing_of_it_is_taken(
     path = tmp_path / "x.kedge"
     path.write_bytes(data)
     host = on_host(path, tmp_path / "out")
+    if lie in ON_A_DEVICE_ALONE:
+        assert host.returncode in (0, 3, 6), host.stderr
+        return
     assert host.returncode in (3, 6, 8), host.stderr
     assert "Traceback" not in host.stderr
     assert not (tmp_path / "out").exists()
@@ -268,17 +274,18 @@ def test_the_first_byte_too_many_is_one_too_many(
 
 
 @pytest.mark.slow
-def test_a_flipped_bit_in_any_part_of_an_archive_is_found(
+def test_a_flipped_bit_in_any_part_of_a_signed_archive_is_found(
     device: Device, live: Release, release: Release, tmp_path: Path
 ) -> None:
-    archive = archive_of(release)
+    alice = make_key(tmp_path, "alice")
+    signers = allow(tmp_path / "allowed_signers", [("digits", alice)])
+    configure(device.state, releases={"signatures": "required", "allowed_signers": str(signers)})
+    archive = archive_of(release, offer_of(release, alice))
     ends = borders(release, archive)
     for begin, end in zip([0, *ends], ends, strict=False):
         data = bytearray(archive)
         data[(begin + end) // 2] ^= 4
         done = imported(device.state, bytes(data))
-        if begin == ends[2] and done.returncode == 0:
-            continue  # a letter of the offer's own that says nothing
         assert done.returncode in (3, 6), (begin, end, done.stderr)
         assert not (device.state / "releases" / release.digest).exists()
     assert_invariant(device.state, device.agent, {live.digest})
