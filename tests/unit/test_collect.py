@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +162,23 @@ def test_of_pushes_that_broke_off_the_latest_stay_and_the_one_under_way(layout: 
         assert [folder.exists() for folder in folders] == [True, False, False, True, True, True, True]
         collect(layout, RULES, pressed=True, keep={folders[5].name})
         assert [folder.exists() for folder in folders] == [True, False, False, False, False, True, False]
+
+
+def test_objects_of_a_release_whose_acceptance_was_cut_short_stay_as_long_as_its_push(
+    layout: Layout, digests: list[str]
+) -> None:
+    write_state(layout, "digits", ModelState(digests[5], None))
+    weights = weights_of(layout, digests[0])
+    staging = layout.staging(digests[0])
+    staging.mkdir()
+    shutil.move(layout.release(digests[0]) / "manifest.json", staging)
+    shutil.rmtree(layout.release(digests[0]))
+    collect(layout, ReleaseRules(keep=0))
+    assert release_digests(layout) == [digests[5]]
+    assert weights.exists()
+    collect(layout, ReleaseRules(keep=0), pressed=True)
+    assert not weights.exists()
+    assert_whole(layout)
 
 
 def test_what_an_acceptance_or_a_collection_left_that_was_cut_short_goes(layout: Layout, digests: list[str]) -> None:

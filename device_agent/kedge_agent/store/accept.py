@@ -60,6 +60,8 @@ def accept(
         if entry.name in _RESERVED:
             raise AgentError(f"a file of a release may not be called {entry.name}", hint="build the release again")
     staged = {entry.sha256: staging / entry.sha256 for entry in manifest.files}
+    # Until there is a release that names them, a collection finds here which objects are needed.
+    write_atomic(staging / MANIFEST_NAME, manifest_data)
     for entry in manifest.files:
         _prove(layout, entry, staged[entry.sha256])
     folders = {

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from ..errors import AgentError
 from ..failpoints import reached
-from ..formats.manifest import Manifest, is_digest
+from ..formats.manifest import MANIFEST_NAME, Manifest, ManifestError, is_digest, parse_manifest
+from ..wire import MAX_MANIFEST_BYTES
 from .agents import agent_objects
-from .files import exclusive_lock, fsync_directory
+from .files import exclusive_lock, fsync_directory, read_bounded
 from .journal import read_unfinished
 from .layout import Layout
 from .locks import collecting
@@ -64,8 +65,9 @@ def collect(
         releases, named, held = _sort(layout, rules, pressed, frozenset(keep))
         freed = _remove_releases(layout, releases)
         reached("collect.removed")
-        objects = _remove_objects(layout, named | agent_objects(layout) | set(keep), held)
         partials = _remove_partials(layout, 0 if pressed else _PARTIALS, frozenset(keep))
+        named |= agent_objects(layout) | _being_accepted(layout)
+        objects = _remove_objects(layout, named | set(keep), held)
         engines = _remove_engines(layout, 1 if pressed else _ENGINES)
         return Collected(
             releases=releases,
@@ -156,6 +158,16 @@ def _remove_partials(layout: Layout, most: int, keep: Collection[str]) -> list[i
         with contextlib.suppress(AgentError), exclusive_lock(path / ".lock", "it is being pushed"):
             freed.append(_remove(path))
     return freed
+
+
+def _being_accepted(layout: Layout) -> set[str]:
+    """Objects of releases whose acceptance was cut short after they had been moved into the store."""
+    named: set[str] = set()
+    for path in _latest_first(layout.incoming):
+        with contextlib.suppress(OSError, AgentError, ManifestError):
+            manifest = parse_manifest(read_bounded(path / MANIFEST_NAME, MAX_MANIFEST_BYTES))
+            named |= {entry.sha256 for entry in manifest.files}
+    return named
 
 
 def _remove_engines(layout: Layout, most: int) -> list[int]:
