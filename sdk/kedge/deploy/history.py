@@ -29,6 +29,11 @@ def read_history(transport: Transport, model: str | None = None) -> list[dict[st
     try:
         query = "" if model is None else f"?model={model}"
         entries = client.get(f"/kedge/v1/history{query}", expect=("entries",))["entries"]
+    except BadInputError as error:
+        raise BadInputError(
+            f"{transport.name}: the agent is of before there was a history",
+            hint=f"bring it to this version: kedge device upgrade {transport.name}",
+        ) from error
     finally:
         client.close()
     return [entry for entry in entries if isinstance(entry, dict)]
