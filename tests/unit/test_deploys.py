@@ -531,6 +531,18 @@ def test_only_one_deploy_is_staged_at_a_time(device: Device, made: Any) -> None:
     assert device.ended(first)["state"] == "done"
 
 
+def test_hosts_that_ask_for_the_same_at_once_follow_one_deploy(device: Device, made: Any) -> None:
+    release = made(1, LONG)
+    deliver(device.layout, release)
+    threads = [threading.Thread(target=device.deploys.start, args=(release.digest,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert eventually(lambda: device.live == release.digest)
+    assert device.steps(release).count("begun") == 1
+
+
 def test_an_agent_that_makes_way_writes_nothing_more(device: Device, made: Any) -> None:
     first, second = made(1), made(2)
     device.deploy(first)

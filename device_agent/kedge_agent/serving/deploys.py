@@ -60,6 +60,7 @@ class Deploys:
         self._site = Site(layout, repository, journal, rules)
         self._marks = marks
         self._guard = threading.Lock()
+        self._starting = threading.Lock()
         self._staging = threading.Lock()
         self._jobs: dict[str, DeployJob] = {}
         self._watches: dict[str, Watch] = {}
@@ -123,15 +124,14 @@ class Deploys:
         return self._start(digest, join=False).until_switched()
 
     def _start(self, digest: str, *, join: bool) -> DeployJob:
-        repository = self._site.repository
-        with self._guard:
+        # Two who ask at once are to find one deploy.
+        with self._starting, contextlib.ExitStack() as stack:
             known = self._jobs.get(digest)
             if join and known is not None and known.state == RUNNING:
                 return known
-        manifest = read_release(self._site.layout, digest)
-        with contextlib.ExitStack() as stack:
+            manifest = read_release(self._site.layout, digest)
             stack.enter_context(_held(self._staging))
-            stack.enter_context(repository.changing(manifest.model))
+            stack.enter_context(self._site.repository.changing(manifest.model))
             stack.enter_context(deploying(self._site.layout, manifest.model))
             job = DeployJob(manifest)
             self._remember(job)
