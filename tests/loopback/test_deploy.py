@@ -93,8 +93,8 @@ def gated(folder: Path, version: int, **gates: Any) -> Release:
 def live(agent: LocalAgent) -> Mapping[str, Any]:
     client = AgentClient(agent)
     with contextlib.closing(client):
-        row: Mapping[str, Any] = client.get("/kedge/v1/status")["models"][0]
-        return row
+        rows: list[Mapping[str, Any]] = client.get("/kedge/v1/status")["models"]
+        return rows[0] if rows else {"release": None, "probation": None}
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
