@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,14 @@ def serve_command(state: Path, folder: Path, options: Sequence[str]) -> list[str
 
 @dataclass
 class _Upgrade:
-    """One that is under way. step: "standby", "rehearse", "drain" or "takeover"."""
+    """One that is under way. step: "standby", "rehearse", "drain" or "takeover".
+
+    alone: held to the end: nobody else changes agents. quiet: held until the new agent takes over: nobody deploys.
+    """
 
     trial: Trial
-    stack: contextlib.ExitStack
+    alone: contextlib.ExitStack
+    quiet: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     step: str = "standby"
     child: subprocess.Popen[bytes] | None = None
     link: Link | None = None
@@ -157,9 +161,9 @@ class Upgrades:
             raise AgentError(
                 f"agent {bundle[:12]} is not on this device", kind="not_found", hint="push it: kedge device upgrade"
             )
-        stack = contextlib.ExitStack()
-        stack.enter_context(changing_agents(self._layout, wait_s=_LOCK_S))
-        self._now = _Upgrade(Trial(bundle, own, __version__), stack)
+        alone = contextlib.ExitStack()
+        alone.enter_context(changing_agents(self._layout, wait_s=_LOCK_S))
+        self._now = _Upgrade(Trial(bundle, own, __version__), alone)
         threading.Thread(target=self._prepare, args=(self._now,), name="upgrade", daemon=True).start()
 
     def _prepare(self, upgrade: _Upgrade) -> None:
@@ -168,14 +172,15 @@ class Upgrades:
             self._rehearse(upgrade)
             # From here on nobody begins to change what a model serves.
             for model in list_models(self._layout):
-                upgrade.stack.enter_context(deploying(self._layout, model))
+                upgrade.quiet.enter_context(deploying(self._layout, model))
             begin_trial(self._layout, upgrade.trial)
             reached("upgrade.marked")
         except Exception as error:  # whatever it is, this agent serves on
             _LOG.error("the upgrade is off: %s", error)
             self._end(upgrade, REFUSED, str(error))
             with self._guard:
-                upgrade.stack.close()
+                upgrade.quiet.close()
+                upgrade.alone.close()
                 self._now = None
             return
         assert upgrade.link is not None
@@ -229,7 +234,7 @@ class Upgrades:
         assert upgrade.link is not None
         assert upgrade.child is not None
         upgrade.step = "takeover"
-        upgrade.stack.close()
+        upgrade.quiet.close()
         reached("upgrade.released")
         limit_s = _TAKEOVER_S + _SLOWER * upgrade.prepared_s
         marks = _read(self._layout.root / "running")

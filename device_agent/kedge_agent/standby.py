@@ -30,6 +30,7 @@ from .store.slots import (
     Outcome,
     Trial,
     begin_trial,
+    changing_agents,
     clean_slots,
     commit_trial,
     end_trial,
@@ -145,7 +146,7 @@ class Standby:
         with contextlib.suppress(TimeoutError):
             self._link.hear(_TALK_S)
         self._link.close()
-        threading.Thread(target=clean_slots, args=(self._layout,), daemon=True).start()
+        threading.Thread(target=self._clean, daemon=True).start()
 
     def _check(self, repository: Repository, door: Path) -> None:
         problem = ask_health(door, _ASK_S)
@@ -173,6 +174,11 @@ class Standby:
             end_trial(self._layout, outcome)
         except OSError as error:
             _LOG.error("the upgrade stands, and cannot be written down: %s", error)
+
+    def _clean(self) -> None:
+        # Whoever else changes agents now cleans up after themselves.
+        with contextlib.suppress(AgentError, OSError), changing_agents(self._layout):
+            clean_slots(self._layout)
 
     def _since(self) -> float | None:
         return None if self._closed_at is None else (time.monotonic() - self._closed_at) * 1000

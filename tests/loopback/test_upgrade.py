@@ -21,7 +21,8 @@ from kedge.deploy.agent_bundle import Bundle
 from kedge.release.bundle import Release
 from kedge_agent.store.crashes import Marks
 from kedge_agent.store.layout import Layout
-from kedge_agent.store.slots import read_trial, slot_named
+from kedge_agent.store.locks import deploying
+from kedge_agent.store.slots import changing_agents, read_trial, slot_named
 from tests.conftest import make_release
 from tests.support.upgrades import Slotted, bundle_of
 
@@ -93,6 +94,7 @@ def test_another_agent_takes_over_and_serves_what_was_served(
     assert (after["bundle"], after["previous"]) == (second.digest, first.digest)
     waits(lambda: len(device.processes()) == 1)
     assert device.upgrade(second) == (200, {"bundle": second.digest, "state": "current"})
+    assert {path.name for path in (device.state / "agent").iterdir() if path.is_dir()} >= {first.digest, second.digest}
     # What the launcher starts from now on is the new one.
     device.kill()
     device.start()
@@ -100,6 +102,7 @@ def test_another_agent_takes_over_and_serves_what_was_served(
     assert_serves(device, live, "2.0.0")
 
 
+@pytest.mark.slow
 def test_the_way_back_is_an_upgrade_too(make: Make, live: Release, first: Bundle, second: Bundle) -> None:
     device = make(second)
     device.upgrade(second)
@@ -108,6 +111,39 @@ def test_the_way_back_is_an_upgrade_too(make: Make, live: Release, first: Bundle
     assert device.outcome(first)["state"] == "committed"
     assert_serves(device, live, "1.0.0")
     assert slot_named(device.layout, "previous") == second.digest
+
+
+@pytest.mark.slow
+def test_a_third_agent_takes_the_place_of_the_first_on_disk(
+    make: Make, first: Bundle, second: Bundle, tmp_path: Path
+) -> None:
+    device = make(second)
+    device.upgrade(second)
+    device.outcome(second)
+    third = bundle_of(tmp_path, "3.0.0")
+    device.accept(third)
+    device.upgrade(third)
+    assert device.outcome(third)["state"] == "committed"
+    waits(lambda: not (device.state / "agent" / first.digest).exists())
+    assert (slot_named(device.layout, "current"), slot_named(device.layout, "previous")) == (
+        third.digest,
+        second.digest,
+    )
+
+
+@pytest.mark.slow
+def test_nobody_deploys_while_an_agent_hands_over_and_nobody_hands_over_while_one_deploys(
+    make: Make, live: Release, second: Bundle
+) -> None:
+    device = make(second)
+    with deploying(device.layout, live.manifest.model):
+        device.upgrade(second)
+        ended = device.outcome(second)
+    assert (ended["state"], "somebody else is deploying" in ended["reason"]) == ("refused", True)
+    with changing_agents(device.layout):
+        status, said = device.upgrade(second)
+        assert (status, said["kind"]) == (503, "busy")
+    assert_serves(device, live, "1.0.0")
 
 
 def test_an_agent_that_is_not_here_is_not_started(make: Make, live: Release, second: Bundle, tmp_path: Path) -> None:
@@ -198,6 +234,7 @@ def load_staged(layout, staged, trial=None, marker=None, **more):
 """
 
 
+@pytest.mark.slow
 def test_a_bad_agent_is_not_held_against_the_models_that_it_crashed_on(
     make: Make, live: Release, tmp_path: Path
 ) -> None:
@@ -306,6 +343,7 @@ Standby._commit = _slow
 """
 
 
+@pytest.mark.slow
 def test_the_new_agent_goes_on_alone_when_the_old_one_is_killed_meanwhile(
     make: Make, live: Release, tmp_path: Path
 ) -> None:
@@ -319,6 +357,7 @@ def test_the_new_agent_goes_on_alone_when_the_old_one_is_killed_meanwhile(
     assert_serves(device, live, "2.0.0")
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_told_to_stop_meanwhile_stops(make: Make, live: Release, tmp_path: Path) -> None:
     slow = bundle_of(tmp_path, "2.0.0", {"kedge_agent/standby.py": _SLOW})
     device = make(slow)
@@ -332,6 +371,7 @@ def test_an_agent_that_is_told_to_stop_meanwhile_stops(make: Make, live: Release
     assert_serves(device, live, "1.0.0")
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_told_to_stop_takes_the_one_that_stands_by_with_it(
     make: Make, live: Release, second: Bundle
 ) -> None:
@@ -345,6 +385,7 @@ def test_an_agent_that_is_told_to_stop_takes_the_one_that_stands_by_with_it(
     assert_serves(device, live, "1.0.0")
 
 
+@pytest.mark.slow
 def test_requests_inside_are_answered_and_few_others_are_refused(make: Make, live: Release, second: Bundle) -> None:
     device = make(second)
     over = threading.Event()
@@ -357,7 +398,8 @@ def test_requests_inside_are_answered_and_few_others_are_refused(make: Make, liv
             try:
                 device.request("GET", "/v2/health/live", door="infer")
                 answered += 1
-            except (ConnectionRefusedError, FileNotFoundError):
+            except (ConnectionRefusedError, FileNotFoundError, BrokenPipeError):
+                # Nobody listens, or whoever accepted hung up before the request was sent: it was not taken.
                 time.sleep(0.005)
             except Exception as error:
                 cut.append(error)
