@@ -300,6 +300,25 @@ def test_a_file_that_could_not_be_synced_is_given_up(
     verify(layout, parts.digest)
 
 
+def test_a_release_whose_name_could_not_be_synced_is_none_until_it_is_accepted_again(
+    layout: Layout, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging, release, real = stage(layout, parts), layout.release(parts.digest), os.fsync
+
+    def fails(handle: int) -> None:
+        if os.readlink(f"/proc/self/fd/{handle}") == str(release.parent) and release.exists():
+            raise OSError(errno.EIO, "Input/output error")
+        real(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            accept(layout, parts.manifest, parts.data, Offer(), UNSIGNED, staging)
+    assert not has_release(layout, parts.digest)
+    put(layout, parts)
+    verify(layout, parts.digest)
+
+
 def test_everything_is_on_disk_before_the_rename_that_makes_a_release_appear(
     layout: Layout, parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

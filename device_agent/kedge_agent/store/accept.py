@@ -126,7 +126,12 @@ def _make(layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer
         release.unlink()
     partial.rename(release)
     reached("accept.renamed")
-    fsync_directory(release.parent)
+    try:
+        fsync_directory(release.parent)
+    except OSError:
+        # It may not be durable, and another fsync would not tell: the next acceptance renames it anew.
+        release.rename(partial)
+        raise
 
 
 def _renew(layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer, verdict: Verdict) -> None:
