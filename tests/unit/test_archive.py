@@ -243,17 +243,6 @@ def test_no_name_of_an_archive_leads_out_of_its_folder(release: Release, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.kedge", "net.release"]
 
 
-@pytest.mark.parametrize("name", ["base.json", "manifest.json.sig"])
-def test_a_release_may_not_name_a_file_as_statements_are_named(release: Release, tmp_path: Path, name: str) -> None:
-    manifest = release.manifest_bytes.replace(b"golden-in-0.bin", name.encode())
-    out = io.BytesIO()
-    write_archive(out, Offer(), manifest, lambda entry: release.folder / entry.name.replace(name, "golden-in-0.bin"))
-    (tmp_path / "odd.kedge").write_bytes(out.getvalue())
-    with pytest.raises(IntegrityError, match="names"):
-        import_release(tmp_path / "odd.kedge", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_archive_of_an_agent_is_no_release(release: Release) -> None:
     data = archived(release, replace(release.offer(), kind=AGENT))
     with pytest.raises(ArchiveError, match="agent"):

@@ -36,6 +36,7 @@ __all__ = [
     "MANIFEST_NAME",
     "PACKED",
     "RAW",
+    "RESERVED_NAMES",
     "SCHEMA",
     "Artefact",
     "FileEntry",
@@ -51,6 +52,10 @@ __all__ = [
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
+
+_BESIDE = ("manifest.json", "base.json", "attestation.json", "downgrade.json", "accepted.json", "offer.json")
+RESERVED_NAMES = frozenset(name + end for name in _BESIDE for end in ("", ".sig"))
+"""What lies beside a release's files, on a host or a device: no file of it may be called so."""
 
 _MAX_FILES = 4096
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -178,8 +183,10 @@ def parse_manifest(data: bytes | bytearray | memoryview) -> Manifest:
         raise ManifestError(f"manifest schema is {schema}, this version reads {SCHEMA}")
     files = tuple(_file(item) for item in root.objects("files", _MAX_FILES, least=1))
     sizes = {entry.name: entry.size_bytes for entry in files}
-    if len(sizes) != len(files) or MANIFEST_NAME in sizes:
-        raise ManifestError("manifest.files names a file twice, or the manifest itself")
+    if len(sizes) != len(files) or RESERVED_NAMES & sizes.keys():
+        raise ManifestError(f"manifest.files names a file twice, or one of: {', '.join(sorted(RESERVED_NAMES))}")
+    if len({(entry.sha256, entry.size_bytes, entry.frames) for entry in files}) != len({f.sha256 for f in files}):
+        raise ManifestError("manifest.files states one sha256 with different sizes or frames")
     platform = root.child("platform")
     manifest = Manifest(
         digest=sha256_hex(data),

@@ -65,7 +65,7 @@ def deploy(
             older = downgrade(given, key) if allow_downgrade else None
             with out.progress(keep=True) as progress:
                 # Where the release has a build plan: from the cache, or compiled on the device.
-                found = prepared(transport, kind, given, Path(folder) / "release", progress.share)
+                found = prepared(transport, kind, given, Path(folder) / "release", progress.share, downgrade=older)
 
                 def state(name: str) -> None:
                     reached.append(name)

@@ -220,9 +220,6 @@ def open_release(folder: Path) -> Release:
         release = Release(folder, parse_manifest(data), data)
     except ManifestError as error:
         raise IntegrityError(f"{path}: {error}", hint="build the release again") from error
-    reserved = SIDE_FILES & {entry.name for entry in release.manifest.files}
-    if reserved:
-        raise IntegrityError(f"{path} names {min(reserved)} as a file of the model", hint="give it another name")
     for entry, file in release.files():
         size = file.stat().st_size if file.is_file() else None
         if size != entry.size_bytes:
