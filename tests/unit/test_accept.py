@@ -169,15 +169,6 @@ def test_releases_of_a_model_come_in_the_order_of_their_acceptance_whatever_the_
     assert releases_of(layout, "digits") == [made[version].digest for version in (3, 2, 1)]
 
 
-def test_files_may_not_have_the_names_of_what_the_store_keeps_beside_them(layout: Layout, parts: Parts) -> None:
-    body = json.loads(parts.data)
-    body["files"].append(body["files"][0] | {"name": "accepted.json"})
-    bad = Parts(json.dumps(body).encode(), parts.files | {"accepted.json": parts.files["model.onnx"]})
-    with pytest.raises(AgentError, match="may not be called"):
-        put(layout, bad)
-    assert not has_release(layout, bad.digest)
-
-
 def test_damage_is_named_by_file_and_frame_in_every_release_that_shares_it_and_mended_in_all_at_once(
     layout: Layout, release: Release, tmp_path: Path
 ) -> None:

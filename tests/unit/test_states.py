@@ -29,7 +29,7 @@ from kedge_agent.store.models import (
     way_back,
     write_state,
 )
-from kedge_agent.store.recovery import recover_state, recover_states
+from kedge_agent.store.recovery import recover_state
 from kedge_agent.store.signers import Verdict
 from tests.support.stores import fill, parts_of, put, small_disk
 
@@ -325,26 +325,6 @@ def test_a_downgrade_that_was_committed_lowers_the_floor_of_a_recovered_state_to
     deployed(layout, journal, stored[0], stored[2], 3, *_WHOLE)
     lose(layout)
     assert recover_state(layout, "digits", journal) == ModelState(stored[0], stored[2], 1, 9)
-
-
-def test_states_that_were_lost_are_written_anew_before_anything_is_loaded_and_others_left_alone(
-    layout: Layout, stored: list[str]
-) -> None:
-    journal = Journal(layout)
-    deployed(layout, journal, stored[0], None, 0, *_WHOLE)
-    deployed(layout, journal, stored[1], stored[0], 1, *_WHOLE)
-    back = way_back(layout, "digits")
-    whole = ModelState(stored[2], None, 9, 9)
-    write_state(layout, "other", whole)
-    prepare_switch(layout, "first", ModelState(stored[2], None), None)
-    journal.append("first", stored[2], "switching")
-    lose(layout)
-    for _ in range(2):
-        recover_states(layout, journal)
-        assert read_state(layout, "digits") == ModelState(stored[1], stored[0], 2, 0)
-        assert way_back(layout, "digits") == back
-        assert read_state(layout, "other") == whole
-        assert read_state(layout, "first") is None
 
 
 @pytest.mark.parametrize(

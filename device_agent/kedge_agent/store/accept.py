@@ -37,8 +37,6 @@ from .signers import Verdict, judge
 
 __all__ = ["ReleaseParcel", "accept"]
 
-_RESERVED = (MANIFEST_NAME, ACCEPTED_NAME, OFFER_NAME)
-
 
 def accept(
     layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer, verdict: Verdict, staging: Path
@@ -52,13 +50,10 @@ def accept(
             has found it in the store with every byte as it should be. The folder is gone afterwards.
 
     Raises:
-        AgentError: files are not what the manifest names (integrity), or have names that they may not (bad_input).
+        AgentError: files are not what the manifest names (integrity).
         OSError: as the file system says. What was moved stays; the same call may be made again.
     """
     reached("accept.judged")
-    for entry in manifest.files:
-        if entry.name in _RESERVED:
-            raise AgentError(f"a file of a release may not be called {entry.name}", hint="build the release again")
     staged = {entry.sha256: staging / entry.sha256 for entry in manifest.files}
     # Until there is a release that names them, a collection finds here which objects are needed.
     write_atomic(staging / MANIFEST_NAME, manifest_data)

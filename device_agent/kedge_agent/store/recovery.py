@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,31 +10,10 @@ from dataclasses import dataclass, replace
 from ..errors import AgentError
 from .journal import Entry, Journal
 from .layout import Layout
-from .models import ModelState, list_models, read_state, state_to_come, way_back, write_state
+from .models import ModelState, state_to_come, way_back
 from .releases import has_release, read_acceptance, read_release
 
-__all__ = ["recover_state", "recover_states"]
-
-_LOG = logging.getLogger("kedge.recovery")
-
-
-def recover_states(layout: Layout, journal: Journal) -> None:
-    """Write anew the states of all models that cannot be read, or are not there, as far as `recover_state` tells them.
-
-    Before anything is loaded, and before unfinished deploys are settled. Where one cannot be written, that is logged.
-    """
-    for model in list_models(layout):
-        with contextlib.suppress(AgentError):
-            if read_state(layout, model) is not None:
-                continue
-        state = recover_state(layout, model, journal)
-        if state is None:
-            continue
-        _LOG.error("the state of %s was lost; by what else tells of it, %s was live", model, state.current[:12])
-        try:
-            write_state(layout, model, state, _readable(way_back, layout, model))
-        except OSError as error:
-            _LOG.error("the state of %s cannot be written: %s", model, error)
+__all__ = ["recover_state"]
 
 
 @dataclass(frozen=True)
