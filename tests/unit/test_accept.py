@@ -194,6 +194,26 @@ def test_damage_is_named_by_file_and_frame_in_every_release_that_shares_it_and_m
         assert (layout.release(digest) / "weights.bin").stat().st_ino == layout.object(entry.sha256).stat().st_ino
 
 
+def test_a_frame_that_the_disk_does_not_return_is_named_and_the_others_are_good(
+    layout: Layout, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = parts_of(release, tmp_path, weights=os.urandom(2 * FRAME_BYTES + 10))
+    put(layout, parts)
+    entry, real = parts.manifest.file("weights.bin"), os.preadv
+    number = layout.object(entry.sha256).stat().st_ino
+
+    def bad_sector(handle: int, buffers: list[memoryview], offset: int) -> int:
+        if os.fstat(handle).st_ino == number and offset <= FRAME_BYTES + 4096 < offset + len(buffers[0]):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(handle, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", bad_sector)
+    with pytest.raises(DamagedError, match=r"in frame 1 of 3") as caught:
+        verify(layout, parts.digest)
+    assert caught.value.damaged == {"weights.bin": [1]}
+    assert not is_intact(layout, entry)
+
+
 def test_an_object_that_is_missing_cut_or_too_long_is_named_so(
     layout: Layout, release: Release, tmp_path: Path
 ) -> None:
