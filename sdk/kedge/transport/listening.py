@@ -77,7 +77,7 @@ class Listener(threading.Thread):
         again: Callable[[int, int], None],
     ) -> None:
         super().__init__(daemon=True)
-        self._reader = channel.makefile("rb")
+        self._channel = channel
         self._device = device
         self._acknowledged = acknowledged
         self._again = again
@@ -88,6 +88,7 @@ class Listener(threading.Thread):
 
     def run(self) -> None:
         """Until DONE, ERROR or the end of the stream."""
+        self._reader = self._channel.makefile("rb")
         try:
             while not self._done:
                 kind, payload = read_message(self._exactly)
@@ -102,8 +103,10 @@ class Listener(threading.Thread):
         except Exception as error:  # a thread's exception would vanish
             self._fail(UnreachableError(f"{self._device}: {type(error).__name__}: {error}"))
         finally:
-            # A socket that was closed stays open for as long as a file made of it is.
+            # A socket that was closed stays open for as long as a file made of it is; and paramiko's file must not live
+            # to the interpreter's end, as it would in the traceback of an error that we keep.
             self._reader.close()
+            del self._reader
 
     def _take(self, kind: Message, payload: memoryview) -> None:
         with self._changed:
