@@ -25,6 +25,7 @@ MODEL = "digits"
 
 _ANSWER_S = 5.0
 _WAIT_S = 60.0
+_SWITCH_S = 10.0
 _DTYPES = {"FP32": "<f4", "FP64": "<f8", "INT64": "<i8", "INT32": "<i4", "UINT8": "u1", "BOOL": "?"}
 
 
@@ -153,28 +154,38 @@ def assert_invariant(
         expected: digests of releases that may be live; None in it: the model may be unknown to the device.
         safe: whether safe mode (no release serves, the API is alive) is among what may be.
     """
-    code, _, answer = agent.request("GET", "/kedge/v1/status", door="control")
-    assert code == 200, answer
-    assert answer["ready"], answer
+    row = _settled_row(state, agent, model)
     assert agent.request("GET", "/v2/health/live")[0] == 200
-    row = next((row for row in answer["models"] if row["model"] == model), None)
     if row is None:
-        assert None in expected, f"{model} is gone: {answer}"
+        assert None in expected, f"{model} is gone"
         assert not (state / "models" / model / "state.json").is_file()
         return None
     live = row["release"]
     if live is None:
         assert safe, f"{model} is not served: {row}"
         assert row["problem"], row
-        return dict(row)
+        return row
     assert live in expected, f"{live[:12]} is live; allowed are {[each and each[:12] for each in expected]}: {row}"
     damage = damaged_files(state, live)
     assert not damage, f"the live release {live[:12]} is damaged: {damage}"
-    recorded = recorded_state(state, model)
-    if recorded is None or recorded["current"] != live:
-        assert row["problem"], f"state.json names {recorded}, {live[:12]} serves, and nothing is said of it: {row}"
     assert_serves(state, agent, live, model)
-    return dict(row)
+    return row
+
+
+def _settled_row(state: Path, agent: Agent, model: str) -> dict[str, Any] | None:
+    """The model's row of the status, once it serves what `state.json` names, or says why it does not."""
+    deadline = time.monotonic() + _SWITCH_S
+    while True:
+        code, _, answer = agent.request("GET", "/kedge/v1/status", door="control")
+        assert code == 200, answer
+        assert answer["ready"], answer
+        row: dict[str, Any] | None = next((row for row in answer["models"] if row["model"] == model), None)
+        recorded = recorded_state(state, model)
+        if row is None or row["problem"] or (recorded is not None and recorded["current"] == row["release"]):
+            return row
+        # In the midst of a switch, the state has been renamed and requests go to the former release for a moment more.
+        assert time.monotonic() < deadline, f"state.json names {recorded}, and nothing is said of it: {row}"
+        time.sleep(0.05)
 
 
 def assert_serves(state: Path, agent: Agent, release: str, model: str = MODEL) -> None:
