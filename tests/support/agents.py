@@ -60,8 +60,13 @@ class Device:
         assert failpoints or self.agent.process.poll() is None, f"the agent did not start: {self.agent.ends()[1]}"
         return self.agent
 
-    def restart(self, *options: str, failpoints: str = "", **environment: str) -> Agent:
-        """Kill the agent where it runs, and start it; it must answer in time."""
+    def restart(self, *options: str, orderly: bool = False, failpoints: str = "", **environment: str) -> Agent:
+        """Kill the agent where it runs (or stop it in order), and start it; it must answer in time.
+
+        An agent that is killed again and again before it has served for a while takes that for crashes of its own.
+        """
+        if orderly and self.agent is not None:
+            self.stop()
         self.kill()
         agent = self.start(*options, failpoints=failpoints, **environment)
         self.assert_answered_in_time()

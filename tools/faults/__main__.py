@@ -35,7 +35,7 @@ def main() -> int:
             return 1
     print(f"passed: {done.kills} kills, {done.late} of them after all had been sent")
     print(f"{done.acknowledged} frames were acknowledged and never asked for again; {done.accepted} releases went live")
-    print(f"{done.restarts} daemons were killed and answered in time")
+    print(f"{done.restarts} daemons were killed or stopped, and answered in time when they were started again")
     return 0
 
 

@@ -67,7 +67,8 @@ def _round(folder: Path, kills: int, chance: random.Random, done: Kills) -> None
             where = f"kill {done.kills + number} of this run"
             accepted = _kill_one(device.state, release, acknowledged, chance, done, where)
             if number % _RESTART_EVERY == _RESTART_EVERY - 1:
-                device.restart()
+                # Killed five times in a row, it would take itself for the cause.
+                device.restart(orderly=done.restarts % 2 == 1)
                 done.restarts += 1
             assert device.agent is not None
             assert_invariant(device.state, device.agent, {live.digest})

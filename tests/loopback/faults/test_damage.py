@@ -130,7 +130,7 @@ def test_a_file_of_the_live_release_that_is_gone_cut_or_a_folder_is_found_and_pu
     device.serve(second)
     path = device.state / "releases" / second.digest / "small-03.bin"
     for spoil in (path.unlink, lambda: os.truncate(path, 3), lambda: (path.unlink(), path.mkdir())):
-        device.kill()
+        device.stop()
         spoil()
         row = assert_invariant(device.state, device.restart(), {first.digest})
         assert row is not None
@@ -138,4 +138,4 @@ def test_a_file_of_the_live_release_that_is_gone_cut_or_a_folder_is_found_and_pu
         sent = push(device.state, second, offer=Offer())
         assert set(sent) <= {(file_number(second, "small-03.bin"), 0)}
         assert device.activate(second)[0] == 200
-        assert_invariant(device.state, device.restart(), {second.digest})
+        assert_invariant(device.state, device.restart(orderly=True), {second.digest})
