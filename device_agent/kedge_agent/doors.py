@@ -86,6 +86,8 @@ class Doors:
     def drain(self, timeout_s: float) -> bool:
         """Close every listener at once, then wait for the requests inside; True when all of them were answered."""
         deadline = time.monotonic() + timeout_s
+        # Nobody new finds them from here on; and who has connected is accepted before the listeners are closed.
+        self._remove()
         servers = [*self.servers, *self._leaving]
         for server in servers:
             server.drain(0)
@@ -96,6 +98,9 @@ class Doors:
         """Cut what is still open, and remove the sockets; idempotent."""
         for server in [*self.servers, *self._leaving]:
             server.close()
+        self._remove()
+
+    def _remove(self) -> None:
         for door in DOOR_GROUPS:
             self.path(door).unlink(missing_ok=True)
 
