@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kedge.errors import AgentMissingError, BadInputError, IncompatibleError, KedgeError, NoSpaceError, UnreachableError
-from kedge.transport.base import Deadline, greet
+from kedge.transport.base import Deadline, agreed, greet
 from kedge.transport.hostkeys import HostKey, fetch_host_key
 from kedge.transport.local import ProcessChannel
+from kedge.transport.ssh_channel import QuickSocket, SshChannel, fast_ciphers_first
 from kedge_agent.wire import Greeting, render_greeting
 from tests.support.environment import sshd_path
 
@@ -124,3 +127,43 @@ def test_a_port_nobody_serves_or_that_speaks_no_ssh_is_unreachable() -> None:
     with pytest.raises(KedgeError) as caught:
         fetch_host_key("127.0.0.1", port, Deadline.after(5, "reading the host key"))
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(("spoken", "expected"), [((1,), 1), ((1, 2), 2), ((2, 3), 2)])
+def test_a_channel_speaks_the_highest_protocol_that_both_sides_have(spoken: tuple[int, ...], expected: int) -> None:
+    assert agreed(hear(render_greeting(Greeting(spoken, "0.1.0")))) == expected
+
+
+@pytest.mark.parametrize(
+    ("round_trip_s", "window", "expected"),
+    [(0.0002, 2 << 20, 512 << 10), (0.003, 2 << 20, 900_000), (0.01, 2 << 20, 2 << 20), (0.0002, 24_000, 24_000)],
+)
+def test_no_more_is_in_flight_than_the_link_holds_and_the_window_admits(
+    round_trip_s: float, window: int, expected: int
+) -> None:
+    channel: Any = SimpleNamespace(lock=threading.Lock(), out_window_size=window)
+    SshChannel(channel).bound_in_flight(round_trip_s)
+    assert channel.out_window_size == expected
+
+
+def test_ciphers_that_need_no_hash_of_their_own_are_offered_first() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        transport = fast_ciphers_first(ours)
+        ciphers = transport.get_security_options().ciphers
+        assert list(ciphers[:2]) == ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
+        assert len(set(ciphers)) == len(ciphers) > 2
+        transport.close()
+
+
+def test_a_quick_socket_reads_and_writes_as_any_other() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        quick = QuickSocket.connected(server.getsockname(), 5)
+        there, _ = server.accept()
+        with quick, there:
+            quick.sendall(b"hello")
+            assert there.recv(5) == b"hello"
+            there.sendall(b"again")
+            assert quick.recv(5) == b"again"
+            assert quick.gettimeout() == 5
+            assert quick.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
