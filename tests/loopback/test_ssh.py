@@ -312,7 +312,7 @@ def test_an_agent_of_another_protocol_is_refused_with_both_versions(provisioned:
         assert "speaks protocol 99, this kedge speaks 1" in said
         assert "kedge device provision bench1" in said
     finally:
-        server.run(f"sed -i 's/^PROTOCOLS_SPOKEN = .*/PROTOCOLS_SPOKEN = (1,)/' {wire}")
+        server.run(f"sed -i 's/^PROTOCOLS_SPOKEN = .*/PROTOCOLS_SPOKEN = (1, 2)/' {wire}")
     cli("status", "--on", "bench1")
 
 
