@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from kedge.release.bundle import Release
+from kedge_agent.measure.memory import read_memory
 from tests.support.agents import Device, assert_invariant
 from tests.support.bad_models import FOREVER, TOO_MUCH, crash, obedient_release, order, variant, wrong_outputs
 from tests.support.deploys import clients, deploy, history, must_deploy
@@ -96,6 +97,7 @@ def test_other_outputs_than_the_golden_ones_are_refused(device: Device, live: Re
     assert "parity" in ended["error"]["error"]
 
 
+@pytest.mark.slow
 def test_a_model_that_is_slower_than_its_limit_is_refused(device: Device, live: Release, tmp_path: Path) -> None:
     limit = {"latency": {"p99_ms": "1"}}
     ended = refused(device, live, obedient_release(tmp_path, version=2, golden=order(turns=SLOW), gates=limit), "gate")
@@ -104,6 +106,7 @@ def test_a_model_that_is_slower_than_its_limit_is_refused(device: Device, live: 
     assert event["figures"]["p99_ms"] > 1
 
 
+@pytest.mark.slow
 def test_a_model_that_is_much_slower_than_the_live_one_is_refused(
     device: Device, live: Release, tmp_path: Path
 ) -> None:
@@ -113,6 +116,7 @@ def test_a_model_that_is_much_slower_than_the_live_one_is_refused(
     assert "live release" in ended["error"]["error"]
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_more_memory_than_its_limit_is_refused(
     device: Device, live: Release, tmp_path: Path
 ) -> None:
@@ -124,12 +128,26 @@ def test_a_model_that_needs_more_memory_than_its_limit_is_refused(
     assert event["figures"]["peak_bytes"] > 100 * 1000 * 1000
 
 
+@pytest.mark.slow
 def test_a_model_that_asks_for_more_memory_than_there_is_ends_nothing_but_itself(
     device: Device, live: Release, tmp_path: Path
 ) -> None:
     refused(device, live, obedient_release(tmp_path, version=2, golden=order(size=TOO_MUCH)), "space")
 
 
+@pytest.mark.slow
+def test_a_model_that_asks_for_all_of_the_memory_that_is_free_ends_nothing_but_itself(
+    device: Device, live: Release, tmp_path: Path
+) -> None:
+    # A little more than is free: the candidate's own limit refuses it, before the kernel has to choose whom to end.
+    available = read_memory().available_bytes
+    assert available is not None
+    refused(
+        device, live, obedient_release(tmp_path, version=2, golden=order(size=available // 4 + (64 << 20))), "space"
+    )
+
+
+@pytest.mark.slow
 def test_a_candidate_that_the_kernel_kills_for_memory_is_refused(device: Device, live: Release, tmp_path: Path) -> None:
     bad = obedient_release(tmp_path, version=2, golden=order(turns=FOREVER))
     assert device.agent is not None
@@ -137,11 +155,13 @@ def test_a_candidate_that_the_kernel_kills_for_memory_is_refused(device: Device,
         refused(device, live, bad, "space")
 
 
+@pytest.mark.slow
 def test_a_model_that_crashes_its_runtime_is_refused(device: Device, live: Release, tmp_path: Path) -> None:
     ended = refused(device, live, obedient_release(tmp_path, version=2, golden=crash()), "incompatible")
     assert "SIGFPE" in ended["error"]["error"]
 
 
+@pytest.mark.slow
 def test_a_model_that_crashes_its_runtime_while_it_is_loaded_is_refused(
     device: Device, live: Release, tmp_path: Path
 ) -> None:
@@ -155,6 +175,7 @@ def test_a_model_that_crashes_its_runtime_while_it_is_loaded_is_refused(
     assert_invariant(device.state, device.agent, {good.digest})
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_on_its_golden_inputs_is_refused(device: Device, live: Release, tmp_path: Path) -> None:
     bad = obedient_release(tmp_path, version=2, golden=order(index=9))
     device.push(bad)
@@ -164,6 +185,7 @@ def test_a_model_that_fails_on_its_golden_inputs_is_refused(device: Device, live
     assert_invariant(device.state, device.agent, {live.digest})
 
 
+@pytest.mark.slow
 def test_golden_inputs_of_other_tensors_are_refused(device: Device, live: Release, tmp_path: Path) -> None:
     def change(body: dict[str, Any]) -> None:
         for tensor in body["golden"]["inputs"]:
@@ -213,6 +235,7 @@ def test_a_candidate_that_never_ends_is_gone_with_the_agent(device: Device, live
     must_deploy(device, obedient_release(tmp_path, version=3))
 
 
+@pytest.mark.slow
 def test_a_release_that_was_damaged_after_it_was_accepted_is_refused(
     device: Device, live: Release, tmp_path: Path
 ) -> None:

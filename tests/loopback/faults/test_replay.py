@@ -72,6 +72,7 @@ def test_an_older_release_is_refused_however_well_it_is_signed(
     assert row["version_floor"] == 2
 
 
+@pytest.mark.slow
 def test_an_older_release_that_lies_in_the_store_from_before_is_refused_when_it_is_to_go_live(
     device: Device, releases: list[Release], keys: dict[str, Key]
 ) -> None:
@@ -87,6 +88,7 @@ def test_an_older_release_that_lies_in_the_store_from_before_is_refused_when_it_
     assert floor(device) == 3
 
 
+@pytest.mark.slow
 def test_a_rollback_goes_below_the_floor_and_does_not_lower_it(
     device: Device, releases: list[Release], keys: dict[str, Key]
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_rollback_goes_below_the_floor_and_does_not_lower_it(
     assert_invariant(device.state, device.agent, {releases[0].digest})
 
 
+@pytest.mark.slow
 def test_a_signed_downgrade_is_taken_once_and_its_replay_is_refused(
     device: Device, releases: list[Release], keys: dict[str, Key]
 ) -> None:
@@ -134,6 +137,7 @@ def test_a_signed_downgrade_is_taken_once_and_its_replay_is_refused(
         push(device, releases[1], offer_of(releases[1], keys["alice"], downgrade=older))
 
 
+@pytest.mark.slow
 def test_a_downgrade_that_is_not_for_this_release_or_not_signed_for_it_is_refused(
     device: Device, releases: list[Release], keys: dict[str, Key]
 ) -> None:
@@ -158,6 +162,7 @@ def test_a_downgrade_that_is_not_for_this_release_or_not_signed_for_it_is_refuse
     assert_invariant(device.state, device.agent, {releases[2].digest})
 
 
+@pytest.mark.slow
 def test_a_downgrade_that_failed_on_the_device_leaves_the_floor_and_may_be_tried_again(
     device: Device, tmp_path: Path, keys: dict[str, Key]
 ) -> None:
@@ -174,6 +179,7 @@ def test_a_downgrade_that_failed_on_the_device_leaves_the_floor_and_may_be_tried
     assert_invariant(device.state, device.agent, {good.digest})
 
 
+@pytest.mark.slow
 def test_the_floor_holds_without_signatures_too(tmp_path: Path) -> None:
     device = Device(tmp_path / "state")
     configure(device.state, releases={"signatures": "off"})

@@ -157,6 +157,7 @@ def test_a_release_without_the_signatures_that_the_device_asks_for_is_refused_be
         raise error
 
 
+@pytest.mark.slow
 def test_a_key_that_was_revoked_signs_nothing_more_and_what_it_signed_before_is_served_on(
     device: Device, release: Release, keys: dict[str, Key], tmp_path: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_release_that_is_offered_as_an_agent_is_refused(
 # --- the file of allowed signers -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["missing", "a folder", "a link to nowhere"])
 def test_signers_that_cannot_be_read_allow_nobody_and_the_live_release_is_served_on(
     device: Device, release: Release, keys: dict[str, Key], tmp_path: Path, how: str
@@ -286,6 +288,7 @@ def test_a_signer_who_expires_after_acceptance_keeps_nothing_from_loading_or_goi
         device.kill()
 
 
+@pytest.mark.slow
 def test_without_the_mode_nothing_is_asked_for_and_nothing_is_called_signed(
     device: Device, release: Release, keys: dict[str, Key], tmp_path: Path
 ) -> None:
@@ -302,6 +305,7 @@ def test_without_the_mode_nothing_is_asked_for_and_nothing_is_called_signed(
     assert info["required"] is False
 
 
+@pytest.mark.slow
 def test_what_was_accepted_unsigned_is_not_deployed_once_signatures_are_required_and_is_served_on_where_it_is_live(
     device: Device, release: Release, keys: dict[str, Key], tmp_path: Path
 ) -> None:
@@ -324,6 +328,7 @@ def test_what_was_accepted_unsigned_is_not_deployed_once_signatures_are_required
     assert row["signed"] is True
 
 
+@pytest.mark.slow
 def test_a_record_of_acceptance_that_was_forged_by_hand_does_not_make_a_release_signed(
     device: Device, release: Release, keys: dict[str, Key], tmp_path: Path
 ) -> None:

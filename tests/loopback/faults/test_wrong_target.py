@@ -99,6 +99,7 @@ CASES: dict[str, tuple[Any, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_release_for_another_machine_is_refused_before_it_is_loaded_and_the_live_one_serves_on(
     device: Device, tmp_path: Path, case: str
