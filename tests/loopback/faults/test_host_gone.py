@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.agents import Device, assert_invariant
-from tests.support.bad_models import obedient_release
-from tests.support.deploys import must_deploy
+from tests.support.bad_models import obedient_release, order
+from tests.support.deploys import clients, eventually, must_deploy
+from tests.support.receivers import receiver
 
 
 @pytest.fixture
@@ -54,6 +55,30 @@ def test_a_rollback_needs_nothing_that_the_host_had(local: Device, tmp_path: Pat
         assert_invariant(local.state, local.agent, {digests[1]})
     finally:
         local.kill()
+
+
+@pytest.mark.slow
+def test_a_host_that_fell_silent_during_its_push_keeps_nobody_from_going_back(device: Device, tmp_path: Path) -> None:
+    first = obedient_release(tmp_path, version=1)
+    second, third = (obedient_release(tmp_path, version=n, probation_s=60) for n in (2, 3))
+    device.start()
+    must_deploy(device, first)
+    device.push(second)
+    assert device.activate(second)[0] == 200
+    with receiver(device.state) as silent:
+        silent.want(third)
+        # By its user, and by the device itself.
+        assert device.rollback()[0] == 200
+        assert_invariant(device.state, device.agent, {first.digest})
+        # Another deploy is told to wait, and by whom.
+        status, said = device.activate(second)
+        assert (status, said["kind"]) == (503, "busy")
+    assert device.activate(second)[0] == 200
+    with receiver(device.state) as silent:
+        silent.want(third)
+        with clients(device, order=order(index=9)):
+            assert eventually(lambda: (device.row() or {})["release"] == first.digest)
+        assert_invariant(device.state, device.agent, {first.digest})
 
 
 def test_a_model_with_one_release_says_that_there_is_nothing_to_go_back_to(device: Device, tmp_path: Path) -> None:
