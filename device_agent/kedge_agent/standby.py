@@ -30,7 +30,6 @@ from .store.slots import (
     Outcome,
     Trial,
     begin_trial,
-    changing_agents,
     clean_slots,
     commit_trial,
     end_trial,
@@ -177,7 +176,7 @@ class Standby:
 
     def _clean(self) -> None:
         # Whoever else changes agents now cleans up after themselves.
-        with contextlib.suppress(AgentError, OSError), changing_agents(self._layout):
+        with contextlib.suppress(AgentError, OSError):
             clean_slots(self._layout)
 
     def _since(self) -> float | None:

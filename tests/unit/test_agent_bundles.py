@@ -259,7 +259,9 @@ def test_only_the_current_slot_and_the_one_before_are_kept(layout: Layout) -> No
     assert (layout.root / "agent" / ("c" * 64)).is_dir()  # nothing was ever replaced: nothing is known to be old
     commit_trial(layout, Trial(B, A, "1"))
     clean_slots(layout)
-    assert sorted(path.name for path in (layout.root / "agent").iterdir()) == sorted([A, B, "current", "previous"])
+    assert sorted(path.name for path in (layout.root / "agent").iterdir()) == sorted(
+        [".lock", A, B, "current", "previous"]
+    )
 
 
 def test_one_changes_agents_at_a_time(layout: Layout) -> None:

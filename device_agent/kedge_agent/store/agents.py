@@ -35,6 +35,8 @@ from .wheels import unpack_wheel, unpacked_bytes
 
 __all__ = ["AgentParcel", "agent_objects", "run_program"]
 
+_LOCK_S = 10.0
+
 
 def run_program(site: Path) -> str:
     """What the launcher has Python run: the agent of this slot, before any other on the path."""
@@ -74,7 +76,8 @@ class AgentParcel:
 
     def lock(self) -> AbstractContextManager[None]:
         """No other push of an agent, no upgrade, no provisioning."""
-        return changing_agents(self._layout)
+        # Whoever was refused a moment ago may still be on the way out.
+        return changing_agents(self._layout, wait_s=_LOCK_S)
 
     def judge(self) -> None:
         """By its signatures, and by whether it fits this device.

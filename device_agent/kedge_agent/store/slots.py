@@ -203,14 +203,24 @@ def settle(layout: Layout, reason: str = _INTERRUPTED) -> Outcome | None:
 
 
 def clean_slots(layout: Layout) -> None:
-    """Remove every slot but the current one and the one before it, and what an unpacking left."""
-    kept = {slot_named(layout, "current"), slot_named(layout, "previous")}
-    if None in kept or read_trial(layout) is not None:
-        return
-    for entry in agents_folder(layout).iterdir():
-        left = entry.name.startswith(".") and entry.name.endswith((".partial", ".damaged"))
-        if (is_digest(entry.name) and entry.name not in kept) or left:
-            shutil.rmtree(entry, ignore_errors=True)
+    """Remove every slot but the current one and the one before it, and what an unpacking left.
+
+    Raises:
+        AgentError: somebody else is changing agents (busy).
+        OSError: as the file system says.
+    """
+    folder = agents_folder(layout)
+    with changing_agents(layout):
+        kept = {slot_named(layout, "current"), slot_named(layout, "previous")}
+        if None in kept or read_trial(layout) is not None:
+            return
+        for entry in list(folder.iterdir()):
+            left = entry.name.startswith(".") and entry.name.endswith((".partial", ".damaged"))
+            if (is_digest(entry.name) and entry.name not in kept) or left:
+                # Removing takes a while, in which nobody is to wait.
+                entry.rename(folder / f".{time.monotonic_ns()}.removed")
+    for entry in folder.glob(".*.removed"):
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def agents_folder(layout: Layout) -> Path:
