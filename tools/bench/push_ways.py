@@ -192,7 +192,9 @@ def bench(asyncssh_python: str | None) -> Iterator[Bench]:
         made = Bench(folder, server, make_release(folder, version=1, name="push"), asyncssh_python)
         launcher = made.state / "bin" / "kedge-agent"
         launcher.parent.mkdir(parents=True)
-        launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -m kedge_agent --state {made.state} "$@"\n')
+        # A device keeps what Python compiled, whatever the environment says here.
+        command = f"env -u PYTHONDONTWRITEBYTECODE {sys.executable} -m kedge_agent --state {made.state}"
+        launcher.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         launcher.chmod(0o755)
         server.start()
         try:

@@ -83,7 +83,9 @@ def upload(
         result = push.run(manifest, offer or Offer(), protocol)
     finally:
         channel.close()
-    KnownObjects().remember(files)
+    if offer is None or offer.kind != AGENT:
+        # An agent's wheels are compressed: no difference to the ones before them is small.
+        KnownObjects().remember(files)
     return result
 
 
