@@ -27,7 +27,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     )
     conditions.append(
         "`0 ms` is loopback itself. The other links are a TCP proxy of ours, which acknowledges what it reads at once, "
-        "for all alike. **A proxy's delay hides congestion control**: neither of the two connections that it joins ever "
+        "for all. **A proxy's delay hides congestion control**: neither of the two connections that it joins ever "
         "loses a packet or sees a round trip."
     )
     lines = ["# Push", ""]
