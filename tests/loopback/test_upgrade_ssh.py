@@ -106,6 +106,28 @@ def test_an_agent_that_cannot_serve_is_told_of_and_the_old_one_serves(
         assert (row["model"], row["state"]) == ("digits", "serving")
 
 
+def test_a_connection_that_is_lost_meanwhile_is_made_again(
+    device: tuple[Cli, Sshd], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cli, _ = device
+    other_agent(monkeypatch, tmp_path, "9.9.6", {})
+    transport = transport_of(cli)
+    lost: list[str] = []
+
+    def lose(step: str) -> None:
+        if step in ("standby", "rehearse", "drain", "takeover"):
+            assert transport._client is not None
+            transport._client.close()
+            lost.append(step)
+
+    try:
+        assert upgrade(transport, load_target(TARGET), step=lose).state == "committed"
+    finally:
+        transport.close()
+    assert lost
+    assert cli.json("status", "--on", "bench1")["models"][0]["state"] == "serving"
+
+
 def test_both_protocols_are_spoken_with_the_agent_of_before_and_with_the_one_of_after(
     device: tuple[Cli, Sshd], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

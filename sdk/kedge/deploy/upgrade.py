@@ -115,7 +115,7 @@ def upgrade(
         step("push")
         pushed = _push(transport, bundle, key, sent)
         client.post("/kedge/v1/agent/upgrade", {"bundle": bundle.digest}, expect=("state",))
-        after = _follow(client, transport.name, bundle.digest, step)
+        after = _follow(client, transport, bundle.digest, step)
         return _upgraded(transport.name, "committed", agent, bundle, after, pushed, signed=key is not None)
     finally:
         client.close()
@@ -157,9 +157,9 @@ def _push(transport: Transport, bundle: Bundle, key: Path | None, sent: Progress
     return upload(channel, transport.name, bundle.manifest, bundle.files, sent, offer=offer, protocol=protocol)
 
 
-def _follow(client: AgentClient, device: str, bundle: str, step: Step) -> Mapping[str, Any]:
+def _follow(client: AgentClient, transport: Transport, bundle: str, step: Step) -> Mapping[str, Any]:
     """Wait until the upgrade has ended, across the moments in which nobody answers; what the device says then."""
-    told = ""
+    device, told = transport.name, ""
     end = time.monotonic() + _HANDOVER_S
     heard = time.monotonic()
     while time.monotonic() < end:
@@ -168,6 +168,9 @@ def _follow(client: AgentClient, device: str, bundle: str, step: Step) -> Mappin
         except (AgentMissingError, UnreachableError) as error:
             if time.monotonic() - heard > _LOST_S:
                 raise _unknown(device) from error
+            if isinstance(error, UnreachableError):
+                # Another connection is made for the next question.
+                transport.close()
             time.sleep(_POLL_S)
             continue
         heard = time.monotonic()
