@@ -30,6 +30,7 @@ __all__ = [
     "FRAME_BYTES",
     "FRAME_HEADER",
     "GREETING_PREFIX",
+    "HEADER_LENGTH",
     "MAX_GREETING_BYTES",
     "MAX_JSON_BYTES",
     "MAX_MANIFEST_BYTES",
@@ -66,6 +67,9 @@ MAX_GREETING_BYTES = 4096
 NOISE_LIMIT_BYTES = 64 * 1024
 
 GREETING_PREFIX = b"KEDGE "
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""Of the Open Inference Protocol's binary tensor extension: how many bytes of a body are JSON."""
+
 ENCODING_RAW = 0
 ENCODING_ZSTD = 1
 ENCODING_DELTA = 2

@@ -10,7 +10,7 @@ from typing import Any
 
 from .passport import Passport, PassportError, parse_passport
 from .reader import ManifestError, Reader
-from .tensors import BYTES, DATATYPES, TensorSpec
+from .tensor_spec import BYTES, ITEM_BYTES, TensorSpec
 
 __all__ = [
     "CALIBRATION_DATA",
@@ -48,7 +48,7 @@ FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _MAX_THREADS = 1024
 _MAX_PROVIDERS = 8
 _MAX_OPTIONS = 32
-_DATATYPES = (*DATATYPES, BYTES)
+_DATATYPES = (*ITEM_BYTES, BYTES)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 # Numbers, words, and the shapes of TensorRT. No path: providers load libraries and write caches where options say, and
 # where that is, is for the device to say.

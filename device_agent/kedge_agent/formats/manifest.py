@@ -30,7 +30,7 @@ from .digests import sha256_hex
 from .frames import frame_count
 from .gates import Gates, read_gates
 from .reader import ManifestError, Reader
-from .tensors import BYTES, DATATYPES, tensor_bytes
+from .tensor_spec import BYTES, ITEM_BYTES, tensor_bytes
 
 __all__ = [
     "MANIFEST_NAME",
@@ -139,7 +139,7 @@ def _file(reader: Reader) -> FileEntry:
 def _golden_tensor(reader: Reader, sizes: Mapping[str, int]) -> GoldenTensor:
     tensor = GoldenTensor(
         name=reader.text("name"),
-        datatype=reader.text("datatype", (*DATATYPES, BYTES).__contains__),
+        datatype=reader.text("datatype", (*ITEM_BYTES, BYTES).__contains__),
         shape=read_shape(reader, 0),
         file=reader.text("file", sizes.__contains__),
     )

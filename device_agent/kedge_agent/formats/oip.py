@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..wire import WireError, parse_json
+from ..wire import HEADER_LENGTH, WireError, parse_json
 from .strings import decode_strings, encode_strings, strings_from_json
 from .tensors import BYTES, DATATYPES, datatype_of, tensor_bytes
 
 __all__ = ["HEADER_LENGTH", "decode_response", "encode_request", "parse_server_timing"]
-
-HEADER_LENGTH = "Inference-Header-Content-Length"
-"""HTTP header: bytes of JSON before the binary tensors."""
 
 
 def encode_request(inputs: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[memoryview]]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from numpy.typing import NDArray
+from ..formats.tensor_spec import TensorSpec
 
-from ..formats.tensors import TensorSpec
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "Binding",
@@ -33,7 +34,7 @@ __all__ = [
 Shapes = Mapping[str, tuple[int, ...]]
 """Concrete shape of every input, by name."""
 
-Buffers = Mapping[str, NDArray[Any]]
+Buffers: TypeAlias = "Mapping[str, NDArray[Any]]"
 """Tensors by name, each a view of memory that stays where it is while the binding lives."""
 
 Transfer = Literal["auto", "copy", "mapped", "managed"]

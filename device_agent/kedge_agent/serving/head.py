@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..formats.oip import HEADER_LENGTH
+from ..wire import HEADER_LENGTH
 
 __all__ = ["NO_HEAD", "Head", "HeadError", "parse_head"]
 
