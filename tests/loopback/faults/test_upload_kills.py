@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 SEED = 20261126
 
 
+@pytest.mark.timeout(900)
 def test_two_hundred_kills_at_random_offsets_of_uploads_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     done = kill_uploads(tmp_path, 200, SEED)
     assert done.kills == 200
