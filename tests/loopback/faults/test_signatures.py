@@ -346,6 +346,24 @@ def test_a_record_of_acceptance_that_was_forged_by_hand_does_not_make_a_release_
     assert_invariant(device.state, device.agent, {release.digest})
 
 
+def test_where_the_settings_say_nothing_signatures_are_required_from_the_moment_signers_are_there(
+    device: Device, release: Release, keys: dict[str, Key], tmp_path: Path
+) -> None:
+    signers = tmp_path / "allowed_signers"
+    configure(device.state, releases={"allowed_signers": str(signers)})
+    push(device, release)
+    second = obedient_release(tmp_path, version=2)
+    allow(signers, [("digits", keys["alice"])])
+    assert refused(device, second, Offer()).kind == "integrity"
+    # One that cannot even be looked for is not one that is not there.
+    signers.unlink()
+    signers.symlink_to(signers)
+    assert refused(device, second, offer_of(second, keys["alice"])).kind == "incompatible"
+    signers.unlink()
+    allow(signers, [("digits", keys["alice"])])
+    push(device, second, offer_of(second, keys["alice"]))
+
+
 def test_settings_that_ask_for_signatures_are_obeyed_by_the_next_push_without_a_restart(
     device: Device, release: Release, keys: dict[str, Key]
 ) -> None:
