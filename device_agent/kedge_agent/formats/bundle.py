@@ -13,8 +13,7 @@ from typing import Any
 
 from ..wire import MAX_JSON_BYTES, WireError, parse_json
 from .digests import sha256_hex
-from .frames import frame_count
-from .manifest import FileEntry, is_digest
+from .manifest import FileEntry, read_file
 from .reader import ManifestError, Reader
 
 __all__ = ["BUNDLE_SCHEMA", "MAX_WHEELS", "AgentBundle", "bundle_bytes", "parse_bundle"]
@@ -60,24 +59,15 @@ def parse_bundle(data: bytes | bytearray | memoryview) -> AgentBundle:
         version=root.text("version", _VERSION.fullmatch),
         python=root.text("python", _PYTHON.fullmatch),
         arch=root.text("arch", _MACHINE.fullmatch),
-        files=tuple(_wheel(item) for item in root.objects("files", MAX_WHEELS, least=1)),
+        files=tuple(
+            read_file(item, _WHEEL, 1, _MAX_WHEEL_BYTES) for item in root.objects("files", MAX_WHEELS, least=1)
+        ),
     )
     root.done()
     names = [entry.name for entry in bundle.files]
     if len(set(names)) != len(names) or sum(name.startswith(_AGENT_WHEEL) for name in names) != 1:
         raise ManifestError("bundle.files names a wheel twice, or not the agent's own")
     return bundle
-
-
-def _wheel(reader: Reader) -> FileEntry:
-    name = reader.text("name", _WHEEL.fullmatch)
-    size = reader.integer("bytes", 1, _MAX_WHEEL_BYTES)
-    sha256 = reader.text("sha256", is_digest)
-    frames = reader.items("frames", frame_count(size), least=frame_count(size))
-    if not all(isinstance(frame, str) and is_digest(frame) for frame in frames):
-        raise ManifestError(f"{reader.path}.frames holds something that is not a sha256")
-    reader.done()
-    return FileEntry(name, size, sha256, tuple(frames))
 
 
 def bundle_bytes(body: Mapping[str, Any]) -> bytes:

@@ -48,6 +48,7 @@ __all__ = [
     "is_model_name",
     "manifest_bytes",
     "parse_manifest",
+    "read_file",
 ]
 
 SCHEMA = 1
@@ -125,9 +126,16 @@ class Manifest:
         return next(entry for entry in self.files if entry.name == name)
 
 
-def _file(reader: Reader) -> FileEntry:
-    name = reader.text("name", FILE_NAME.fullmatch)
-    size = reader.integer("bytes", 0, MAX_FILE_BYTES)
+def read_file(
+    reader: Reader, names: re.Pattern[str] = FILE_NAME, least_bytes: int = 0, most_bytes: int = MAX_FILE_BYTES
+) -> FileEntry:
+    """The entry of a file whose name `names` allows.
+
+    Raises:
+        ManifestError: it is none.
+    """
+    name = reader.text("name", names.fullmatch)
+    size = reader.integer("bytes", least_bytes, most_bytes)
     sha256 = reader.text("sha256", is_digest)
     frames = reader.items("frames", frame_count(size), least=frame_count(size))
     if not all(isinstance(frame, str) and is_digest(frame) for frame in frames):
@@ -181,7 +189,7 @@ def parse_manifest(data: bytes | bytearray | memoryview) -> Manifest:
     schema = root.integer("kedge", 0, 1 << 31)
     if schema != SCHEMA:
         raise ManifestError(f"manifest schema is {schema}, this version reads {SCHEMA}")
-    files = tuple(_file(item) for item in root.objects("files", _MAX_FILES, least=1))
+    files = tuple(read_file(item) for item in root.objects("files", _MAX_FILES, least=1))
     sizes = {entry.name: entry.size_bytes for entry in files}
     if len(sizes) != len(files) or RESERVED_NAMES & sizes.keys():
         raise ManifestError(f"manifest.files names a file twice, or one of: {', '.join(sorted(RESERVED_NAMES))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,8 +18,7 @@ from .files import fsync_directory, make_directory, write_atomic
 from .layout import Layout
 from .locks import deploying
 from .models import read_state
-from .objects import link_everywhere, link_names, place_object
-from .proof import good_frames, is_whole
+from .objects import link_everywhere, link_names, store_files
 from .releases import (
     ACCEPTED_NAME,
     OFFER_NAME,
@@ -54,16 +52,9 @@ def accept(
         OSError: as the file system says. What was moved stays; the same call may be made again.
     """
     reached("accept.judged")
-    staged = {entry.sha256: staging / entry.sha256 for entry in manifest.files}
     # Until there is a release that names them, a collection finds here which objects are needed.
     write_atomic(staging / MANIFEST_NAME, manifest_data)
-    for entry in manifest.files:
-        _prove(layout, entry, staged[entry.sha256])
-    folders = {
-        place_object(layout, entry, staged[entry.sha256]) for entry in manifest.files if staged[entry.sha256].exists()
-    }
-    for folder in folders:
-        fsync_directory(folder)
+    store_files(layout, manifest.files, staging)
     link_everywhere(layout, {entry.sha256 for entry in manifest.files})
     reached("accept.objects")
     release = layout.release(manifest.digest)
@@ -73,35 +64,6 @@ def accept(
         _make(layout, manifest, manifest_data, offer, verdict)
     shutil.rmtree(staging, ignore_errors=True)
     reached("accept.cleaned")
-
-
-def _prove(layout: Layout, entry: FileEntry, staged: Path) -> None:
-    if not staged.exists():
-        if layout.object(entry.sha256).is_file():
-            return
-        if entry.size_bytes:
-            raise AgentError(f"{entry.name} is neither here nor in the store", kind="integrity", hint="run it again")
-        staged.touch()
-    if not is_whole(staged, entry):
-        bad = len(entry.frames) - len(good_frames(staged, entry))
-        if bad:
-            raise AgentError(
-                f"{entry.name}: {bad} frames have other bytes on the device's disk than arrived",
-                kind="integrity",
-                hint="run it again, only these are sent; if this returns, suspect the device's storage",
-            )
-        raise AgentError(
-            f"the frames of {entry.name} do not add up to its sha256", kind="integrity", hint="build the release again"
-        )
-    handle = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    except OSError:
-        # The kernel may have dropped what it could not write, and would call the file clean the next time.
-        staged.unlink()
-        raise
-    finally:
-        os.close(handle)
 
 
 def _make(layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer, verdict: Verdict) -> None:
@@ -153,7 +115,8 @@ def _better(layout: Layout, digest: str, new: Acceptance, offer: Offer) -> tuple
     if (known.signed, len(known.keys)) > (new.signed, len(new.keys)):
         new = replace(new, signed=True, keys=known.keys, threshold=known.threshold, attested=known.attested)
         offer = replace(offer, signatures=had.signatures, base=had.base, attestation=had.attestation)
-    if known.downgrade_serial > new.downgrade_serial:
+    # Nobody signed a downgrade that was taken in unsigned mode: it does not outlive a signed acceptance.
+    if known.downgrade_serial > new.downgrade_serial and (known.signed or not new.signed):
         new = replace(new, downgrade_floor=known.downgrade_floor, downgrade_serial=known.downgrade_serial)
         offer = replace(offer, downgrade=had.downgrade)
     return new, offer

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -24,8 +24,7 @@ from ..formats.offer import Offer, offer_bytes
 from ..wire import MAX_JSON_BYTES
 from .files import fsync_directory, read_bounded, write_atomic
 from .layout import Layout
-from .objects import place_object
-from .proof import is_whole
+from .objects import store_files
 from .releases import ACCEPTED_NAME, OFFER_NAME
 from .rules import ReleaseRules
 from .signers import judge_agent
@@ -112,7 +111,7 @@ class AgentParcel:
             OSError: as the file system says.
         """
         verdict = judge_agent(self._rules, self._data, self._offer)
-        _keep(self._layout, self.files, staging)
+        store_files(self._layout, self.files, staging)
         if not has_slot(self._layout, self.digest):
             final = slot(self._layout, self.digest)
             partial = final.with_name(f".{self.digest}.partial")
@@ -151,19 +150,3 @@ class AgentParcel:
 
 def _read_bundle(folder: Path) -> AgentBundle:
     return parse_bundle(read_bounded(folder / MANIFEST_NAME, MAX_JSON_BYTES))
-
-
-def _keep(layout: Layout, files: Collection[FileEntry], staging: Path) -> None:
-    """Move the wheels that have arrived into the store, proven and on disk."""
-    folders = set()
-    for entry in files:
-        staged = staging / entry.sha256
-        if not staged.exists():
-            continue
-        if not is_whole(staged, entry):
-            raise AgentError(f"the frames of {entry.name} do not add up to its sha256", kind="integrity")
-        with staged.open("rb") as handle:
-            os.fsync(handle.fileno())
-        folders.add(place_object(layout, entry, staged))
-    for folder in folders:
-        fsync_directory(folder)

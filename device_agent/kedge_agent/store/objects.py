@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from ..errors import AgentError
 from ..formats.manifest import FileEntry
 from .files import fsync_directory, make_directory, move_aside
 from .layout import Layout
-from .proof import is_whole
+from .proof import good_frames, is_whole
 from .releases import read_release, release_digests
 
-__all__ = ["is_intact", "link_everywhere", "link_names", "place_object"]
+__all__ = ["is_intact", "link_everywhere", "link_names", "place_object", "store_files"]
 
 
 def is_intact(layout: Layout, entry: FileEntry) -> bool:
@@ -37,6 +37,53 @@ def place_object(layout: Layout, entry: FileEntry, staged: Path) -> Path:
     staged.chmod(0o444)
     staged.replace(final)
     return final.parent
+
+
+def store_files(layout: Layout, files: Sequence[FileEntry], staging: Path) -> None:
+    """Move files that lie under their sha256 in a staging folder into the store, proven whole and on disk.
+
+    One that is not there is in the store already, as the caller has found.
+
+    Raises:
+        AgentError: a file is not what the manifest names (integrity).
+        OSError: as the file system says; a file that may not have reached the disk is gone then.
+    """
+    for entry in files:
+        _prove(layout, entry, staging / entry.sha256)
+    folders = {
+        place_object(layout, entry, staging / entry.sha256) for entry in files if (staging / entry.sha256).exists()
+    }
+    for folder in folders:
+        fsync_directory(folder)
+
+
+def _prove(layout: Layout, entry: FileEntry, staged: Path) -> None:
+    if not staged.exists():
+        if layout.object(entry.sha256).is_file():
+            return
+        if entry.size_bytes:
+            raise AgentError(f"{entry.name} is neither here nor in the store", kind="integrity", hint="run it again")
+        staged.touch()
+    if not is_whole(staged, entry):
+        bad = len(entry.frames) - len(good_frames(staged, entry))
+        if bad:
+            raise AgentError(
+                f"{entry.name}: {bad} frames have other bytes on the device's disk than arrived",
+                kind="integrity",
+                hint="run it again, only these are sent; if this returns, suspect the device's storage",
+            )
+        raise AgentError(
+            f"the frames of {entry.name} do not add up to its sha256", kind="integrity", hint="build the release again"
+        )
+    handle = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError:
+        # The kernel may have dropped what it could not write, and would call the file clean the next time.
+        staged.unlink()
+        raise
+    finally:
+        os.close(handle)
 
 
 def link_everywhere(layout: Layout, wanted: Collection[str]) -> None:

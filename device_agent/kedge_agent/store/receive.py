@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,15 +21,13 @@ from ..formats.offer import AGENT, Offer, parse_offer
 from ..wire import ENCODING_DELTA, ENCODING_RAW, FRAME_HEADER, MESSAGE_HEADER, Message, WireError, message_limit
 from .accept import ReleaseParcel
 from .agents import AgentParcel
-from .collect import collect
 from .files import exclusive_lock, fsync_directory, make_directory, translate_os_error
-from .holdings import Frames, copy_frames, find_bases, find_missing, missing_bytes, reserved_bytes, staged
+from .holdings import Frames, copy_frames, find_bases, missing_bytes, staged
 from .incoming import IncomingFrames
 from .layout import Layout
-from .locks import using_store
 from .parcel import Parcel
+from .room import room_for
 from .rules import ReleaseRules
-from .space import SPARE_BYTES, free_bytes, has_room
 
 __all__ = ["receive"]
 
@@ -157,7 +155,10 @@ class _Push:
             # The lock goes with the staging folder. Whoever locks the removed file finds what was accepted, because it
             # looks only once it holds the lock.
             busy = f"{parcel.label} is being pushed by somebody else"
-            with exclusive_lock(staging / ".lock", busy), self._room(parcel, staging) as missing:
+            with (
+                exclusive_lock(staging / ".lock", busy),
+                room_for(self._layout, self._rules, parcel, staging) as missing,
+            ):
                 self._gather(parcel, staging, missing, None if offer is None else offer.encodings)
                 reached("receive.committed")
                 parcel.accept(staging)
@@ -168,23 +169,6 @@ class _Push:
     def _parcel(self, data: bytes, offer: Offer) -> Parcel:
         make = AgentParcel if offer.kind == AGENT else ReleaseParcel
         return make(self._layout, self._rules, data, offer)
-
-    @contextlib.contextmanager
-    def _room(self, parcel: Parcel, staging: Path) -> Iterator[Frames]:
-        """The frames that are missing, with room for them; while the context is open, what is here stays here."""
-        freed = 0
-        while True:
-            with using_store(self._layout):
-                missing = find_missing(self._layout, parcel.files, staging)
-                need = missing_bytes(parcel.files, missing) - reserved_bytes(parcel.files, staging, missing)
-                if has_room(self._layout, need):
-                    yield missing
-                    return
-            # Nothing is collected while anybody uses the store.
-            collected = collect(self._layout, self._rules, pressed=True, keep=[each.sha256 for each in parcel.files])
-            if collected is None or not collected.freed_bytes:
-                raise _no_room(self._layout, need, freed)
-            freed += collected.freed_bytes
 
     def _gather(self, parcel: Parcel, staging: Path, missing: Frames, offered: tuple[int, ...] | None) -> None:
         """Make or receive the missing frames, until COMMIT.
@@ -249,14 +233,3 @@ def _bases(bases: dict[int, list[FileEntry]]) -> list[dict[str, Any]]:
         {"file": file, "objects": [{"sha256": entry.sha256, "bytes": entry.size_bytes} for entry in entries]}
         for file, entries in bases.items()
     ]
-
-
-def _no_room(layout: Layout, need: int, freed: int) -> AgentError:
-    free = free_bytes(layout)
-    removed = f" after {freed} bytes of what nobody needs were removed" if freed else ""
-    return AgentError(
-        f"{need} bytes are needed and {SPARE_BYTES} to spare; {layout.root} has {free} free{removed}:"
-        f" {need + SPARE_BYTES - free} are missing",
-        kind="space",
-        hint="free disk space on the device, or put the agent's state folder on a larger disk",
-    )

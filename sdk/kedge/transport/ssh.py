@@ -195,6 +195,8 @@ class SshTransport:
         with _translated(self.name, self.address):
             transport = self._client.get_transport()
             if transport is None or not transport.is_active():
+                # Whoever asks again gets a new one.
+                self.close()
                 raise UnreachableError(f"{self.name}: the connection is gone", hint="run the command again")
             begin = time.monotonic()
             channel = transport.open_session(timeout=deadline.remaining())
