@@ -53,7 +53,11 @@ def make_release(folder: Path, *, version: int, name: str = "digits", seed: int 
 @pytest.fixture
 def local_agent(tmp_path: Path) -> Iterator[LocalAgent]:
     """The real agent as a child process, on a fresh state folder."""
-    agent = LocalAgent(tmp_path / "device")
+    state = tmp_path / "device"
+    state.mkdir(mode=0o700)
+    # Nobody waits for a probation but who asks for one.
+    (state / "agent.json").write_text('{"releases": {"probation_s": 0}}')
+    agent = LocalAgent(state)
     try:
         agent.start(Deadline.after(60, "starting the agent"))
         yield agent

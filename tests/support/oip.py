@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jsonschema import Draft202012Validator
 
+from kedge.build.gates import GateOptions
 from kedge.build.release import BuildOptions, build_release
 from kedge.deploy.push import deploy
 from kedge.release.bundle import Release
@@ -127,7 +128,7 @@ class Served:
     def deploy(
         self, model: Path, name: str, golden: Mapping[str, np.ndarray] | None = None, version: int = 1
     ) -> Release:
-        options = BuildOptions(name, version)
+        options = BuildOptions(name, version, GateOptions(probation_s=0))
         release = build_release(model, host_target(), model.with_suffix(f".{version}"), options, golden).release
         deploy(self.agent, release)
         return release

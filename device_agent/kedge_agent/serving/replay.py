@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection
 
 from ..errors import AgentError
 from ..failpoints import reached
 from ..store.crashes import Marks
-from ..store.journal import FINAL_STEPS, Entry, Journal
-from ..store.models import list_models, read_state, write_state
+from ..store.models import ModelState, list_models, read_state, way_back, write_state
 from ..store.recovery import recover_state
 from .reverting import take_back
 from .site import Site, note, state_of
@@ -43,7 +43,7 @@ def recover(site: Site) -> dict[str, str]:
         if state is None:
             continue
         try:
-            write_state(site.layout, model, state)
+            write_state(site.layout, model, state, _kept_way_back(site, model, state))
         except OSError as error:
             _LOG.error("the state of %s cannot be written anew: %s", model, error)
             continue
@@ -62,7 +62,7 @@ def replay(site: Site, blamed: Collection[tuple[str, str]]) -> dict[str, str]:
         Releases that are on probation again, by model.
     """
     watched: dict[str, str] = {}
-    for entry in _unfinished(site.journal):
+    for entry in site.journal.unfinished():
         state = state_of(site.layout, entry.model)
         live = state is not None and state.current == entry.release
         crashed = (entry.model, entry.release) in blamed
@@ -99,7 +99,9 @@ def settle_crashes(site: Site, marks: Marks) -> dict[str, AgentError]:
     return held
 
 
-def _unfinished(journal: Journal) -> list[Entry]:
-    """The last record of each deploy that has not ended, oldest first. A model may have two, one on probation."""
-    last = {(entry.model, entry.release): entry for entry in journal.history()}
-    return sorted((each for each in last.values() if each.step not in FINAL_STEPS), key=lambda each: each.sequence)
+def _kept_way_back(site: Site, model: str, state: ModelState) -> ModelState | None:
+    """What was prepared to go back to, where it still is what going back would mean."""
+    with contextlib.suppress(AgentError):
+        back = way_back(site.layout, model)
+        return back if back is not None and back.current == state.previous else None
+    return None

@@ -15,7 +15,7 @@ __all__ = ["collecting", "deploying", "using_store"]
 
 @contextlib.contextmanager
 def deploying(layout: Layout, model: str) -> Iterator[None]:
-    """One push, activation or rollback of a model at a time, on whatever side of the daemon's door.
+    """One push or activation of a model at a time, on whatever side of the daemon's door.
 
     Raises:
         AgentError: somebody else is at it (busy), or the lock cannot be made.

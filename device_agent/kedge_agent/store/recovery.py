@@ -74,7 +74,8 @@ def _replay(layout: Layout, entries: list[Entry], coming: ModelState | None) -> 
                 current=before.current if known else now.previous,
                 previous=before.previous if known else None,
             )
-        if step == "committed":
+        # Another deploy took its place before its probation had ended: it proved nothing.
+        if step == "committed" and not entry.body.get("superseded"):
             now = _raised(layout, now, entry.release)
     return now
 
