@@ -21,8 +21,9 @@ from ..errors import (
     UnreachableError,
     error_of_kind,
 )
+from ..transport.base import Transport
 from ..transport.client import AgentClient
-from .patience import Patience
+from .patience import Patience, hang_up
 
 __all__ = ["RUNNING", "Event", "deploy_state", "ended", "follow", "require_done"]
 
@@ -65,7 +66,7 @@ def ended(answer: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def follow(
     client: AgentClient,
-    device: str,
+    transport: Transport,
     release: str,
     *,
     begin: Callable[[], None],
@@ -90,7 +91,7 @@ def follow(
         OutcomeUnknownError: the device cannot be reached any more; it goes on by itself.
         KedgeError: what the device says.
     """
-    patience = Patience(patience_s)
+    device, patience = transport.name, Patience(patience_s)
     told: list[Any] = []
     after, starts, asked, heard, lost = 0, 0, False, False, False
     while True:
@@ -109,6 +110,7 @@ def follow(
         except (UnreachableError, OutcomeUnknownError, AgentMissingError) as error:
             # Whether the device heard a request that it did not answer, its next answer tells.
             asked = lost = True
+            hang_up(transport)
             _wait(patience, device, error)
             continue
         except BadInputError:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["Patience"]
+from ..transport.base import Transport
+from ..transport.local import LocalAgent
+
+__all__ = ["Patience", "hang_up"]
 
 _FIRST_PAUSE_S = 0.2
 _MOST_PAUSE_S = 5.0
@@ -34,3 +37,12 @@ class Patience:
         time.sleep(min(self._pause_s, left))
         self._pause_s = min(self._pause_s * 2, _MOST_PAUSE_S)
         return True
+
+
+def hang_up(transport: Transport) -> None:
+    """Give a broken connection up, so that the next request makes another.
+
+    To an agent on this machine there is none, and closing the transport would stop the agent.
+    """
+    if not isinstance(transport, LocalAgent):
+        transport.close()

@@ -162,6 +162,8 @@ class _Deploy:
                 patience_s=patience_s,
             )
             sent, before = time.monotonic(), ended(known)
+            # The push may have outlasted the connection that this client knows.
+            self.client.close()
             pending.write(before)
 
         def begin() -> None:
@@ -179,7 +181,7 @@ class _Deploy:
         try:
             answer = follow(
                 self.client,
-                device,
+                self.transport,
                 digest,
                 begin=begin,
                 before=before,

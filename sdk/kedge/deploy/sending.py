@@ -11,7 +11,7 @@ from ..errors import BusyError, UnreachableError
 from ..release.bundle import Release
 from ..transport.base import Deadline, Transport
 from ..transport.upload import Progress, UploadResult, upload
-from .patience import Patience
+from .patience import Patience, hang_up
 
 __all__ = ["send"]
 
@@ -73,6 +73,8 @@ def send(
             # After a break, the device may not have noticed yet that the push before is over.
             if (isinstance(error, BusyError) and not broke) or not patience.wait():
                 raise
+            if isinstance(error, UnreachableError):
+                hang_up(transport)
             broke = True
             before, acknowledged = before + acknowledged, 0
             continue
