@@ -12,6 +12,7 @@ from .activation import Activated
 from .job import RUNNING, Progress
 from .loading import LiveModel
 from .probation import Findings
+from .reverting import taken_back
 
 __all__ = ["DONE", "REFUSED", "REVERTED", "DeployJob", "told_by_journal"]
 
@@ -122,7 +123,10 @@ def told_by_journal(journal: Journal, digest: str, after: int) -> dict[str, Any]
     error = None
     if state in (REVERTED, REFUSED):
         kind = str(last.body.get("kind", "gate"))
-        error = {"error": str(reason or last.step), "hint": "see: kedge history --on DEVICE", "kind": kind}
+        said = str(reason or last.step)
+        if state == REVERTED:
+            said = taken_back(digest, said)
+        error = {"error": said, "hint": "see: kedge history --on DEVICE", "kind": kind}
     return {
         "release": digest,
         "model": last.model,

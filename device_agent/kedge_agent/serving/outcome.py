@@ -12,7 +12,7 @@ from ..store.models import ModelState, prepare_switch, write_state
 from ..store.releases import read_acceptance
 from .activation import committed_state
 from .loading import LiveModel
-from .reverting import back_of, put_back
+from .reverting import back_of, put_back, taken_back
 from .room import Job, Unwatched, load_beside
 from .site import Site, note, state_of
 
@@ -76,7 +76,7 @@ def revert(site: Site, live: LiveModel, reason: str, job: Job) -> AgentError:
     with contextlib.suppress(OSError):
         reached("revert.done")
     return AgentError(
-        f"release {digest[:12]} was taken back: {reason}",
+        taken_back(digest, reason),
         kind="gate",
         hint=f"release {back.current[:12]} serves again; kedge history --on DEVICE tells more",
     )

@@ -9,7 +9,7 @@ from ..store.layout import Layout
 from ..store.models import ModelState, go_back, way_back, write_state
 from .site import Site, note, state_of
 
-__all__ = ["back_of", "put_back", "take_back"]
+__all__ = ["back_of", "put_back", "take_back", "taken_back"]
 
 _LOG = logging.getLogger("kedge.reverting")
 
@@ -71,3 +71,8 @@ def put_back(layout: Layout, model: str, back: ModelState) -> None:
         if state_of(layout, model) != back:
             raise
         _LOG.error("%s was taken back, and that may not outlive a power cut: %s", model, error)
+
+
+def taken_back(digest: str, reason: str) -> str:
+    """What is said of a release that the device took back by itself, by whoever did it and by the journal later."""
+    return f"release {digest[:12]} was taken back: {reason}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -28,8 +29,12 @@ class SshChannel:
 
     def sendall(self, data: bytes | memoryview, /) -> None:
         """Send all of it."""
-        # paramiko copies the rest of a bytes object at every partial send; a view it slices in place.
-        self._channel.sendall(memoryview(data))  # type: ignore[arg-type]
+        try:
+            # paramiko copies the rest of a bytes object at every partial send; a view it slices in place.
+            self._channel.sendall(memoryview(data))  # type: ignore[arg-type]
+        except EOFError as error:
+            # Of a link that has just died; it is no OSError.
+            raise BrokenPipeError("the connection is gone") from error
 
     def recv(self, size: int, /) -> bytes:
         """Up to `size` bytes; none at the end."""
@@ -54,7 +59,8 @@ class SshChannel:
 
     def close(self) -> None:
         """Hang up; idempotent."""
-        self._channel.close()
+        with contextlib.suppress(EOFError, OSError):
+            self._channel.close()
 
     def bound_in_flight(self, round_trip_s: float) -> None:
         """Have no more on the way than the link can hold; of a channel on which nothing was sent yet."""
