@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import AgentError
 from .settings import Settings, read_settings, settings_path
+from .store.rules import REQUIRED, ReleaseRules
 
 __all__ = ["Configuration", "Options"]
 
@@ -56,6 +57,8 @@ class Configuration:
         self.path = settings_path(options.state, options.config)
         self.settings = self.read()
         self.problem: str | None = None
+        self._releases = self.settings.releases
+        self._unreadable: str | None = None
 
     def read(self) -> Settings:
         """The settings on disk.
@@ -65,10 +68,23 @@ class Configuration:
         """
         return read_settings(self.path, must_exist=self._options.config is not None)
 
+    def releases(self) -> ReleaseRules:
+        """What the file on disk says of releases, as whoever receives them reads it.
+
+        While it cannot be read, what it said last; and then nothing goes live without signatures.
+        """
+        try:
+            self._releases = self.read().releases
+        except AgentError as error:
+            self._unreadable = error.message
+            return replace(self._releases, signatures=REQUIRED)
+        self._unreadable = None
+        return self._releases
+
     def threads(self) -> int:
         """Intra-operator threads of each model."""
         return self._options.threads or self.settings.threads or len(os.sched_getaffinity(0))
 
     def to_json(self) -> Mapping[str, Any]:
         """As the agent's information has it: the file, and what keeps its present content from being in force."""
-        return {"file": str(self.path), "problem": self.problem}
+        return {"file": str(self.path), "problem": self.problem or self._unreadable}

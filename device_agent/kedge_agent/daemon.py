@@ -132,13 +132,14 @@ def _serve(
     repository = Repository(
         layout, runtimes, configuration.threads(), configuration.settings.rules_of, rehearse=True, marks=marks
     )
-    deploys = Deploys(layout, repository, Journal(layout), lambda: configuration.settings.releases, marks)
+    deploys = Deploys(layout, repository, Journal(layout), configuration.releases, marks)
     builds = Builds(layout)
     upgrades = Upgrades(
         layout,
         options.successor(),
         lambda: _served(repository),
         lambda: signals.put(signal.SIGUSR1),
+        configuration.releases,
         installed=not (options.parent_pipe or options.ephemeral),
     )
     with contextlib.ExitStack() as stack:

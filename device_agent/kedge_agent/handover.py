@@ -27,10 +27,12 @@ from . import __version__
 from .errors import AgentError
 from .failpoints import reached
 from .handover_link import Link
+from .store.agents import judge_slot
 from .store.files import write_atomic
 from .store.layout import Layout
 from .store.locks import deploying
 from .store.models import list_models
+from .store.rules import ReleaseRules
 from .store.slots import (
     FALLEN_BACK,
     REFUSED,
@@ -90,6 +92,7 @@ class Upgrades:
         options: of `serve`, for whoever takes over.
         live: the release that each model serves now.
         leave: have the main thread stop serving, and then call `hand_over`.
+        rules: what the device's settings say of who may sign, asked anew each time.
         installed: False where this process is not to be replaced: it ends with its parent.
 
     leaving: another agent is to take over. closed_at: when the doors were closed for it, of `time.monotonic`.
@@ -101,6 +104,7 @@ class Upgrades:
         options: Sequence[str],
         live: Callable[[], Mapping[str, str]],
         leave: Callable[[], None],
+        rules: Callable[[], ReleaseRules],
         *,
         installed: bool,
     ) -> None:
@@ -108,6 +112,7 @@ class Upgrades:
         self._options = options
         self._live = live
         self._leave = leave
+        self._rules = rules
         self._own = own_slot(layout) if installed else None
         self._guard = threading.Lock()
         self._now: _Upgrade | None = None
@@ -138,8 +143,8 @@ class Upgrades:
         """Have the agent of a bundle take this one's place; returns at once.
 
         Raises:
-            AgentError: it is not here (not_found), this agent does not run from a bundle (incompatible), or another
-                upgrade is under way (busy).
+            AgentError: it is not here (not_found), or not signed as the device asks now (integrity), this agent does
+                not run from a bundle (incompatible), or another upgrade is under way (busy).
         """
         with self._guard:
             if self._own is None:
@@ -161,6 +166,7 @@ class Upgrades:
             raise AgentError(
                 f"agent {bundle[:12]} is not on this device", kind="not_found", hint="push it: kedge device upgrade"
             )
+        judge_slot(self._layout, self._rules(), bundle)
         alone = contextlib.ExitStack()
         alone.enter_context(changing_agents(self._layout, wait_s=_LOCK_S))
         self._now = _Upgrade(Trial(bundle, own, __version__), alone)

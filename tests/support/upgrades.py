@@ -55,6 +55,19 @@ def bundle_of(folder: Path, version: str, files: Mapping[str, str | None] | None
     return make_bundle([altered_wheel(folder / version, version, files)], HERE)
 
 
+def take_agent(layout: Layout, bundle: Bundle, signatures: bytes = b"", rules: ReleaseRules | None = None) -> None:
+    """Accept a bundle, as a push does when all of it has arrived; unsigned where there are no rules."""
+    staging = layout.staging(bundle.digest)
+    staging.mkdir(parents=True)
+    for entry, path in bundle.files:
+        (staging / entry.sha256).write_bytes(path.read_bytes())
+    offer = Offer(AGENT, signatures=signatures)
+    parcel = AgentParcel(layout, rules or ReleaseRules(signatures=OFF), bundle.manifest, offer)
+    parcel.judge()
+    with parcel.lock():
+        parcel.accept(staging)
+
+
 class Slotted:
     """A device: the launcher, an agent in a slot behind it, and whatever process serves at the moment."""
 
@@ -74,12 +87,7 @@ class Slotted:
 
     def accept(self, bundle: Bundle) -> None:
         """Take a bundle into the store, as a push does when all of it has arrived."""
-        staging = self.layout.staging(bundle.digest)
-        staging.mkdir(parents=True)
-        for entry, path in bundle.files:
-            (staging / entry.sha256).write_bytes(path.read_bytes())
-        rules = ReleaseRules(signatures=OFF)
-        AgentParcel(self.layout, rules, bundle.manifest, Offer(AGENT)).accept(staging)
+        take_agent(self.layout, bundle)
 
     def start(self, *options: str, failpoints: str = "", **environment: str) -> subprocess.Popen[bytes]:
         """Serve through the launcher, and wait until somebody answers."""

@@ -7,6 +7,7 @@ import os
 import stat
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from kedge_agent.errors import AgentError
 from kedge_agent.formats.bundle import bundle_bytes, parse_bundle
 from kedge_agent.formats.manifest import ManifestError
 from kedge_agent.formats.offer import AGENT, Offer
-from kedge_agent.store.agents import AgentParcel, agent_objects, run_program
+from kedge_agent.handover import Upgrades
+from kedge_agent.store.agents import AgentParcel, agent_objects, judge_slot, run_program
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.rules import OFF, ReleaseRules
 from kedge_agent.store.slots import (
     COMMITTED,
     FALLEN_BACK,
     Trial,
+    agents_folder,
     begin_trial,
     changing_agents,
     clean_slots,
@@ -36,10 +39,13 @@ from kedge_agent.store.slots import (
     read_outcome,
     read_trial,
     settle,
+    slot,
     slot_named,
 )
 from kedge_agent.store.wheels import unpack_wheel
-from tests.support.upgrades import HERE, bundle_of
+from tests.support.keys import AGENT as AGENT_NAMESPACE
+from tests.support.keys import allow, make_key, sign
+from tests.support.upgrades import HERE, bundle_of, take_agent
 
 UNSIGNED = ReleaseRules(signatures=OFF)
 A, B = "a" * 64, "b" * 64
@@ -140,6 +146,32 @@ def test_modules_are_laid_down_and_scripts_are_not(tmp_path: Path, unpack: Unpac
     assert found == {"x/__init__.py", "y.py", "z/w.so"}
 
 
+def test_a_damaged_wheel_and_one_that_no_wheel_is_like_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "good.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.py", b"x" * 1000)
+    good = (tmp_path / "good.whl").read_bytes()
+    local, central = good.find(b"PK\3\4"), good.find(b"PK\1\2")
+    name = good.find(b"x.py")
+    damaged = {
+        "encrypted": {local + 6: 1, central + 8: 1},
+        "deflate": dict.fromkeys(range(name + 4, name + 8), 0xFF),
+        "name": {central + 9: 0x08, central + 46: 0xFF},
+        "bzip2": {local + 8: 12, central + 10: 12},
+    }
+    for what, patches in damaged.items():
+        data = bytearray(good)
+        for place, byte in patches.items():
+            data[place] = byte
+        (tmp_path / f"{what}.whl").write_bytes(data)
+        with pytest.raises(AgentError):
+            unpack_wheel(tmp_path / f"{what}.whl", tmp_path / "site")
+    for number, names in enumerate((["x", "x/y"], ["x/y", "x"], ["."], ["n" * 300])):
+        made = wheel(tmp_path / "x.whl", *((each, b"1") for each in names))
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(AgentError):
+            unpack_wheel(made, tmp_path / str(number))
+
+
 def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.whl").write_bytes(b"not a zip")
     with pytest.raises(AgentError, match="no wheel"):
@@ -152,15 +184,8 @@ def test_the_launcher_runs_the_same_program_whoever_unpacked_the_agent(tmp_path:
 
 def accept(layout: Layout, folder: Path, version: str) -> str:
     bundle = bundle_of(folder, version)
-    staging = layout.staging(bundle.digest)
-    staging.mkdir(parents=True)
-    for file, path in bundle.files:
-        (staging / file.sha256).write_bytes(path.read_bytes())
-    parcel = AgentParcel(layout, UNSIGNED, bundle.manifest, Offer(AGENT))
-    with parcel.lock():
-        parcel.judge()
-        parcel.accept(staging)
-    assert not staging.exists()
+    take_agent(layout, bundle)
+    assert not layout.staging(bundle.digest).exists()
     return bundle.digest
 
 
@@ -177,6 +202,85 @@ def test_an_accepted_agent_lies_in_a_slot_and_its_wheels_are_kept(tmp_path: Path
     parcel = AgentParcel(layout, UNSIGNED, bundle.manifest, Offer(AGENT))
     parcel.accept(tmp_path / "nothing")
     assert has_slot(layout, digest)
+
+
+def test_another_push_mends_a_slot_unless_it_is_the_one_that_runs(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    digest = accept(layout, tmp_path, "2.0.0")
+    module = slot(layout, digest) / "site" / "kedge_agent" / "cli.py"
+    good = module.read_bytes()
+    module.write_bytes(b"rotten")
+    accept(layout, tmp_path, "2.0.0")
+    assert module.read_bytes() == good
+    assert [path.name for path in slot(layout, digest).parent.glob(".*") if path.name != ".lock"] == []
+    (slot(layout, digest).parent / "current").symlink_to(digest)
+    inode = module.stat().st_ino
+    accept(layout, tmp_path, "2.0.0")
+    assert module.stat().st_ino == inode
+
+
+def test_a_slot_that_the_disk_does_not_take_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, fsync = Layout(tmp_path / "state"), os.fsync
+
+    def fails(handle: int) -> None:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith("/site/kedge_agent/cli.py"):
+            raise OSError(5, "Input/output error")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        accept(layout, tmp_path, "2.0.0")
+    assert [path.name for path in (tmp_path / "state" / "agent").iterdir()] == [".lock"]
+
+
+def test_a_push_of_an_agent_removes_those_that_never_came_to_run(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    digests = [accept(layout, tmp_path, "1")]
+    (slot(layout, digests[0]).parent / "current").symlink_to(digests[0])
+    for version in ("2", "3", "3"):
+        digests.append(accept(layout, tmp_path, version))
+        assert {path.name for path in agents_folder(layout).glob("?" * 64)} == {digests[0], digests[-1]}
+
+
+def test_an_agent_that_was_taken_unsigned_is_not_started_where_signatures_are_asked_for(tmp_path: Path) -> None:
+    layout, key, other = Layout(tmp_path / "state"), make_key(tmp_path, "key"), make_key(tmp_path, "other")
+    bundle = bundle_of(tmp_path, "2")
+    take_agent(layout, bundle)
+    judge_slot(layout, UNSIGNED, bundle.digest)
+    rules = ReleaseRules(
+        allowed_signers=allow(tmp_path / "signers", [("*", key), ("*", other)]), revoked_keys=tmp_path / "revoked"
+    )
+    upgrades = Upgrades(layout, [], dict, lambda: None, lambda: rules, installed=True)
+    upgrades._own = A
+    with pytest.raises(AgentError, match="no signature came with kedge-agent") as refused:
+        upgrades.start(bundle.digest)
+    assert refused.value.kind == "integrity"
+    assert upgrades.to_json()["upgrade"] is None
+    # Pushed again with a signature, it may be; whether it runs or not.
+    for link in ("other", "current"):
+        (agents_folder(layout) / link).symlink_to(bundle.digest)
+        take_agent(layout, bundle, sign(key, bundle.manifest, AGENT_NAMESPACE), rules)
+        judge_slot(layout, rules, bundle.digest)
+        take_agent(layout, bundle)
+    take_agent(layout, bundle, sign(key, bundle.manifest, AGENT_NAMESPACE), rules)
+    with pytest.raises(AgentError, match="1 of the 2 distinct keys"):
+        judge_slot(layout, replace(rules, threshold=2), bundle.digest)
+    rules.revoked_keys.write_text(key.public + "\n")
+    with pytest.raises(AgentError, match="is revoked"):
+        judge_slot(layout, rules, bundle.digest)
+
+
+def test_an_agent_that_was_provisioned_is_started_as_the_way_back_alone(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state")
+    bundle = bundle_of(tmp_path, "2")
+    take_agent(layout, bundle)
+    (slot(layout, bundle.digest) / "offer.json").unlink()
+    (tmp_path / "signers").write_text("")
+    rules = ReleaseRules(allowed_signers=tmp_path / "signers")
+    with pytest.raises(AgentError, match="is damaged"):
+        judge_slot(layout, rules, bundle.digest)
+    (agents_folder(layout) / "previous").symlink_to(bundle.digest)
+    judge_slot(layout, rules, bundle.digest)
 
 
 def test_what_breaks_off_leaves_no_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +346,13 @@ def test_an_upgrade_that_was_cut_short_ends_with_the_agent_that_is_current(layou
     assert (last.bundle, last.former, last.from_version, last.state) == (B, A, "1.0.0", COMMITTED)
 
 
+def test_an_agent_whose_folder_is_gone_does_not_become_current(layout: Layout) -> None:
+    (layout.root / "agent" / B).rmdir()
+    with pytest.raises(AgentError, match="not on this device any more"):
+        commit_trial(layout, Trial(B, A, "1.0.0"))
+    assert slot_named(layout, "current") == A
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"bundle": "x", "former": "y", "version": "1"}', "x" * 100_000])
 def test_a_damaged_mark_is_taken_away_and_the_old_agent_serves(layout: Layout, text: str) -> None:
     (layout.root / "agent" / "trial.json").write_text(text)
@@ -255,9 +366,11 @@ def test_a_damaged_mark_is_taken_away_and_the_old_agent_serves(layout: Layout, t
 def test_only_the_current_slot_and_the_one_before_are_kept(layout: Layout) -> None:
     for name in ("c" * 64, f".{A}.partial"):
         (layout.root / "agent" / name).mkdir()
-    clean_slots(layout)
-    assert (layout.root / "agent" / ("c" * 64)).is_dir()  # nothing was ever replaced: nothing is known to be old
     commit_trial(layout, Trial(B, A, "1"))
+    (layout.root / "agent" / "current").rename(layout.root / "agent" / "kept")
+    clean_slots(layout)
+    assert (layout.root / "agent" / ("c" * 64)).is_dir()  # nothing is known to run: nothing is known to be old
+    (layout.root / "agent" / "kept").rename(layout.root / "agent" / "current")
     clean_slots(layout)
     assert sorted(path.name for path in (layout.root / "agent").iterdir()) == sorted(
         [".lock", A, B, "current", "previous"]

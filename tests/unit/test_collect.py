@@ -28,9 +28,10 @@ from kedge_agent.store.models import ModelState, prepare_switch, write_state
 from kedge_agent.store.releases import has_release, read_release, release_digests, verify_release
 from kedge_agent.store.room import room_for
 from kedge_agent.store.rules import ReleaseRules
-from kedge_agent.store.slots import slot
+from kedge_agent.store.slots import Trial, agents_folder, begin_trial, changing_agents, has_slot, slot
 from kedge_agent.store.space import SPARE_BYTES, has_room
 from tests.support.stores import parts_of, put
+from tests.support.upgrades import bundle_of, take_agent
 
 RULES = ReleaseRules(keep=1)
 NOTHING = Collected((), 0, 0, 0, 0)
@@ -266,7 +267,7 @@ def test_a_push_that_needs_room_gets_what_nobody_else_needs_and_keeps_what_it_ne
     write_state(layout, "digits", ModelState(digests[5], None))
     again = parts_of(release, tmp_path, version=9, weights=bytes([1]) * 5000)
     fresh = parts_of(release, tmp_path, version=9, weights=bytes([9]) * 5000)
-    free(monkeypatch, lambda: 10_000 + SPARE_BYTES if len(release_digests(layout)) == 1 else 100)
+    free(monkeypatch, lambda: SPARE_BYTES + (10_000 if len(release_digests(layout)) == 1 else 100))
     for parts, missing in ((again, 0), (fresh, 1)):
         parcel = ReleaseParcel(layout, RULES, parts.data, Offer())
         staging = layout.staging(parcel.digest)
@@ -279,7 +280,7 @@ def test_a_push_that_needs_room_gets_what_nobody_else_needs_and_keeps_what_it_ne
     short = 5000 + SPARE_BYTES - 100
     free(monkeypatch, lambda: 100)
     with (
-        pytest.raises(AgentError, match=rf"100 free, {short} too few \(0 were freed\)") as caught,
+        pytest.raises(AgentError, match=rf"100 free, {short} too few \(all that could be removed") as caught,
         room_for(layout, RULES, parcel, staging),
     ):
         pytest.fail("there is no room")
@@ -293,3 +294,52 @@ def test_a_push_that_needs_room_gets_what_nobody_else_needs_and_keeps_what_it_ne
     assert_whole(layout)
     assert has_room(layout, 0)
     assert not has_room(layout, 1)
+
+
+def test_a_push_that_can_never_fit_takes_nothing_from_others(
+    layout: Layout, digests: list[str], release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_state(layout, "digits", ModelState(digests[5], None))
+    left = layout.staging("c" * 64)
+    left.mkdir(parents=True)
+    (left / "x").write_bytes(b"partial")
+    engines = [layout.root / "engines" / (letter * 64) for letter in "ab"]
+    for folder in engines:
+        folder.mkdir(parents=True)
+        (folder / "engine").write_bytes(b"engine")
+    fresh = parts_of(release, tmp_path, version=9, weights=bytes(4_000_000))
+    parcel = ReleaseParcel(layout, RULES, fresh.data, Offer())
+    staging = layout.staging(parcel.digest)
+    staging.mkdir(parents=True)
+    free(monkeypatch, lambda: SPARE_BYTES + 100)
+    with pytest.raises(AgentError, match="would not be enough") as caught, room_for(layout, RULES, parcel, staging):
+        pytest.fail("there is no room")
+    assert caught.value.kind == "space"
+    assert release_digests(layout) == sorted(digests)
+    assert_whole(layout)
+    assert [path.is_dir() for path in (left, *engines)] == [True, True, True]
+    # What is less than what may go is made room for.
+    done = collect(layout, RULES, pressed=True, lack_bytes=5 * 5000)
+    assert done is not None
+    assert (len(done.releases), done.partials, done.engines) == (5, 2, 1)
+    assert done.freed_bytes >= 5 * 5000
+
+
+def test_under_pressure_only_the_agents_that_run_or_ran_last_stay_with_their_wheels(
+    layout: Layout, tmp_path: Path
+) -> None:
+    bundles = [bundle_of(tmp_path, version) for version in ("1", "2", "3", "4")]
+    for bundle in bundles:
+        take_agent(layout, bundle)
+    folder = agents_folder(layout)
+    for name, bundle in zip(("previous", "current"), bundles[1:], strict=False):
+        (folder / name).symlink_to(bundle.digest)
+    begin_trial(layout, Trial(bundles[3].digest, bundles[2].digest, "3"))
+    with changing_agents(layout):
+        assert collect(layout, RULES, pressed=True) == NOTHING
+    done = collect(layout, RULES, pressed=True)
+    assert done is not None
+    assert done.objects == 1
+    assert done.freed_bytes > bundles[0].files[0][0].size_bytes
+    assert [has_slot(layout, bundle.digest) for bundle in bundles] == [False, True, True, True]
+    assert all(layout.object(bundle.files[0][0].sha256).is_file() for bundle in bundles[1:])

@@ -7,12 +7,11 @@ of numpy and onnxruntime, usually nothing. They go with the slot that names them
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -20,19 +19,19 @@ from ..errors import AgentError
 from ..failpoints import reached
 from ..formats.bundle import AgentBundle, parse_bundle
 from ..formats.manifest import MANIFEST_NAME, FileEntry, ManifestError
-from ..formats.offer import Offer, offer_bytes
+from ..formats.offer import Offer, offer_bytes, parse_offer
 from ..wire import MAX_JSON_BYTES
 from .files import fsync_directory, read_bounded, write_atomic
 from .layout import Layout
 from .objects import store_files
-from .releases import ACCEPTED_NAME, OFFER_NAME
+from .releases import OFFER_NAME
 from .rules import ReleaseRules
 from .signers import judge_agent
-from .slots import agents_folder, changing_agents, has_slot, slot, slot_named
+from .slots import agents_folder, aside, changing_agents, has_slot, retire_slots, slot, slot_named
 from .space import SPARE_BYTES, free_bytes, has_room
 from .wheels import unpack_wheel, unpacked_bytes
 
-__all__ = ["AgentParcel", "agent_objects", "run_program"]
+__all__ = ["AgentParcel", "agent_objects", "judge_slot", "run_program"]
 
 _LOCK_S = 10.0
 
@@ -50,6 +49,32 @@ def agent_objects(layout: Layout) -> set[str]:
             with contextlib.suppress(OSError, AgentError, ManifestError):
                 found |= {wheel.sha256 for wheel in _read_bundle(entry).files}
     return found
+
+
+def judge_slot(layout: Layout, rules: ReleaseRules, digest: str) -> None:
+    """Refuse to start an agent that would not be taken now: it may have been pushed when less was asked for.
+
+    One that was provisioned came without signatures, by somebody who may write the agent's files; it has run, and is
+    the way back.
+
+    Raises:
+        AgentError: as `signers.judge_agent`; or its manifest or its signatures are damaged (integrity).
+    """
+    if not rules.required:
+        return
+    folder = slot(layout, digest)
+    try:
+        data = read_bounded(folder / MANIFEST_NAME, MAX_JSON_BYTES)
+        if not (folder / OFFER_NAME).exists() and digest == slot_named(layout, "previous"):
+            return
+        offer = parse_offer(read_bounded(folder / OFFER_NAME, MAX_JSON_BYTES))
+        if parse_bundle(data).digest != digest:
+            raise ManifestError("its manifest is another one's")
+    except (OSError, ManifestError) as error:
+        raise AgentError(
+            f"agent {digest[:12]} is damaged: {error}", kind="integrity", hint="push it again: kedge device upgrade"
+        ) from error
+    judge_agent(rules, data, offer)
 
 
 class AgentParcel:
@@ -74,9 +99,16 @@ class AgentParcel:
         self.files = self._bundle.files
 
     def lock(self) -> AbstractContextManager[None]:
-        """No other push of an agent, no upgrade, no provisioning."""
+        """No other push of an agent, no upgrade, no provisioning; agents that came before and were not kept go."""
+        return self._alone()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
         # Whoever was refused a moment ago may still be on the way out.
-        return changing_agents(self._layout, wait_s=_LOCK_S)
+        with changing_agents(self._layout, wait_s=_LOCK_S):
+            for retired in retire_slots(self._layout, keep=(self.digest,)):
+                shutil.rmtree(retired, ignore_errors=True)
+            yield
 
     def judge(self) -> None:
         """By its signatures, and by whether it fits this device.
@@ -106,30 +138,44 @@ class AgentParcel:
     def accept(self, staging: Path) -> None:
         """Judge it once more, keep its wheels, and unpack them into a slot. It is started by an upgrade, not by this.
 
+        One that has a slot is unpacked anew, which mends it, but for the one that runs: of that, the signatures alone
+        are renewed.
+
         Raises:
             AgentError: it may not be taken, or there is no room for it unpacked (space).
             OSError: as the file system says.
         """
-        verdict = judge_agent(self._rules, self._data, self._offer)
+        judge_agent(self._rules, self._data, self._offer)
         store_files(self._layout, self.files, staging)
-        if not has_slot(self._layout, self.digest):
-            final = slot(self._layout, self.digest)
-            partial = final.with_name(f".{self.digest}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                self._unpack(partial, final)
-                write_atomic(partial / MANIFEST_NAME, self._data, mode=0o444)
-                write_atomic(partial / OFFER_NAME, offer_bytes(self._offer), mode=0o444)
-                write_atomic(partial / ACCEPTED_NAME, json.dumps(verdict.to_json()).encode(), mode=0o444)
-                # Thousands of small files: one call for all of them.
-                os.sync()
-                partial.rename(final)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-            fsync_directory(final.parent)
+        final = slot(self._layout, self.digest)
+        if has_slot(self._layout, self.digest) and self.digest == slot_named(self._layout, "current"):
+            self._describe(final)
+        else:
+            self._replace(final)
         reached("upgrade.unpacked")
         shutil.rmtree(staging, ignore_errors=True)
+
+    def _replace(self, final: Path) -> None:
+        partial = final.with_name(f".{self.digest}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            self._unpack(partial, final)
+            self._describe(partial)
+            _sync(partial)
+            former = aside(final)
+            with contextlib.suppress(FileNotFoundError):
+                final.rename(former)
+            partial.rename(final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        fsync_directory(final.parent)
+        shutil.rmtree(former, ignore_errors=True)
+
+    def _describe(self, folder: Path) -> None:
+        """What it is, and who signed it."""
+        write_atomic(folder / MANIFEST_NAME, self._data, mode=0o444)
+        write_atomic(folder / OFFER_NAME, offer_bytes(self._offer), mode=0o444)
 
     def _unpack(self, partial: Path, final: Path) -> None:
         wheels = [self._layout.object(entry.sha256) for entry in self.files]
@@ -146,6 +192,23 @@ class AgentParcel:
         for wheel in wheels:
             unpack_wheel(wheel, site)
         write_atomic(partial / "run.py", run_program(final / "site").encode())
+
+
+def _sync(folder: Path) -> None:
+    """Make thousands of small files durable: one call writes them all and tells no errors, each then tells its own.
+
+    Raises:
+        OSError: the disk has not taken one.
+    """
+    os.sync()
+    for place, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(Path(place, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        fsync_directory(Path(place))
 
 
 def _read_bundle(folder: Path) -> AgentBundle:

@@ -24,6 +24,7 @@ from .locks import collecting
 from .models import named_releases
 from .releases import Acceptance, read_acceptance, read_release, release_digests
 from .rules import ReleaseRules
+from .slots import agents_folder, changing_agents, retire_slots
 
 __all__ = ["Collected", "collect"]
 
@@ -43,7 +44,7 @@ class Collected:
 
 
 def collect(
-    layout: Layout, rules: ReleaseRules, *, pressed: bool = False, keep: Collection[str] = ()
+    layout: Layout, rules: ReleaseRules, *, pressed: bool = False, keep: Collection[str] = (), lack_bytes: int = 0
 ) -> Collected | None:
     """Remove what nobody needs; None, and nothing is removed, where somebody uses the store.
 
@@ -53,8 +54,10 @@ def collect(
 
     Args:
         pressed: the disk is full. Of releases only those stay that a state or a deploy names, of pushes only those
-            under way, of engines the latest.
+            under way, of engines the latest, of agents those that run or ran last.
         keep: digests of releases, and sha256 of objects, that stay as well.
+        lack_bytes: what is to be freed. Where all that may go is less, no release, object, push or engine goes: what
+            can never fit takes nothing from others.
 
     Raises:
         OSError: a folder of the store cannot be read, or the disk fails. What is named still holds.
@@ -62,7 +65,10 @@ def collect(
     with collecting(layout) as alone:
         if not alone:
             return None
+        slots_freed = _remove_slots(layout) if pressed else 0
         releases, named, held = _sort(layout, rules, pressed, frozenset(keep))
+        if lack_bytes > slots_freed and lack_bytes > slots_freed + _removable(layout, named | set(keep), releases):
+            return Collected((), 0, 0, 0, slots_freed)
         freed = _remove_releases(layout, releases)
         reached("collect.removed")
         partials = _remove_partials(layout, 0 if pressed else _PARTIALS, frozenset(keep))
@@ -74,7 +80,7 @@ def collect(
             objects=len(objects),
             partials=len(partials),
             engines=len(engines),
-            freed_bytes=freed + sum(objects) + sum(partials) + sum(engines),
+            freed_bytes=slots_freed + freed + sum(objects) + sum(partials) + sum(engines),
         )
 
 
@@ -127,6 +133,30 @@ def _going(
     return [manifest.digest for _, manifest in others[most:]]
 
 
+def _removable(layout: Layout, kept: Collection[str], releases: Collection[str]) -> int:
+    """At most so many bytes a collection under pressure frees, besides agents.
+
+    Args:
+        kept: objects, and folders of pushes, that stay. releases: that go.
+    """
+    wheels = agent_objects(layout)
+    found = [each for path, each in _objects(layout) if path.parent.name + path.name not in {*kept, *wheels}]
+    folders = [layout.release(digest) for digest in releases]
+    folders += [path for path in _latest_first(layout.incoming) if path.name not in kept]
+    folders += _latest_first(layout.root / "engines")[1:]
+    # A release's files are links to objects, which are counted above.
+    own = [each for folder in folders for _, each in _files(folder) if each.st_nlink == 1]
+    return sum(each.st_blocks * 512 for each in (*found, *own))
+
+
+def _remove_slots(layout: Layout) -> int:
+    """Of agents; nothing where somebody is changing them."""
+    if agents_folder(layout).is_dir():
+        with contextlib.suppress(AgentError), changing_agents(layout):
+            return sum(_remove(each) for each in retire_slots(layout))
+    return 0
+
+
 def _remove_releases(layout: Layout, digests: Collection[str]) -> int:
     folder = layout.root / "releases"
     for digest in digests:
@@ -142,12 +172,16 @@ def _remove_releases(layout: Layout, digests: Collection[str]) -> int:
 
 def _remove_objects(layout: Layout, named: Collection[str], held: Collection[tuple[int, int]]) -> list[int]:
     freed: list[int] = []
-    for path, found in _files(layout.root / "objects" / "sha256"):
+    for path, found in _objects(layout):
         sha256 = path.parent.name + path.name
         if is_digest(sha256) and sha256 not in named and (found.st_dev, found.st_ino) not in held:
             path.unlink()
             freed.append(_bytes(found))
     return freed
+
+
+def _objects(layout: Layout) -> Iterator[tuple[Path, os.stat_result]]:
+    return _files(layout.root / "objects" / "sha256")
 
 
 def _remove_partials(layout: Layout, most: int, keep: Collection[str]) -> list[int]:

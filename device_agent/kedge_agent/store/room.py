@@ -41,15 +41,17 @@ def room_for(layout: Layout, rules: ReleaseRules, parcel: Parcel, staging: Path)
 
 
 def _make_room(layout: Layout, rules: ReleaseRules, need_bytes: int, keep: Collection[str]) -> None:
-    collected = collect(layout, rules, pressed=True, keep=keep)
+    lack = need_bytes + SPARE_BYTES - free_bytes(layout)
+    collected = collect(layout, rules, pressed=True, keep=keep, lack_bytes=lack)
     if has_room(layout, need_bytes):
         return
     free = free_bytes(layout)
-    made = (
-        "somebody else uses the store, so nothing could be removed from it"
-        if collected is None
-        else f"{collected.freed_bytes} were freed"
-    )
+    if collected is None:
+        made = "somebody else uses the store, so nothing could be removed from it"
+    elif collected.freed_bytes:
+        made = f"{collected.freed_bytes} were freed"
+    else:
+        made = "all that could be removed would not be enough"
     raise AgentError(
         f"{need_bytes} bytes are needed and {SPARE_BYTES} to spare; {layout.root} has {free} free, "
         f"{need_bytes + SPARE_BYTES - free} too few ({made})",

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ __all__ = [
     "Outcome",
     "Trial",
     "agents_folder",
+    "aside",
     "begin_trial",
     "changing_agents",
     "clean_slots",
@@ -40,6 +41,7 @@ __all__ = [
     "own_slot",
     "read_outcome",
     "read_trial",
+    "retire_slots",
     "settle",
     "slot",
     "slot_named",
@@ -155,7 +157,14 @@ def begin_trial(layout: Layout, trial: Trial) -> None:
 
 
 def commit_trial(layout: Layout, trial: Trial) -> None:
-    """Have the launcher start the new agent from now on; durable when this returns."""
+    """Have the launcher start the new agent from now on; durable when this returns.
+
+    Raises:
+        AgentError: somebody has removed it meanwhile (not_found).
+        OSError: as the file system says.
+    """
+    if not slot(layout, trial.bundle).is_dir():
+        raise AgentError(f"agent {trial.bundle[:12]} is not on this device any more", kind="not_found")
     _point(layout, "previous", trial.former)
     _point(layout, "current", trial.bundle)
 
@@ -202,25 +211,49 @@ def settle(layout: Layout, reason: str = _INTERRUPTED) -> Outcome | None:
     return outcome
 
 
+def retire_slots(layout: Layout, keep: Collection[str] = ()) -> list[Path]:
+    """Put every slot aside but the current one, the one before it and those of an upgrade under way; and what an
+    unpacking left. The caller holds `changing_agents`.
+
+    Args:
+        keep: digests of others that stay.
+
+    Returns:
+        Folders that are to be removed; removing them takes a while.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    folder = agents_folder(layout)
+    current, trial = slot_named(layout, "current"), read_trial(layout)
+    # Where nothing is known to run, nothing is known to be old.
+    if current is not None:
+        kept = {current, slot_named(layout, "previous"), *keep}
+        if trial is not None:
+            kept |= {trial.bundle, trial.former}
+        for entry in list(folder.iterdir()):
+            left = entry.name.startswith(".") and entry.name.endswith((".partial", ".damaged"))
+            if (is_digest(entry.name) and entry.name not in kept) or left:
+                entry.rename(aside(entry))
+    return sorted(folder.glob(".*.removed"))
+
+
 def clean_slots(layout: Layout) -> None:
-    """Remove every slot but the current one and the one before it, and what an unpacking left.
+    """Remove what `retire_slots` puts aside, while nobody waits for it.
 
     Raises:
         AgentError: somebody else is changing agents (busy).
         OSError: as the file system says.
     """
-    folder = agents_folder(layout)
     with changing_agents(layout):
-        kept = {slot_named(layout, "current"), slot_named(layout, "previous")}
-        if None in kept or read_trial(layout) is not None:
-            return
-        for entry in list(folder.iterdir()):
-            left = entry.name.startswith(".") and entry.name.endswith((".partial", ".damaged"))
-            if (is_digest(entry.name) and entry.name not in kept) or left:
-                # Removing takes a while, in which nobody is to wait.
-                entry.rename(folder / f".{time.monotonic_ns()}.removed")
-    for entry in folder.glob(".*.removed"):
-        shutil.rmtree(entry, ignore_errors=True)
+        retired = retire_slots(layout)
+    for each in retired:
+        shutil.rmtree(each, ignore_errors=True)
+
+
+def aside(path: Path) -> Path:
+    """A name beside a slot under which it is none any more, and is removed one day."""
+    return path.with_name(f".{time.monotonic_ns()}.removed")
 
 
 def agents_folder(layout: Layout) -> Path:
