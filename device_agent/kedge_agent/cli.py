@@ -25,6 +25,9 @@ __all__ = ["main"]
 _START_S = 30.0
 _STOP_S = 30.0
 _SILENCE_S = 60.0
+_GRACE_S = 60.0
+# A frame that is like the device's own travels in 905 bytes, and making it may take a busy host seconds.
+_SLOWEST_BYTES_PER_S = 200
 
 
 def _default_state() -> Path:
@@ -189,16 +192,24 @@ def _import(state: Path, archive: str) -> None:
 
 
 class _ImpatientInput(io.RawIOBase):
-    """Standard input that gives up on a silent host: a dead link must not hold a release's lock."""
+    """Standard input that gives up on a host that is silent, or drips: neither must hold a release's lock for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # For how long a host may yet be waited for: the work of this device does not count.
+        self._left_s = _GRACE_S
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        readable, _, _ = select.select([0], [], [], _SILENCE_S)
+        begin = time.monotonic()
+        readable, _, _ = select.select([0], [], [], max(0.0, min(_SILENCE_S, self._left_s)))
         if not readable:
             raise EOFError
-        return os.readv(0, [buffer])
+        size = os.readv(0, [buffer])
+        self._left_s += size / _SLOWEST_BYTES_PER_S - (time.monotonic() - begin)
+        return size
 
 
 def _status(state: Path) -> None:
