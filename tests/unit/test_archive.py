@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from kedge_agent.store.rules import OFF, ReleaseRules
 from kedge_agent.wire import FRAME_BYTES
 
 UNSIGNED = ReleaseRules(signatures=OFF)
+_HEAD = struct.Struct(">8sIII32s")
 
 
 def body(version: int = 1) -> dict[str, object]:
@@ -207,8 +209,14 @@ def test_an_endless_archive_is_read_no_further_than_its_end(release: Release, la
 
 
 def _header(data: bytes, magic: bytes = b"KEDGEREL", version: int = 1, offer: int = 0, manifest: int = 0) -> bytes:
-    _, _, own_offer, own_manifest = struct.unpack(">8sIII", data[:20])
-    return struct.pack(">8sIII", magic, version, offer or own_offer, manifest or own_manifest) + data[20:]
+    _, _, own_offer, own_manifest, digest = _HEAD.unpack(data[:52])
+    return _HEAD.pack(magic, version, offer or own_offer, manifest or own_manifest, digest) + data[52:]
+
+
+def _with_offer(data: bytes, more: dict[str, object]) -> bytes:
+    magic, version, length, manifest, digest = _HEAD.unpack(data[:52])
+    offer = json.dumps(json.loads(data[52 : 52 + length]) | more).encode()
+    return _HEAD.pack(magic, version, len(offer), manifest, digest) + offer + data[52 + length :]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +229,9 @@ def _header(data: bytes, magic: bytes = b"KEDGEREL", version: int = 1, offer: in
         (lambda data: _header(data, manifest=1 << 31), "too long"),
         (lambda data: _header(data, manifest=1 << 23), "ends within its manifest"),
         (lambda data: data.replace(b'"kind": "release"', b'"kind": "another"'), "offer.kind"),
-        (lambda data: data.replace(b'"kedge": 1', b'"kedge": 7'), "schema"),
+        (lambda data: data.replace(b'"kedge": 1', b'"kedge": 7'), "manifest is not the one that its header names"),
+        (lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], "manifest is not the one that its header names"),
+        (lambda data: _with_offer(data, {"base": {"document": "\ud800", "signatures": ""}}), "document is no text"),
     ],
 )
 def test_a_head_that_is_none_is_refused(
@@ -236,7 +246,8 @@ def test_a_head_that_is_none_is_refused(
 def test_no_name_of_an_archive_leads_out_of_its_folder(release: Release, tmp_path: Path, name: str) -> None:
     manifest = release.manifest_bytes.replace(b"golden-in-0.bin", name.encode())
     offer = offer_bytes(Offer())
-    head = struct.pack(">8sIII", b"KEDGEREL", 1, len(offer), len(manifest)) + offer + manifest
+    digest = hashlib.sha256(manifest).digest()
+    head = _HEAD.pack(b"KEDGEREL", 1, len(offer), len(manifest), digest) + offer + manifest
     (tmp_path / "evil.kedge").write_bytes(head + (release.folder / "model.onnx").read_bytes() + b"1234")
     with pytest.raises(IntegrityError):
         import_release(tmp_path / "evil.kedge", tmp_path / "out")
@@ -257,6 +268,7 @@ def test_a_release_that_is_refused_is_refused_before_a_byte_is_stored(
     with pytest.raises(AgentError, match="no signature"):
         import_archive(layout, io.BytesIO(archived(release)), rules)
     assert not stored(layout)
+    assert not (layout.root / "locks").exists(), "nobody is kept waiting for it either"
     assert not list(layout.incoming.glob("*/*"))
 
 

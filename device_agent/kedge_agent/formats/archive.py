@@ -1,6 +1,7 @@
 """A release in one file, `.kedge`: what is offered with it, its manifest, and its files one after another.
 
     magic, 8 bytes "KEDGEREL" | version u32 | length of the offer u32 | length of the manifest u32   (big-endian)
+    the manifest's sha256, 32 bytes
     offer, as a push sends it | manifest | files in the manifest's order, each content once
 
 Nothing follows. The lengths of the files are the manifest's; there are no names beside the manifest's, no padding, no
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..wire import MAX_JSON_BYTES, MAX_MANIFEST_BYTES
-from .digests import sha256
+from .digests import sha256, sha256_hex
 from .manifest import FileEntry, Manifest, ManifestError, parse_manifest
 from .offer import RELEASE, Offer, offer_bytes, parse_offer
 
@@ -23,7 +24,7 @@ __all__ = ["ARCHIVE_MAGIC", "ArchiveError", "ArchiveReader", "distinct_files", "
 
 ARCHIVE_MAGIC = b"KEDGEREL"
 _VERSION = 1
-_HEADER = struct.Struct(">8sIII")
+_HEADER = struct.Struct(">8sIII32s")
 _PIECE_BYTES = 1 << 20
 
 
@@ -52,7 +53,8 @@ def write_archive(out: BinaryIO, offer: Offer, manifest_data: bytes, path_of: Ca
     """
     manifest = parse_manifest(manifest_data)
     head = offer_bytes(offer)
-    out.write(_HEADER.pack(ARCHIVE_MAGIC, _VERSION, len(head), len(manifest_data)) + head + manifest_data)
+    digest = bytes.fromhex(manifest.digest)
+    out.write(_HEADER.pack(ARCHIVE_MAGIC, _VERSION, len(head), len(manifest_data), digest) + head + manifest_data)
     size = _HEADER.size + len(head) + len(manifest_data)
     for entry in distinct_files(manifest):
         with path_of(entry).open("rb") as source:
@@ -77,7 +79,8 @@ class ArchiveReader:
             OSError: it cannot be read.
         """
         self._source = source
-        magic, version, offer_length, manifest_length = _HEADER.unpack(_exactly(source, _HEADER.size, "its header"))
+        header = _HEADER.unpack(_exactly(source, _HEADER.size, "its header"))
+        magic, version, offer_length, manifest_length, digest = header
         if magic != ARCHIVE_MAGIC:
             raise ArchiveError("this is no archive of a release")
         if version != _VERSION:
@@ -86,6 +89,8 @@ class ArchiveReader:
             raise ArchiveError("the archive announces an offer or a manifest that is too long")
         offer = _exactly(source, offer_length, "its offer")
         self.manifest_data = _exactly(source, manifest_length, "its manifest")
+        if sha256_hex(self.manifest_data) != digest.hex():
+            raise ArchiveError("the archive's manifest is not the one that its header names")
         try:
             self.offer: Offer = parse_offer(offer)
             self.manifest: Manifest = parse_manifest(self.manifest_data)

@@ -95,4 +95,9 @@ def _signed(body: Mapping[str, Any], key: str) -> Signed | None:
     if key not in body:
         return None
     reader = Reader(body[key], f"offer.{key}")
-    return Signed(reader.text("document", limit=MAX_JSON_BYTES).encode(), _signatures(reader))
+    try:
+        document = reader.text("document", limit=MAX_JSON_BYTES).encode()
+    except UnicodeEncodeError as error:
+        # Half of a surrogate pair, which JSON can escape and nothing can encode.
+        raise ManifestError(f"offer.{key}.document is no text") from error
+    return Signed(document, _signatures(reader))

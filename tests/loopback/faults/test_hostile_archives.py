@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import struct
@@ -24,7 +25,7 @@ from tests.support.bad_models import obedient_release
 from tests.support.deploys import configure, deploy
 from tests.support.keys import allow, make_key, offer_of
 
-_HEAD = struct.Struct(">8sIII")
+_HEAD = struct.Struct(">8sIII32s")
 
 
 def archive_of(release: Release, offer: Offer | None = None) -> bytes:
@@ -48,12 +49,12 @@ def packed(
         len(offer) if offer_says is None else offer_says,
         len(manifest) if manifest_says is None else manifest_says,
     )
-    return _HEAD.pack(b"KEDGEREL", version, *lengths) + offer + manifest + content
+    return _HEAD.pack(b"KEDGEREL", version, *lengths, hashlib.sha256(manifest).digest()) + offer + manifest + content
 
 
 def borders(release: Release, archive: bytes) -> list[int]:
     """Where each part of an archive ends."""
-    _, _, offer, manifest = _HEAD.unpack_from(archive)
+    _, _, offer, manifest, _ = _HEAD.unpack_from(archive)
     ends = [8, 12, _HEAD.size, _HEAD.size + offer, _HEAD.size + offer + manifest]
     seen = set()
     for entry in release.manifest.files:
@@ -189,6 +190,14 @@ LIES: dict[str, Callable[[Release], bytes]] = {
         release.manifest_bytes, manifest_says=len(release.manifest_bytes) - 1
     ),
     "an offer that is none": lambda release: packed(release.manifest_bytes, offer=b"[]"),
+    "an offer with half a character": lambda release: packed(
+        release.manifest_bytes,
+        offer=rb'{"kind": "release", "encodings": [0], "signatures": "",'
+        rb' "base": {"document": "\ud800", "signatures": ""}}',
+    ),
+    "another manifest than its header names": lambda release: archive_of(release).replace(
+        b'"version": 2', b'"version": 3'
+    ),
     "an offer of an agent": lambda release: packed(release.manifest_bytes, offer=offer_bytes(Offer(kind=AGENT))),
     "files in another order": lambda release: with_manifest(release, lambda body: body["files"].reverse()),
     "a file that is longer than it says": lambda release: with_manifest(
