@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,13 +119,18 @@ def read_settings(path: Path, *, must_exist: bool = False) -> Settings:
     except FileNotFoundError:
         if must_exist:
             raise AgentError(f"there is no file of settings {path}", hint="name another with --config") from None
-        return Settings()
+        return _named(Settings(), path)
     except OSError as error:
         raise translate_os_error(error, f"reading {path}") from error
     try:
-        return parse_settings(data)
+        return _named(parse_settings(data), path)
     except AgentError as error:
         raise AgentError(f"{path}: {error.message}", hint=error.hint or _HINT) from error
+
+
+def _named(settings: Settings, path: Path) -> Settings:
+    """With the file that says what may be deployed: whoever may write it decides that."""
+    return replace(settings, releases=replace(settings.releases, settings=path))
 
 
 def parse_settings(data: bytes) -> Settings:

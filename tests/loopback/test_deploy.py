@@ -271,7 +271,7 @@ def test_an_older_version_needs_to_be_wanted(local_agent: LocalAgent, tmp_path: 
     with pytest.raises(IntegrityError, match="version") as refused:
         deploy(local_agent, old)
     assert "--allow-downgrade" in refused.value.hint
-    assert deploy(local_agent, old, downgrade=downgrade(old, None)).version == 1
+    assert deploy(local_agent, old, downgrade=downgrade(old, None, 3)).version == 1
     assert rollback(local_agent, "digits")["release"] == third.digest
 
 

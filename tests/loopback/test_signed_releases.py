@@ -178,7 +178,7 @@ def test_the_commands_sign_show_verify_export_and_import(
     signers = allow(tmp_path / "signers", [("n*", key)])
     assert kedge("release", "show", release.folder)["signatures"] == []
     assert main(["release", "verify", str(release.folder), "--signers", str(signers)]) == 6
-    signed = kedge("release", "sign", release.folder, "--key", key.path, "--downgrade")
+    signed = kedge("release", "sign", release.folder, "--key", key.path, "--downgrade", "--from", "3")
     assert (signed["release"], signed["key"], signed["signatures"]) == (release.digest, key.fingerprint, 1)
     archive = tmp_path / "net.kedge"
     assert kedge("release", "export", release.folder, "-o", archive)["bytes"] == archive.stat().st_size
@@ -193,6 +193,13 @@ def test_the_commands_sign_show_verify_export_and_import(
     assert f"{key.fingerprint} (good)" in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_a_downgrade_is_signed_from_a_version_on_or_not_at_all(release: Release, key: Key) -> None:
+    command = ["release", "sign", str(release.folder), "--key", str(key.path)]
+    for some in (["--downgrade"], ["--from", "3"]):
+        assert main([*command, *some]) == 3
+    assert release.offer().downgrade is None
+
+
 def test_the_commands_push_and_pull(
     release: Release, tmp_path: Path, kedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +209,7 @@ def test_the_commands_push_and_pull(
     assert kedge("release", "push", archive, "--to", "local")["release"] == release.digest
     pulled = kedge("release", "pull", release.digest, "--on", "local", "-o", tmp_path / "back")
     assert pulled["release"] == open_release(tmp_path / "back").digest == release.digest
+    assert (pulled["accepted"]["signed"], pulled["accepted"]["keys"]) == (False, [])
 
 
 @pytest.mark.slow
@@ -231,7 +239,8 @@ def test_an_engine_goes_from_its_builder_to_another_device_once_somebody_vouches
     assert built
     assert any("orin-1" in step and "attest" in step for step in told)
     push_release(second, other)
-    assert {each.builder.device for each in attest(planned, key.path, cache) if each.builder} == {"orin-1", "orin-2"}
+    for name in ("orin-1", "orin-2"):
+        assert {each.builder.device for each in attest(planned, key.path, cache, name) if each.builder} == {name}
     shared, built = built_for(third)
     assert not built
     push_release(third, shared)

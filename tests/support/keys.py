@@ -78,14 +78,20 @@ def offer_of(
 
 
 def downgrade_of(
-    release: Release, serial: int, *keys: Key, floor: int | None = None, namespace: str = DOWNGRADE
+    release: Release,
+    serial: int,
+    *keys: Key,
+    floor: int | None = None,
+    from_floor: int = 100,
+    namespace: str = DOWNGRADE,
 ) -> Signed:
-    """The statement that this release is wanted though the device has had a later one."""
+    """The statement that this release is wanted though the device has had a later one, up to `from_floor`."""
     body = {
         "kedge": "downgrade",
         "model": release.manifest.model,
         "release": release.digest,
         "floor": release.manifest.version if floor is None else floor,
+        "from": from_floor,
         "serial": serial,
     }
     return signed(json.dumps(body).encode(), keys, namespace)

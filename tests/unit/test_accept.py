@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,16 +145,47 @@ def test_signatures_and_downgrades_that_come_later_are_kept_and_ones_that_do_not
     put(layout, parts)
     put(layout, parts, Offer(signatures=signature), SIGNED)
     assert read_acceptance(layout, parts.digest).signed
-    lower = Verdict(signed=False, downgrade_floor=3, downgrade_serial=7)
-    put(layout, parts, Offer(downgrade=Signed(b'{"lower": 1}')), lower)
+    lower = replace(SIGNED, downgrade_floor=3, downgrade_serial=7, downgrade_from=9, downgrade_keys=("SHA256:d",))
+    put(layout, parts, Offer(signatures=signature, downgrade=Signed(b'{"lower": 1}')), lower)
     put(layout, parts)
-    put(layout, parts, verdict=Verdict(signed=False, downgrade_floor=2, downgrade_serial=5))
+    put(layout, parts, Offer(signatures=signature), replace(SIGNED, downgrade_floor=2, downgrade_serial=5))
     accepted = read_acceptance(layout, parts.digest)
     assert (accepted.signed, accepted.keys) == (True, SIGNED.keys)
-    assert (accepted.downgrade_floor, accepted.downgrade_serial) == (3, 7)
+    assert (accepted.downgrade_floor, accepted.downgrade_serial, accepted.downgrade_from) == (3, 7, 9)
+    assert accepted.downgrade_keys == ("SHA256:d",)
+    assert accepted.lowers(9, 6)
+    assert not accepted.lowers(9, 7)
+    assert not accepted.lowers(10, 6)
     offer = read_offer(layout, parts.digest)
     assert (offer.signatures, offer.downgrade) == (signature, Signed(b'{"lower": 1}'))
     assert accepted.sequence == 5
+
+
+def test_a_downgrade_that_nobody_was_asked_for_changes_nothing_of_a_signed_acceptance(
+    layout: Layout, parts: Parts
+) -> None:
+    unsigned = Verdict(signed=False, downgrade_floor=1, downgrade_serial=1 << 53, downgrade_from=1 << 53)
+    offer = Offer(downgrade=Signed(b"{}"))
+    put(layout, parts, offer, unsigned)
+    put(layout, parts, Offer(signatures=b"-----BEGIN SSH SIGNATURE-----\n"), SIGNED)
+    signed = read_acceptance(layout, parts.digest)
+    assert (signed.signed, signed.downgrade_floor) == (True, None)
+    put(layout, parts, offer, unsigned)
+    assert read_acceptance(layout, parts.digest) == replace(signed, sequence=3)
+    assert read_offer(layout, parts.digest).downgrade is None
+
+
+def test_of_two_signed_acceptances_the_later_counts_unless_the_earlier_has_all_its_keys_and_more(
+    layout: Layout, parts: Parts
+) -> None:
+    both = replace(SIGNED, keys=("SHA256:a", "SHA256:b"))
+    for verdict, kept in (
+        (both, both.keys),
+        (replace(SIGNED, keys=("SHA256:a",)), both.keys),
+        (replace(SIGNED, keys=("SHA256:c",)), ("SHA256:c",)),
+    ):
+        put(layout, parts, Offer(signatures=b"-----BEGIN SSH SIGNATURE-----\n"), verdict)
+        assert read_acceptance(layout, parts.digest).keys == kept
 
 
 def test_releases_of_a_model_come_in_the_order_of_their_acceptance_whatever_the_clock_says(

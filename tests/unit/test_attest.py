@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kedge.build.attestation import attest
+from kedge.build.attestation import HOST, attest
 from kedge.build.cache import Builder, CachedEngine, EngineCache
 from kedge.cli.app import main
 from kedge.deploy.engines import complete
@@ -25,7 +25,7 @@ from kedge_agent.errors import AgentError
 from kedge_agent.formats.offer import Offer, Signed
 from kedge_agent.formats.passport import Passport
 from kedge_agent.formats.sshsig import ENGINE_NAMESPACE, RELEASE_NAMESPACE
-from kedge_agent.formats.statements import completes, parse_engine_statement, statement_bytes
+from kedge_agent.formats.statements import completed_artefact, parse_engine_statement, statement_bytes
 from kedge_agent.store.engines import keep_engine
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.models import ModelState, write_state
@@ -160,7 +160,7 @@ def test_a_completed_release_says_which_one_it_completes(release: Release, whole
     offer = whole.offer()
     assert offer.base == Signed(release.manifest_bytes, release.signatures)
     assert (offer.signatures, offer.attestation) == (b"", None)
-    assert completes(release.manifest_bytes, whole.manifest_bytes)
+    assert completed_artefact(release.manifest_bytes, whole.manifest_bytes) == 0
 
 
 def test_to_attest_an_engine_changes_no_digest(whole: Release, cache: EngineCache, keys: dict[str, Key]) -> None:
@@ -178,7 +178,7 @@ def test_engines_of_the_cache_are_attested_for_every_release_that_takes_them(
     release: Release, cache: EngineCache, keys: dict[str, Key], tmp_path: Path
 ) -> None:
     first, second = engine_of(cache, release, FIRST), engine_of(cache, release, SECOND, fill=1)
-    found = attest(release, keys["alice"].path, cache)
+    found = [each for name in ("orin-1", "orin-2") for each in attest(release, keys["alice"].path, cache, name)]
     assert {each.builder for each in found} == {FIRST, SECOND}
     assert {each.engine for each in found} == {first.sha256, second.sha256}
     whole = complete(release, second, tmp_path / "whole.release")
@@ -248,6 +248,76 @@ def test_the_host_carries_no_engine_to_another_device_that_nobody_vouches_for(
     assert "attest" in caught.value.hint
     attest(whole, keys["alice"].path, cache)
     require_vouched(Reached("orin-2", tmp_path), whole)
+
+
+RTX = Passport("tensorrt-rtx", "1.7.1.116", "linux", "x86_64", ("8.9",))
+
+
+@pytest.fixture
+def second(tmp_path: Path, keys: dict[str, Key]) -> Release:
+    """A signed release that has an engine already, and the build plan of another after it."""
+    whole = body(1)
+    (plain,) = whole["artefacts"]  # type: ignore[misc]
+    engine = {**plain, "runtime": RTX.runtime, "file": "rtx.engine", "passport": RTX.to_json()}
+    compiled = {**plain, "runtime": "tensorrt", "file": "planned.onnx", "build": ORDER.to_json()}
+    sources: dict[str, Path | bytes] = {
+        "rtx.engine": made(RTX),
+        "planned.onnx": b"what is compiled",
+        "golden-in-0.bin": b"1234",
+        "golden-out-0.bin": b"5678",
+    }
+    found = write_release(tmp_path / "second.release", sources, {**whole, "artefacts": [engine, compiled]})
+    sign(found, keys["alice"].path)
+    return found
+
+
+def test_of_several_engines_the_one_that_the_plan_became_is_vouched_for_and_judged(
+    second: Release, layout: Layout, rules: ReleaseRules, cache: EngineCache, keys: dict[str, Key], tmp_path: Path
+) -> None:
+    engine = engine_of(cache, second, FIRST)
+    whole = complete(second, engine, tmp_path / "whole.release")
+    assert completed_artefact(second.manifest_bytes, whole.manifest_bytes) == 1
+    assert "nobody vouches for it" in refusal(layout, rules, whole, whole.offer())
+    (attested,) = attest(whole, keys["alice"].path, cache)
+    assert (attested.engine, attested.passport) == (engine.sha256, ORIN)
+    assert judge(layout, rules, whole.manifest_bytes, whole.offer()).attested == "attestation"
+    evil = complete(second, engine_of(cache, second, SECOND, fill=0x66), tmp_path / "evil.release")
+    forged = replace(evil.offer(), attestation=whole.offer().attestation)
+    assert "of another engine" in refusal(layout, rules, evil, forged)
+    onnx = second.manifest.file("planned.onnx").sha256
+    entry = {"passport": ORIN.to_json(), "onnx_sha256": onnx}
+    keep_engine(layout, engine_key(onnx, ORDER, ORIN), engine.path.read_bytes(), entry, {})
+    built = replace(whole.offer(), attestation=None)
+    assert judge(layout, rules, whole.manifest_bytes, built).attested == "builder"
+
+
+def test_of_several_engines_the_host_carries_the_one_that_the_plan_became_to_nobody_else(
+    second: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    whole = complete(second, engine_of(EngineCache(), second, Builder("orin-1")), tmp_path / "whole.release")
+    require_vouched(Reached("orin-1", tmp_path), whole)
+    with pytest.raises(IntegrityError, match="was built on orin-1"):
+        require_vouched(Reached("orin-2", tmp_path), whole)
+
+
+def test_of_a_plan_that_several_devices_built_somebody_says_whose_engines_are_meant(
+    release: Release, cache: EngineCache, keys: dict[str, Key], tmp_path: Path
+) -> None:
+    built = {builder: engine_of(cache, release, builder, fill) for fill, builder in enumerate((FIRST, SECOND, None))}
+    with pytest.raises(BadInputError, match="engines of this plan from HOST, orin-1, orin-2") as caught:
+        attest(release, keys["alice"].path, cache)
+    assert "--built-on" in caught.value.hint
+    assert all(each.attestation(release.digest) is None for each in cache.entries())
+    for builder, name in ((FIRST, "orin-1"), (None, HOST)):
+        (attested,) = attest(release, keys["alice"].path, cache, name)
+        assert (attested.builder, attested.engine) == (builder, built[builder].sha256)
+    with pytest.raises(BadInputError, match="that was built on orin-3"):
+        attest(release, keys["alice"].path, cache, "orin-3")
+    whole = complete(release, built[SECOND], tmp_path / "second.release")
+    assert len(attest(whole, keys["alice"].path, cache, "orin-2")) == 1
+    with pytest.raises(BadInputError, match="was not built on orin-1"):
+        attest(whole, keys["alice"].path, cache, "orin-1")
 
 
 def test_the_command_lists_what_it_vouched_for(
@@ -397,7 +467,7 @@ def test_a_downgrade_of_a_release_is_one_of_what_a_device_makes_of_it(
     release: Release, layout: Layout, rules: ReleaseRules, cache: EngineCache, keys: dict[str, Key], tmp_path: Path
 ) -> None:
     write_state(layout, "net", ModelState("c" * 64, None, floor=5))
-    state_downgrade(release, keys["alice"].path)
+    state_downgrade(release, keys["alice"].path, 5)
     whole = complete(release, engine_of(cache, release, FIRST), tmp_path / "whole.release")
     attest(whole, keys["alice"].path, cache)
     for each in (release, whole):
@@ -489,12 +559,12 @@ def test_only_the_engine_may_differ(
 ) -> None:
     base = planned(tmp_path / "base.release", provenance={"accuracy": 1})
     whole = complete(base, engine_of(cache, base, FIRST), tmp_path / "whole.release")
-    assert completes(base.manifest_bytes, whole.manifest_bytes)
+    assert completed_artefact(base.manifest_bytes, whole.manifest_bytes) == 0
     manifest = json.loads(whole.manifest_bytes)
     change(manifest)
-    assert not completes(base.manifest_bytes, json.dumps(manifest).encode())
+    assert completed_artefact(base.manifest_bytes, json.dumps(manifest).encode()) is None
 
 
 def test_a_release_completes_neither_itself_nor_backwards(release: Release, whole: Release) -> None:
     for base, own in ((release, release), (whole, whole), (whole, release)):
-        assert not completes(base.manifest_bytes, own.manifest_bytes)
+        assert completed_artefact(base.manifest_bytes, own.manifest_bytes) is None

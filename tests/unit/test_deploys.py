@@ -221,7 +221,9 @@ def test_a_downgrade_that_was_accepted_lowers_the_floor_once(
 
     def downgrade(layout: Layout, digest: str) -> store_releases.Acceptance:
         found = accepted(layout, digest)
-        return replace(found, downgrade_floor=1, downgrade_serial=7) if digest == old.digest else found
+        return (
+            replace(found, downgrade_floor=1, downgrade_serial=7, downgrade_from=6) if digest == old.digest else found
+        )
 
     for module in ("activation", "outcome", "deploys"):
         monkeypatch.setattr(f"kedge_agent.serving.{module}.read_acceptance", downgrade)
@@ -241,7 +243,10 @@ def test_a_device_that_requires_signatures_puts_nothing_unsigned_live_and_serves
     assert (ended["state"], ended["error"]["kind"]) == ("refused", "integrity")
     device.again()
     assert device.live == first.digest
-    assert device.deploys.status()[0]["signed"] is False
+    row = device.deploys.status()[0]
+    assert (row["signed"], row["version_floor"], row["downgrade_serial"]) == (False, 1, 0)
+    with pytest.raises(AgentError, match="accepted without signatures"):
+        device.deploys.permit(first.digest)
 
 
 def test_failures_in_probation_take_it_back_once(device: Device, made: Any) -> None:

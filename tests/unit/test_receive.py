@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -16,9 +17,12 @@ from kedge_agent.formats.offer import Offer, offer_bytes
 from kedge_agent.store import holdings
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.models import ModelState, write_state
+from kedge_agent.store.receive import receive
 from kedge_agent.store.releases import read_release, verify_release
+from kedge_agent.store.rules import ReleaseRules
 from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, ENCODING_ZSTD, FRAME_BYTES, FRAME_HEADER, Message
 from tests.conftest import make_release
+from tests.unit.test_archive import released
 from tests.unit.test_store import deliver, frames_of, message, push, whole
 
 OFFER = message(Message.OFFER, offer_bytes(Offer(encodings=(ENCODING_RAW, ENCODING_ZSTD, ENCODING_DELTA))))
@@ -241,3 +245,13 @@ def test_one_file_under_two_names_is_asked_for_once(tmp_path: Path) -> None:
     assert said[-1][0] is Message.DONE
     verify_release(layout, read_release(layout, release.digest))
     assert all(frame_length(entry.size_bytes, 0) == entry.size_bytes for entry in release.manifest.files)
+
+
+def test_what_is_refused_locks_nothing(tmp_path: Path) -> None:
+    signers = tmp_path / "allowed_signers"
+    signers.write_text("")
+    layout = Layout(tmp_path / "state")
+    release = released(tmp_path / "net.release")
+    with pytest.raises(AgentError, match="no signature"):
+        receive(layout, io.BytesIO(manifest(release)), io.BytesIO(), ReleaseRules(allowed_signers=signers))
+    assert not layout.root.exists() or os.listdir(layout.root) == []

@@ -170,7 +170,7 @@ def test_the_document_s_example_is_accepted_and_every_setting_is_in_the_document
     assert example.tcp_port == 8000
     assert example.rules_of("camera").drop_stale
     names = [
-        *(f"`releases.{each.name}`" for each in fields(ReleaseRules) if each.name != "thresholds"),
+        *(f"`releases.{each.name}`" for each in fields(ReleaseRules) if each.name not in ("thresholds", "settings")),
         *(f"`{each.name}`" for each in fields(Settings) if each.name not in ("limits", "models", "releases")),
         *(f"`limits.{each.name}`" for each in fields(Limits)),
         *(f"`.{each.name}`" for each in fields(PoolRules)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pty
@@ -14,7 +15,7 @@ import stat
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,17 @@ from kedge_agent.formats.sshsig import (
     split_signatures,
 )
 from kedge_agent.formats.statements import Downgrade, parse_downgrade, parse_engine_statement, statement_bytes
+from kedge_agent.store.import_archive import import_archive
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.models import ModelState, write_state
+from kedge_agent.store.releases import read_acceptance
 from kedge_agent.store.rules import OFF, ReleaseRules
-from kedge_agent.store.signers import Verdict, describe, judge, judge_agent, signers_binding, signing_problem, verify
+from kedge_agent.store.signatures import describe, require_standing, signers_binding, signing_problem, verify
+from kedge_agent.store.signers import Verdict, judge, judge_agent
 from tests.support import keys as support
 from tests.support.environment import lacks
 from tests.support.keys import Key, allow, make_key, revoke
-from tests.unit.test_archive import released
+from tests.unit.test_archive import archived, released
 
 KINDS = ("ed25519", "ecdsa", "rsa")
 DOCUMENT = b'{"any": "document"}\n'
@@ -505,6 +509,13 @@ def test_signatures_do_not_bind_whoever_may_write_the_signers(keys: dict[str, Ke
     asked.allowed_signers.chmod(0o644)
     os.chown(asked.allowed_signers, 65534, -1)
     assert str(asked.allowed_signers) in _binding_for_nobody(asked)
+    os.chown(asked.allowed_signers, 0, -1)
+    for name in ("revoked", "agent.json"):
+        own = tmp_path / f"his-{name}"
+        own.mkdir()
+        os.chown(own, 65534, -1)
+        changed = {"revoked": {"revoked_keys": own / name}, "agent.json": {"settings": own / name}}[name]
+        assert str(own) in _binding_for_nobody(replace(asked, **changed))
 
 
 def _binding_for_nobody(asked: ReleaseRules) -> str:
@@ -572,20 +583,47 @@ def test_a_signed_downgrade_lowers_the_floor_once(
 ) -> None:
     sign(old, keys["ed25519"].path)
     asked = rules(tmp_path, ("net", keys["ed25519"]))
-    wanted = downgrade(old, keys["ed25519"].path)
+    wanted = downgrade(old, keys["ed25519"].path, 7)
     verdict = judge(layout, asked, old.manifest_bytes, replace(old.offer(), downgrade=wanted))
     stated = parse_downgrade(wanted.document)
     assert (verdict.downgrade_floor, verdict.downgrade_serial) == (1, stated.serial)
     assert abs(stated.serial - time.time()) < 3600
     write_state(layout, "net", ModelState("e" * 64, "c" * 64, floor=7, downgrade=stated.serial))
-    with pytest.raises(AgentError, match="was used before"):
+    used = f"its serial {stated.serial} is not higher than the last one's, {stated.serial}"
+    with pytest.raises(AgentError, match=used):
         judge(layout, asked, old.manifest_bytes, replace(old.offer(), downgrade=wanted))
+
+
+def test_a_downgrade_lowers_no_floor_that_is_higher_than_it_says(
+    old: Release, layout: Layout, keys: dict[str, Key], tmp_path: Path
+) -> None:
+    sign(old, keys["ed25519"].path)
+    asked = rules(tmp_path, ("net", keys["ed25519"]))
+    offer = replace(old.offer(), downgrade=downgrade(old, keys["ed25519"].path, 5))
+    verdict = judge(layout, asked, old.manifest_bytes, offer)
+    assert (verdict.downgrade_floor, verdict.downgrade_from) == (1, 5)
+    assert verdict.downgrade_keys == (keys["ed25519"].fingerprint,)
+    write_state(layout, "net", ModelState("c" * 64, None, floor=6, downgrade=100))
+    with pytest.raises(AgentError, match="is from version 5 at most"):
+        judge(layout, asked, old.manifest_bytes, offer)
+    # Where it is not needed it does no harm, and lowers nothing.
+    write_state(layout, "net", ModelState(old.digest, None, floor=6, downgrade=100))
+    assert judge(layout, asked, old.manifest_bytes, offer).downgrade_floor is None
+
+
+def test_a_downgrade_outdoes_the_last_one_whatever_the_clock_of_its_host_said(old: Release, layout: Layout) -> None:
+    last = int(time.time()) + 10_000_000_000
+    write_state(layout, "net", ModelState("c" * 64, None, floor=5, downgrade=last))
+    with pytest.raises(AgentError, match=f"not higher than the last one's, {last}"):
+        judge(layout, UNSIGNED, old.manifest_bytes, Offer(downgrade=downgrade(old, None, 5)))
+    higher = downgrade(old, None, 5, last)
+    assert judge(layout, UNSIGNED, old.manifest_bytes, Offer(downgrade=higher)).downgrade_serial == last + 1
 
 
 def test_an_unsigned_downgrade_is_enough_where_nothing_is_signed_and_nowhere_else(
     old: Release, layout: Layout, keys: dict[str, Key], tmp_path: Path
 ) -> None:
-    wanted = downgrade(old, None)
+    wanted = downgrade(old, None, 5)
     assert judge(layout, UNSIGNED, old.manifest_bytes, Offer(downgrade=wanted)).downgrade_floor == 1
     sign(old, keys["ed25519"].path)
     asked = rules(tmp_path, ("net", keys["ed25519"]))
@@ -600,10 +638,10 @@ def test_an_unsigned_downgrade_is_enough_where_nothing_is_signed_and_nowhere_els
 
 @pytest.mark.parametrize(
     "change",
-    [{"model": "another"}, {"release": "a" * 64}, {"floor": 2}],
+    [{"model": "another"}, {"release": "a" * 64}, {"floor": 2}, {"floor": 2, "from_floor": 9}],
 )
 def test_a_downgrade_of_something_else_is_worth_nothing(old: Release, layout: Layout, change: dict[str, Any]) -> None:
-    stated = replace(Downgrade("net", old.digest, 1, 200), **change)
+    stated = replace(Downgrade("net", old.digest, 1, 5, 200), **change)
     with pytest.raises(AgentError, match="for another release"):
         judge(layout, UNSIGNED, old.manifest_bytes, Offer(downgrade=Signed(statement_bytes(stated))))
 
@@ -633,12 +671,14 @@ _VALUES = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(
     kind=st.sampled_from(["downgrade", "engine"]),
-    key=st.sampled_from(["kedge", "model", "release", "floor", "serial", "onnx", "plan", "passport", "engine", "more"]),
+    key=st.sampled_from(
+        ["kedge", "model", "release", "floor", "from", "serial", "onnx", "plan", "passport", "engine", "more"]
+    ),
     value=_VALUES,
 )
 def test_a_statement_is_read_or_refused(kind: str, key: str, value: object) -> None:
     whole = {
-        "downgrade": {"kedge": "downgrade", "model": "net", "release": "0" * 64, "floor": 1, "serial": 1},
+        "downgrade": {"kedge": "downgrade", "model": "net", "release": "0" * 64, "floor": 1, "from": 1, "serial": 1},
         "engine": {"kedge": "engine", "release": "0" * 64, "onnx": "0" * 64, "plan": {}, "engine": "0" * 64}
         | {"passport": {"runtime": "tensorrt", "runtime_version": "10.3.0", "os": "linux", "arch": "x86_64"}},
     }[kind]
@@ -668,7 +708,9 @@ def test_a_downgrade_is_kept_beside_the_release_and_more_keys_may_sign_it(
 ) -> None:
     for name in ("ed25519", "rsa"):
         sign(old, keys[name].path)
-        state_downgrade(old, keys[name].path)
+        state_downgrade(old, keys[name].path, 5)
+    with pytest.raises(BadInputError, match="from version 5, not 6"):
+        state_downgrade(old, keys["rsa"].path, 6)
     old.verify()
     asked = rules(tmp_path, ("net", keys["ed25519"]), ("net", keys["rsa"]), threshold=2)
     assert judge(layout, asked, old.manifest_bytes, old.offer()).downgrade_floor == 1
@@ -679,3 +721,76 @@ def test_a_manifest_that_is_none_is_the_senders_fault(layout: Layout) -> None:
     with pytest.raises(AgentError) as caught:
         judge(layout, UNSIGNED, b"{}", Offer())
     assert caught.value.kind == "bad_input"
+
+
+# --- what was accepted, by today's rules -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def standing(release: Release, layout: Layout, tmp_path: Path) -> Callable[..., None]:
+    """Look again, by these rules, at a release that was accepted."""
+
+    def look(asked: ReleaseRules) -> None:
+        require_standing(layout, asked, release.manifest, read_acceptance(layout, release.digest), None)
+
+    return look
+
+
+def test_a_release_that_waited_is_refused_once_its_key_is_revoked_or_more_keys_are_asked_for(
+    release: Release, layout: Layout, keys: dict[str, Key], tmp_path: Path, standing: Callable[..., None]
+) -> None:
+    for name in ("ed25519", "rsa"):
+        sign(release, keys[name].path)
+    asked = rules(tmp_path, ("net", keys["ed25519"]), ("net", keys["rsa"]))
+    import_archive(layout, io.BytesIO(archived(release, release.offer())), asked)
+    standing(asked)
+    standing(replace(asked, threshold=2))
+    with pytest.raises(AgentError, match="2 of which still count; this device asks for 3"):
+        standing(replace(asked, threshold=3))
+    # Who is not in the file any more, or has expired, has signed all the same.
+    expired = allow(tmp_path / "expired", [("net", keys["other"])])
+    standing(replace(asked, allowed_signers=expired))
+    listed = f"# alice's\n{keys['ed25519'].public}\n".encode()
+    for write in (lambda: revoke(asked.revoked_keys, keys["ed25519"]), lambda: asked.revoked_keys.write_bytes(listed)):
+        write()
+        standing(asked)
+        with pytest.raises(AgentError, match=r"asks for 2: the key SHA256:.* is revoked") as caught:
+            standing(replace(asked, threshold=2))
+        assert caught.value.kind == "integrity"
+    for unreadable in (b"\xff no list of anything", None):
+        asked.revoked_keys.unlink()
+        asked.revoked_keys.write_bytes(unreadable) if unreadable else asked.revoked_keys.symlink_to("nowhere")
+        with pytest.raises(AgentError, match="0 of which still count"):
+            standing(asked)
+
+
+def test_a_release_that_was_accepted_unsigned_is_refused_once_signatures_are_asked_for(
+    release: Release, layout: Layout, keys: dict[str, Key], tmp_path: Path, standing: Callable[..., None]
+) -> None:
+    import_archive(layout, io.BytesIO(archived(release, Offer())), UNSIGNED)
+    standing(UNSIGNED)
+    with pytest.raises(AgentError, match="accepted without signatures"):
+        standing(rules(tmp_path, ("net", keys["ed25519"])))
+
+
+def test_a_link_to_signers_that_leads_nowhere_asks_for_signatures_all_the_same(tmp_path: Path) -> None:
+    link = tmp_path / "allowed_signers"
+    asked = ReleaseRules(allowed_signers=link)
+    assert not asked.required
+    link.symlink_to(tmp_path / "nowhere")
+    assert asked.required
+    assert "cannot be read" in str(signing_problem(asked))
+
+
+def test_a_list_of_revoked_keys_that_cannot_be_looked_for_revokes_every_key(
+    keys: dict[str, Key], tmp_path: Path
+) -> None:
+    asked = rules(tmp_path, ("net", keys["ed25519"]))
+    signatures = sign_document(DOCUMENT, keys["ed25519"].path, RELEASE_NAMESPACE)
+    verify(asked, DOCUMENT, signatures, RELEASE_NAMESPACE, "net")
+    (tmp_path / "no-folder").write_text("")
+    for path in (tmp_path / "no-folder" / "revoked", tmp_path / "dead"):
+        if path.name == "dead":
+            path.symlink_to("nowhere")
+        lost = replace(asked, revoked_keys=path)
+        assert "cannot be read as a list of revoked keys" in refusal(lost, signatures).message

@@ -321,7 +321,12 @@ def test_a_downgrade_that_was_committed_lowers_the_floor_of_a_recovered_state_to
 ) -> None:
     journal = Journal(layout)
     deployed(layout, journal, stored[2], None, 0, *_WHOLE)
-    put(layout, parts_of(release, tmp_path, version=1), Offer(), Verdict(False, downgrade_floor=1, downgrade_serial=9))
+    put(
+        layout,
+        parts_of(release, tmp_path, version=1),
+        Offer(),
+        Verdict(False, downgrade_floor=1, downgrade_serial=9, downgrade_from=9),
+    )
     deployed(layout, journal, stored[0], stored[2], 3, *_WHOLE)
     lose(layout)
     assert recover_state(layout, "digits", journal) == ModelState(stored[0], stored[2], 1, 9)

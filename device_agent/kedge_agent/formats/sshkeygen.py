@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .sshsig import Signature, SignatureError, split_signatures
 
-__all__ = ["Finding", "Signers", "keygen", "keygen_problem", "verify_signatures"]
+__all__ = ["Finding", "Signers", "keygen", "keygen_problem", "listed", "revocation", "verify_signatures"]
 
 # Not the user's own PATH: which program judges is not for the sender's shell to say.
 _PATH = "/usr/bin:/bin:/usr/local/bin:/opt/homebrew/bin"
@@ -83,6 +83,40 @@ def verify_signatures(
     return tuple(_judged(document, each, namespace, principal, signers) for each in split_signatures(signatures))
 
 
+def listed(revoked: Path) -> bool:
+    """Whether there is a list of revoked keys. One that cannot even be looked for is there, and so is a dead link.
+
+    What is there and cannot be read makes ssh-keygen refuse every key.
+    """
+    try:
+        revoked.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def revocation(document: bytes, signature: Signature, namespace: str, principal: str, revoked: Path) -> Finding | None:
+    """What keeps a signature that held once from counting still: its key is revoked. None: it does count.
+
+    Neither the clock nor a file of allowed signers is asked.
+
+    Raises:
+        SignatureError: ssh-keygen cannot run.
+    """
+    anyone = f"* {signature.key_type} {base64.b64encode(signature.key).decode()}\n".encode()
+    with _in_memory(anyone) as handle:
+        signers = Signers(Path(f"/dev/fd/{handle}"), revoked)
+        asked = ["verify", "-I", principal, "-n", namespace]
+        if _run([*asked, "-r", str(revoked)], document, signature, signers, handle).returncode == 0:
+            return None
+        done = _run(asked, document, signature, signers, handle)
+        if done.returncode == 0:
+            return _revoked(signature, revoked)
+    return Finding(signature.fingerprint, f"the signature by {signature.fingerprint} does not hold any more")
+
+
 def _judged(document: bytes, signature: Signature, namespace: str, principal: str, signers: Signers) -> Finding:
     key = signature.fingerprint
     if signature.namespace != namespace:
@@ -97,7 +131,7 @@ def _judged(document: bytes, signature: Signature, namespace: str, principal: st
         # over the host could have the token sign without one.
         return Finding(key, f"the token with {key} signed without being touched", "sign again, and touch it")
     asked = ["-I", principal, "-n", namespace]
-    revoked = signers.revoked if signers.revoked is not None and os.path.lexists(signers.revoked) else None
+    revoked = signers.revoked if signers.revoked is not None and listed(signers.revoked) else None
     done = _run(["verify", *asked, *(["-r", str(revoked)] if revoked else [])], document, signature, signers)
     good = _GOOD.search(done.stdout)
     if done.returncode == 0 and good is not None:
@@ -157,7 +191,7 @@ def _explained(signature: Signature, said: str, namespace: str, principal: str, 
 
 
 def _run(
-    arguments: list[str], document: bytes, signature: Signature, signers: Signers
+    arguments: list[str], document: bytes, signature: Signature, signers: Signers, *handles: int
 ) -> subprocess.CompletedProcess[bytes]:
     program = keygen()
     if program is None:
@@ -172,7 +206,7 @@ def _run(
                 capture_output=True,
                 check=False,
                 timeout=_TIMEOUT_S,
-                pass_fds=(handle,),
+                pass_fds=(handle, *handles),
                 env={**os.environ, "LC_ALL": "C"},
             )
         except (OSError, subprocess.TimeoutExpired) as error:

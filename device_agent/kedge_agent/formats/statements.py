@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..wire import MAX_JSON_BYTES, MAX_MANIFEST_BYTES, WireError, parse_json
@@ -20,7 +20,7 @@ from .reader import ManifestError, Reader
 __all__ = [
     "Downgrade",
     "EngineStatement",
-    "completes",
+    "completed_artefact",
     "parse_downgrade",
     "parse_engine_statement",
     "statement_bytes",
@@ -33,18 +33,27 @@ _MAX_NUMBER = 1 << 53
 class Downgrade:
     """That a release may go live although the model has been at a higher version.
 
-    release: its digest. floor: the least version from then on. serial: seconds since 1970 when it was stated; a device
-    takes each once, and none that is older than the last.
+    release: its digest. floor: the least version from then on. from_floor: the highest floor that it lowers: a device
+    that has been further does not take it. serial: seconds since 1970 when it was stated; a device takes each once, and
+    none that is older than the last.
     """
 
     model: str
     release: str
     floor: int
+    from_floor: int
     serial: int
 
     def to_json(self) -> dict[str, Any]:
         """As it is written."""
-        return {"kedge": "downgrade", **asdict(self)}
+        return {
+            "kedge": "downgrade",
+            "model": self.model,
+            "release": self.release,
+            "floor": self.floor,
+            "from": self.from_floor,
+            "serial": self.serial,
+        }
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,12 @@ def parse_downgrade(data: bytes) -> Downgrade:
         ManifestError: it is none.
     """
     reader = _document(data, "downgrade")
+    floor = reader.integer("floor", 1, _MAX_NUMBER)
     found = Downgrade(
         model=reader.text("model", MODEL_NAME.fullmatch),
         release=reader.text("release", is_digest),
-        floor=reader.integer("floor", 1, _MAX_NUMBER),
+        floor=floor,
+        from_floor=reader.integer("from", floor, _MAX_NUMBER),
         serial=reader.integer("serial", 1, _MAX_NUMBER),
     )
     reader.done()
@@ -125,40 +136,45 @@ def _document(data: bytes, kind: str) -> Reader:
     return reader
 
 
-def completes(base: bytes, own: bytes) -> bool:
-    """Whether a manifest is another one with an engine in the place of its build plan, and nothing else changed.
+def completed_artefact(base: bytes, own: bytes) -> int | None:
+    """Where a manifest has an engine in the place of another one's build plan, nothing else being changed.
 
     Args:
         base, own: bytes of manifests that parse.
+
+    Returns:
+        The place among the artefacts of both; None: the one is not the other with an engine. Other artefacts may be
+        engines as well; this one alone is what the plan became.
     """
     try:
-        return _completes(base, own)
+        return _completed(base, own)
     except RecursionError:
         # What is nested so deeply that it can just be read is nothing that kedge made.
-        return False
+        return None
 
 
-def _completes(base: bytes, own: bytes) -> bool:
+def _completed(base: bytes, own: bytes) -> int | None:
     before, after = (parse_json(data, limit=MAX_MANIFEST_BYTES) for data in (base, own))
     planned = [each for each in before["artefacts"] if "build" in each]
     if len(planned) != 1 or len(before["artefacts"]) != len(after["artefacts"]):
-        return False
+        return None
     position = before["artefacts"].index(planned[0])
     engine = after["artefacts"][position]
     if "passport" not in engine or _kept(engine) != _kept(planned[0]):
-        return False
+        return None
     after["artefacts"][position] = planned[0]
     named, files = ({each["name"]: each for each in body.pop("files")} for body in (before, after))
     del files[engine["file"]]
     others = [each for each in before["artefacts"] if each is not planned[0]]
     golden = [*before["golden"]["inputs"], *before["golden"]["outputs"]]
-    return (
+    same = (
         # As text: to Python, true is 1.
         json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
         and engine["file"] not in {each["file"] for each in (*others, *golden)}
         and named.keys() - files.keys() <= {planned[0]["file"], engine["file"]}
         and all(named.get(name) == entry for name, entry in files.items())
     )
+    return position if same else None
 
 
 def _kept(artefact: Mapping[str, Any]) -> dict[str, Any]:

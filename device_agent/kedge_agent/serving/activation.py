@@ -15,6 +15,7 @@ from ..measure.memory import read_memory
 from ..store.layout import Layout
 from ..store.models import ModelState, go_back, prepare_switch, switch
 from ..store.releases import Acceptance, read_acceptance
+from ..store.signatures import require_standing
 from .gating import Gated, judge_parity, needs_bytes, run_gates
 from .loading import LiveModel, check_parity
 from .probation import LEAST_REQUESTS
@@ -117,18 +118,13 @@ def _permit(site: Site, manifest: Manifest, state: ModelState | None) -> None:
     """Refuse what the owner does not want live; the version of a way back is not asked.
 
     Raises:
-        AgentError: its version is below the floor, or it is not signed where it has to be (integrity).
+        AgentError: its version is below the floor, or it is not signed as it has to be now (integrity).
     """
     acceptance = read_acceptance(site.layout, manifest.digest)
-    if site.rules().required and not acceptance.signed:
-        raise AgentError(
-            f"release {manifest.digest[:12]} was accepted without signatures, and this device requires them",
-            kind="integrity",
-            hint="sign it and deploy it again: kedge release sign",
-        )
+    require_standing(site.layout, site.rules(), manifest, acceptance, state)
     if state is None or manifest.digest in (state.current, state.previous) or manifest.version >= state.floor:
         return
-    if acceptance.downgrade_floor is None or acceptance.downgrade_serial <= state.downgrade:
+    if not acceptance.lowers(state.floor, state.downgrade):
         raise AgentError(
             f"version {manifest.version} of {manifest.model} is below {state.floor}, which this device has had",
             kind="integrity",
@@ -138,7 +134,7 @@ def _permit(site: Site, manifest: Manifest, state: ModelState | None) -> None:
 
 def committed_state(state: ModelState, manifest: Manifest, acceptance: Acceptance) -> ModelState:
     """The state of a model whose release has proven itself: its version is the floor, or one that is wanted lower."""
-    if acceptance.downgrade_floor is not None and acceptance.downgrade_serial > state.downgrade:
+    if acceptance.downgrade_floor is not None and acceptance.lowers(state.floor, state.downgrade):
         return replace(state, floor=acceptance.downgrade_floor, downgrade=acceptance.downgrade_serial)
     return replace(state, floor=max(state.floor, manifest.version))
 

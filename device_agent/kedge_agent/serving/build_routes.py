@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from ..errors import AgentError
 from ..formats.manifest import is_digest
@@ -18,8 +19,8 @@ _WAIT_S = 10.0
 _MAX_WORKSPACE_BYTES = 1 << 46
 
 
-def build_routes(builds: Builds) -> list[Route]:
-    """Routes of `builds`."""
+def build_routes(builds: Builds, permit: Callable[[str], None]) -> list[Route]:
+    """Routes of `builds`; `permit` refuses a release, by its digest, that the owner's rules do not let be worked on."""
 
     def start(request: Request) -> Response:
         body = request.read_json()
@@ -32,6 +33,7 @@ def build_routes(builds: Builds) -> list[Route]:
         workspace = body.get("workspace_bytes")
         if workspace is not None and (type(workspace) is not int or not 1 <= workspace <= _MAX_WORKSPACE_BYTES):
             raise AgentError("workspace_bytes is no size")
+        permit(body["release"])
         return json_response(builds.start(body["release"], tuple(capabilities[:16]), workspace))
 
     def watch(request: Request, key: str) -> Response:

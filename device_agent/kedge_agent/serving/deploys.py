@@ -17,7 +17,7 @@ from ..store.layout import Layout
 from ..store.locks import deploying
 from ..store.releases import read_acceptance, read_release
 from ..store.rules import ReleaseRules
-from ..store.signers import describe
+from ..store.signatures import describe, require_standing
 from .activation import activate
 from .deploy_job import DONE, REFUSED, REVERTED, DeployJob, told_by_journal
 from .housekeeping import collect_later
@@ -273,10 +273,21 @@ class Deploys:
             outcome = {"step": last.step, "release": last.release, "reason": last.body.get("reason"), "at_s": last.at_s}
         return {
             "version_floor": None if state is None else state.floor,
+            "downgrade_serial": None if state is None else state.downgrade,
             "signed": signed,
             "probation": None if watch is None else watch.to_json(),
             "last": outcome,
         }
+
+    def permit(self, digest: str) -> None:
+        """Refuse a release that is not signed as it has to be now: not to be deployed, and not to be compiled.
+
+        Raises:
+            AgentError: it is not on this device (not_found), or as `require_standing`.
+        """
+        layout = self._site.layout
+        manifest = read_release(layout, digest)
+        require_standing(layout, self._site.rules(), manifest, read_acceptance(layout, digest), None)
 
     def signatures(self) -> dict[str, Any]:
         """What this device asks for of releases, and whether it can verify it."""

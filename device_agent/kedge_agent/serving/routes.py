@@ -76,7 +76,7 @@ def control_handler(
     """Handler of the control door; `settings`: what the agent tells of its own, asked anew each time."""
     control = _control_routes(repository, layout, runtimes, deploys, settings)
     measure = measure_routes(repository, regions, layout)
-    jobs = [*build_routes(builds), *deploy_routes(deploys), *release_routes(layout)]
+    jobs = [*build_routes(builds, deploys.permit), *deploy_routes(deploys), *release_routes(layout)]
     return routed([*oip_routes(repository, regions), *control, *measure, *jobs])
 
 

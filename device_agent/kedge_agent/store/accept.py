@@ -112,12 +112,27 @@ def _renew(layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offe
 def _better(layout: Layout, digest: str, new: Acceptance, offer: Offer) -> tuple[Acceptance, Offer]:
     """What a release had once, it keeps: a device that asks for less today may ask for more tomorrow."""
     known, had = read_acceptance(layout, digest), read_offer(layout, digest)
-    if (known.signed, len(known.keys)) > (new.signed, len(new.keys)):
-        new = replace(new, signed=True, keys=known.keys, threshold=known.threshold, attested=known.attested)
+    if known.signed and not new.signed:
+        # Nobody was asked who signed what comes now, its downgrade included.
+        return replace(known, sequence=new.sequence, at_s=new.at_s), had
+    if set(known.keys) > set(new.keys):
+        new = replace(
+            new,
+            keys=known.keys,
+            threshold=known.threshold,
+            attested=known.attested,
+            attestation_keys=known.attestation_keys,
+        )
         offer = replace(offer, signatures=had.signatures, base=had.base, attestation=had.attestation)
     # Nobody signed a downgrade that was taken in unsigned mode: it does not outlive a signed acceptance.
-    if known.downgrade_serial > new.downgrade_serial and (known.signed or not new.signed):
-        new = replace(new, downgrade_floor=known.downgrade_floor, downgrade_serial=known.downgrade_serial)
+    if known.downgrade_serial > new.downgrade_serial and known.signed == new.signed:
+        new = replace(
+            new,
+            downgrade_floor=known.downgrade_floor,
+            downgrade_serial=known.downgrade_serial,
+            downgrade_from=known.downgrade_from,
+            downgrade_keys=known.downgrade_keys,
+        )
         offer = replace(offer, downgrade=had.downgrade)
     return new, offer
 

@@ -32,9 +32,9 @@ def import_archive(layout: Layout, source: BinaryIO, rules: ReleaseRules) -> str
     try:
         archive = ArchiveReader(source)
         parcel = ReleaseParcel(layout, rules, archive.manifest_data, archive.offer)
+        # Before anything is locked, and before a byte of it is stored. `accept` judges again.
+        parcel.judge()
         with parcel.lock():
-            # Before a byte of it is stored.
-            parcel.judge()
             staging = layout.staging(parcel.digest)
             make_directory(staging)
             busy = f"{parcel.label} is being pushed by somebody else"

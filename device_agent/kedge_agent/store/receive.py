@@ -149,8 +149,9 @@ class _Push:
         parcel = self._parcel(self._ear.exactly(size), offer or Offer())
         reached("receive.offered")
         staging = self._layout.staging(parcel.digest)
+        # Before anything is locked: what is refused leaves nothing, and keeps nobody waiting. `accept` judges again.
+        parcel.judge()
         with parcel.lock():
-            parcel.judge()
             make_directory(staging)
             # The lock goes with the staging folder. Whoever locks the removed file finds what was accepted, because it
             # looks only once it holds the lock.

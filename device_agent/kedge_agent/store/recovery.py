@@ -84,7 +84,7 @@ def _raised(layout: Layout, told: _Told, release: str) -> _Told:
     """With the floor that a commit of this release sets."""
     with contextlib.suppress(AgentError):
         version, accepted = read_release(layout, release).version, read_acceptance(layout, release)
-        if accepted.downgrade_floor is not None and accepted.downgrade_serial > told.downgrade:
+        if accepted.downgrade_floor is not None and accepted.lowers(told.floor, told.downgrade):
             return replace(told, floor=accepted.downgrade_floor, downgrade=accepted.downgrade_serial)
         return replace(told, floor=max(told.floor, version))
     return told

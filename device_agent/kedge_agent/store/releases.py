@@ -74,8 +74,15 @@ class Acceptance:
     downgrade_floor: int | None = None
     downgrade_serial: int = 0
     attested: str | None = None
+    downgrade_from: int = 0
+    downgrade_keys: tuple[str, ...] = ()
+    attestation_keys: tuple[str, ...] = ()
     sequence: int = 0
     at_s: int = 0
+
+    def lowers(self, floor: int, serial: int) -> bool:
+        """Whether the downgrade that was accepted with it counts for a model with this floor and last serial."""
+        return self.downgrade_floor is not None and self.downgrade_serial > serial and floor <= self.downgrade_from
 
 
 def has_release(layout: Layout, digest: str) -> bool:
@@ -157,7 +164,8 @@ def read_acceptance(layout: Layout, digest: str) -> Acceptance:
             raise WireError("its checksum is wrong")
         # Keys of later versions are passed over.
         known = {each.name: body[each.name] for each in fields(Acceptance)}
-        return Acceptance(**known | {"keys": tuple(body["keys"])})
+        lists = ("keys", "downgrade_keys", "attestation_keys")
+        return Acceptance(**known | {name: tuple(body[name]) for name in lists})
     except FileNotFoundError:
         return Acceptance(signed=False)
     except (OSError, WireError, KeyError, TypeError, AttributeError) as error:
@@ -188,7 +196,7 @@ def read_offer(layout: Layout, digest: str) -> Offer:
 
 def acceptance_bytes(digest: str, acceptance: Acceptance) -> bytes:
     """The record as `read_acceptance` reads it."""
-    body = {"release": digest, **asdict(acceptance), "keys": list(acceptance.keys)}
+    body = {"release": digest, **asdict(acceptance)}
     return json.dumps(body | {"sha256": _checksum(body)}, indent=1).encode() + b"\n"
 
 

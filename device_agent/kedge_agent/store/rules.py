@@ -25,6 +25,7 @@ class ReleaseRules:
     threshold: how many distinct keys must have signed. thresholds: of models that have their own.
     keep: accepted releases of a model that stay beside its current and previous ones, the latest.
     probation_s: for how long a release is watched after the switch, where it does not say; 0: not at all.
+    settings: the file that says all this, whether it is there or not; None: nobody named one.
     """
 
     signatures: str | None = None
@@ -34,14 +35,15 @@ class ReleaseRules:
     thresholds: Mapping[str, int] = field(default_factory=dict)
     keep: int = 2
     probation_s: int = 10
+    settings: Path | None = field(default=None, compare=False)
 
     @property
     def required(self) -> bool:
         """Whether a release without good signatures is refused."""
         if self.signatures is None:
-            # One that cannot even be looked for is not one that is not there.
+            # One that cannot even be looked for is not one that is not there, and neither is a link that leads nowhere.
             try:
-                self.allowed_signers.stat()
+                self.allowed_signers.lstat()
             except FileNotFoundError:
                 return False
             except OSError:

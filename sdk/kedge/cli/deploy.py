@@ -44,6 +44,7 @@ def deploy(
     from ..deploy.engines import prepared
     from ..deploy.push import DEVICE_STEPS
     from ..deploy.push import deploy as run_deploy
+    from ..deploy.releases import read_floor
     from ..errors import BadInputError
     from ..fleet.inventory import open_device
     from ..release.archives import opened
@@ -62,7 +63,10 @@ def deploy(
             tempfile.TemporaryDirectory(prefix="kedge-deploy-") as folder,
         ):
             # Before there is a display: ssh-keygen may ask for a passphrase.
-            older = downgrade(given, key) if allow_downgrade else None
+            older = None
+            if allow_downgrade:
+                floor, last_serial = read_floor(transport, given.manifest.model)
+                older = downgrade(given, key, floor, last_serial)
             with out.progress(keep=True) as progress:
                 # Where the release has a build plan: from the cache, or compiled on the device.
                 found = prepared(transport, kind, given, Path(folder) / "release", progress.share, downgrade=older)

@@ -171,17 +171,26 @@ def verify_command(path: Path, signers: Path | None, out: Output) -> None:
 @click.argument("folder", metavar="RELEASE", type=path_type)
 @_key_option
 @click.option("--downgrade", is_flag=True, help="State too that it may go live where a later version has been.")
+@click.option(
+    "--from", "from_version", type=click.IntRange(min=1), metavar="VERSION", help="With --downgrade: the latest such."
+)
 @output_options
-def sign_command(folder: Path, key: Path, downgrade: bool, out: Output) -> None:
+def sign_command(folder: Path, key: Path, downgrade: bool, from_version: int | None, out: Output) -> None:
     """Sign a RELEASE folder with an SSH key, through ssh-keygen. Its digest stays."""
+    from ..errors import BadInputError
     from ..release.bundle import open_release
     from ..release.signing import sign, signatures_of, state_downgrade
 
+    if downgrade is (from_version is None):
+        raise BadInputError(
+            "--downgrade and --from VERSION go together",
+            hint="kedge status --on DEVICE --json tells the version_floor that is to be lowered",
+        )
     found = open_release(folder)
     found.verify()
     signature = sign(found, key)
-    if downgrade:
-        state_downgrade(found, key)
+    if from_version is not None:
+        state_downgrade(found, key, from_version)
     count = len(signatures_of(found))
     out.result(
         {"release": found.digest, "key": signature.fingerprint, "signatures": count, "downgrade": downgrade},
@@ -192,18 +201,19 @@ def sign_command(folder: Path, key: Path, downgrade: bool, out: Output) -> None:
 @release.command("attest")
 @click.argument("folder", metavar="RELEASE", type=path_type)
 @_key_option
+@click.option("--built-on", metavar="DEVICE|HOST", help="Whose engines, where the cache has those of several.")
 @output_options
-def attest_command(folder: Path, key: Path, out: Output) -> None:
-    """Vouch for engines that devices built, so that other devices may run them.
+def attest_command(folder: Path, key: Path, built_on: str | None, out: Output) -> None:
+    """Vouch for engines that a device built, so that other devices may run them.
 
-    RELEASE holds such an engine; or a build plan, and then all engines that the cache has for it are vouched for.
+    RELEASE holds such an engine; or a build plan, and then those that the cache has for it are vouched for.
     """
     from dataclasses import asdict
 
     from ..build.attestation import attest
     from ..release.bundle import open_release
 
-    found = attest(open_release(folder), key)
+    found = attest(open_release(folder), key, built_on=built_on)
 
     def render() -> None:
         for each in found:
@@ -288,13 +298,17 @@ def push_command(path: Path, device: str, inventory_path: Path | None, out: Outp
 @long_output_options
 def pull_command(which: str, device: str, path: Path, inventory_path: Path | None, out: Output) -> None:
     """Fetch a release back from a device: a MODEL's live one, or any by its DIGEST."""
-    from ..deploy.releases import pull_release
+    from ..deploy.releases import pull_release, read_accepted
     from ..fleet.inventory import open_device
 
     with open_device(device, read_inventory(inventory_path)) as (transport, _), out.progress() as progress:
         progress.step("pull")
         found = pull_release(transport, which, path, progress.bytes)
-    out.result(
-        {"release": found.digest, "device": device, "folder": str(path)},
-        lambda: click.echo(f"{found.digest}: {found.manifest.model} version {found.manifest.version} in {path}"),
-    )
+        accepted = read_accepted(transport, found.digest)
+
+    def render() -> None:
+        click.echo(f"{found.digest}: {found.manifest.model} version {found.manifest.version} in {path}")
+        keys = ", ".join(map(str, accepted.get("keys", ())))
+        click.echo(f"{device} accepted it " + (f"signed by {keys}" if accepted.get("signed") else "without signatures"))
+
+    out.result({"release": found.digest, "device": device, "folder": str(path), "accepted": accepted}, render)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from kedge_agent.formats.archive import distinct_files
 from kedge_agent.formats.manifest import (
@@ -27,7 +28,7 @@ from ..transport.client import AgentClient
 from ..transport.upload import UploadResult, upload
 from .vouching import require_vouched
 
-__all__ = ["pull_release", "push_release"]
+__all__ = ["pull_release", "push_release", "read_accepted", "read_floor"]
 
 Progress = Callable[[int, int], None]
 
@@ -99,12 +100,46 @@ def pull_release(
     return open_release(folder)
 
 
-def _live(client: AgentClient, device: str, model: str) -> str:
+def read_accepted(transport: Transport, digest: str) -> Mapping[str, Any]:
+    """What a device found about a release when it accepted it: `signed`, `keys`, and more (docs/store.md).
+
+    Raises:
+        KedgeError: it has no such release, or cannot be reached.
+    """
+    client = AgentClient(transport)
+    try:
+        found = client.get(f"/kedge/v1/releases/{digest}", expect=("accepted",))["accepted"]
+    finally:
+        client.close()
+    return found if isinstance(found, dict) else {}
+
+
+def read_floor(transport: Transport, model: str) -> tuple[int, int]:
+    """The floor of a model's versions on a device, and the serial of the last downgrade it took; 0 where there is none.
+
+    Raises:
+        KedgeError: the device cannot be reached.
+    """
+    client = AgentClient(transport)
+    try:
+        row = _row(client, model)
+    finally:
+        client.close()
+    floor, serial = (row.get(key) for key in ("version_floor", "downgrade_serial"))
+    return floor if isinstance(floor, int) else 0, serial if isinstance(serial, int) else 0
+
+
+def _row(client: AgentClient, model: str) -> Mapping[str, Any]:
     rows = client.get("/kedge/v1/status", expect=("models",))["models"]
-    for row in rows if isinstance(rows, list) else ():
-        digest = (row.get("release") or row.get("current")) if isinstance(row, dict) else None
-        if digest is not None and row.get("model") == model and is_digest(str(digest)):
-            return str(digest)
+    rows = rows if isinstance(rows, list) else []
+    return next((row for row in rows if isinstance(row, dict) and row.get("model") == model), {})
+
+
+def _live(client: AgentClient, device: str, model: str) -> str:
+    row = _row(client, model)
+    digest = row.get("release") or row.get("current")
+    if digest is not None and is_digest(str(digest)):
+        return str(digest)
     raise BadInputError(
         f"{device} serves no model {model[:80]}", hint=f"what it serves: kedge status --on {device}; or give a digest"
     )

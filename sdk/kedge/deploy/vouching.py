@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+
+from kedge_agent.formats.manifest import ManifestError, parse_manifest
 
 from ..build.cache import Builder, CachedEngine, EngineCache
 from ..errors import BadInputError, IntegrityError
@@ -54,11 +57,13 @@ def require_vouched(transport: Transport, release: Release) -> None:
         IntegrityError: nobody does.
     """
     offer = release.offer()
-    artefact = next((each for each in release.manifest.artefacts if each.passport is not None), None)
-    if artefact is None or offer.base is None or offer.attestation is not None or offer.signatures:
+    if offer.base is None or offer.attestation is not None or offer.signatures:
         return
-    engine = release.manifest.file(artefact.file).sha256
-    builders = [each.builder for each in EngineCache().entries() if each.sha256 == engine and each.builder is not None]
+    engines = {release.manifest.file(each.file).sha256 for each in release.manifest.artefacts if each.passport}
+    with contextlib.suppress(ManifestError):
+        # What the release had before it was completed came with it.
+        engines -= {each.sha256 for each in parse_manifest(offer.base.document).files}
+    builders = [each.builder for each in EngineCache().entries() if each.sha256 in engines and each.builder is not None]
     if builders and not any(as_builder(transport).is_same(each) for each in builders):
         raise IntegrityError(
             f"the engine was built on {builders[0].device}, and nobody vouches for it on {transport.name}",

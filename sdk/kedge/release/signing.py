@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from kedge_agent.formats.manifest import MANIFEST_NAME
+from kedge_agent.formats.manifest import MANIFEST_NAME, ManifestError
 from kedge_agent.formats.offer import MAX_SIGNATURES_BYTES, Signed
 from kedge_agent.formats.sshkeygen import Finding, Signers, keygen, keygen_problem, verify_signatures
 from kedge_agent.formats.sshsig import (
@@ -17,7 +17,7 @@ from kedge_agent.formats.sshsig import (
     SignatureError,
     split_signatures,
 )
-from kedge_agent.formats.statements import Downgrade, statement_bytes
+from kedge_agent.formats.statements import Downgrade, parse_downgrade, statement_bytes
 
 from ..errors import BadInputError, IntegrityError
 from .bundle import DOWNGRADE, Release, write_side
@@ -97,36 +97,55 @@ def check_signatures(release: Release, signers: Path, revoked: Path | None = Non
         raise _unreadable(error) from error
 
 
-def downgrade(release: Release, key: Path | None) -> Signed:
+def downgrade(release: Release, key: Path | None, from_floor: int, last_serial: int = 0) -> Signed:
     """State that this release is wanted although a device may have had a later version; it counts once on each.
 
     Args:
         key: signs the statement; None leaves it unsigned, which does for devices that ask for no signatures.
+        from_floor: the version that a device may have been at. One that has been further does not take the statement,
+            so that it is worth little once it is old.
+        last_serial: of the last downgrade that the device took. The serial is the clock's, and higher than this one.
 
     Raises:
         KedgeError: as `sign_document`.
     """
     manifest = release.manifest
-    document = statement_bytes(Downgrade(manifest.model, release.digest, manifest.version, int(time.time())))
+    highest = max(from_floor, manifest.version)
+    serial = max(int(time.time()), last_serial + 1)
+    document = statement_bytes(Downgrade(manifest.model, release.digest, manifest.version, highest, serial))
     if key is None:
         return Signed(document)
     return Signed(document, sign_document(document, key, DOWNGRADE_NAMESPACE))
 
 
-def state_downgrade(release: Release, key: Path) -> Signed:
+def state_downgrade(release: Release, key: Path, from_floor: int) -> Signed:
     """Put a signed `downgrade` beside a release; one that lies there for it already gets this signature too.
 
     Raises:
+        BadInputError: the one that lies there is from another version, or is none.
         KedgeError: as `sign_document`; the folder cannot be written.
     """
     there = release.offer().downgrade
     if there is None:
-        signed = downgrade(release, key)
+        signed = downgrade(release, key, from_floor)
     else:
+        _require_same(release, there, from_floor)
         signatures = sign_document(there.document, key, DOWNGRADE_NAMESPACE, there.signatures)
         signed = Signed(there.document, signatures)
     write_side(release.folder, DOWNGRADE, signed)
     return signed
+
+
+def _require_same(release: Release, there: Signed, from_floor: int) -> None:
+    anew = f"to state it anew, remove {DOWNGRADE} and {DOWNGRADE}.sig"
+    try:
+        stated = parse_downgrade(there.document)
+    except ManifestError as error:
+        raise BadInputError(f"{release.folder / DOWNGRADE}: {error}", hint=anew) from error
+    if stated.from_floor != max(from_floor, release.manifest.version):
+        raise BadInputError(
+            f"{release.folder / DOWNGRADE} is from version {stated.from_floor}, not {from_floor}", hint=anew
+        )
 
 
 def _split(data: bytes) -> tuple[Signature, ...]:

@@ -166,15 +166,37 @@ def test_a_key_that_was_revoked_signs_nothing_more_and_what_it_signed_before_is_
     push(device, release, offer_of(release, keys["alice"]))
     device.start()
     assert deploy(device, release)["state"] == "done"
+    waiting = obedient_release(tmp_path, version=3)
+    push(device, waiting, offer_of(waiting, keys["alice"]))
     revoke(revoked, keys["alice"])
     second = obedient_release(tmp_path, version=2)
     error = refused(device, second, offer_of(second, keys["alice"]))
     assert (error.kind, "is revoked" in str(error)) == ("integrity", True)
+    # What was accepted by it before and waits is not put live any more.
+    ended = deploy(device, waiting)
+    assert (ended["state"], ended["error"]["kind"]) == ("refused", "integrity")
+    assert "is revoked" in ended["error"]["error"]
     device.restart()
     assert_invariant(device.state, device.agent, {release.digest})
     # A list of revoked keys that cannot be read revokes everything rather than nothing.
     revoked.write_bytes(b"\xff not a list of anything")
     assert refused(device, second, offer_of(second, keys["alice"])).kind == "integrity"
+
+
+def test_what_was_accepted_unsigned_is_neither_put_live_nor_compiled_once_signatures_are_required(
+    device: Device, release: Release, keys: dict[str, Key]
+) -> None:
+    push(device, release)
+    require(device, ("digits", keys["alice"]))
+    device.start()
+    assert deploy(device, release)["error"]["kind"] == "integrity"
+    status, answer = device.request("POST", "/kedge/v1/build", {"release": release.digest})
+    assert (status, answer["kind"]) == (422, "integrity"), answer
+    assert "accepted without signatures" in answer["error"]
+    # To one that asks for none it says what is the matter with this release.
+    configure(device.state, releases={"signatures": "off"})
+    device.restart()
+    assert "nothing to compile" in device.request("POST", "/kedge/v1/build", {"release": release.digest})[1]["error"]
 
 
 def test_a_host_that_offers_nothing_is_refused_where_signatures_are_required(
