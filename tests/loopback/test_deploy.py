@@ -22,6 +22,7 @@ from kedge.cli import main
 from kedge.config import state_dir
 from kedge.deploy.history import read_history
 from kedge.deploy.push import Deployed, deploy, rollback
+from kedge.deploy.releases import read_floor
 from kedge.errors import (
     BadInputError,
     GateRefusedError,
@@ -271,7 +272,20 @@ def test_an_older_version_needs_to_be_wanted(local_agent: LocalAgent, tmp_path: 
     with pytest.raises(IntegrityError, match="version") as refused:
         deploy(local_agent, old)
     assert "--allow-downgrade" in refused.value.hint
-    assert deploy(local_agent, old, downgrade=downgrade(old, None, 3)).version == 1
+    assert read_floor(local_agent, "digits") == (3, 0)
+    assert read_floor(local_agent, "another") == (0, 0)
+    with pytest.raises(IntegrityError, match="from version 2 at most"):
+        deploy(local_agent, old, downgrade=downgrade(old, None, 2))
+    # The clock of another host was wrong; this one's is not, and counts all the same.
+    ahead = int(time.time()) + 1_000_000_000
+    assert deploy(local_agent, old, downgrade=downgrade(old, None, 3, ahead)).version == 1
+    assert read_floor(local_agent, "digits") == (1, ahead + 1)
+    deploy(local_agent, new)
+    fourth = make_release(tmp_path, version=4, seed=7)
+    deploy(local_agent, fourth)
+    deploy(local_agent, third, downgrade=downgrade(third, None, *read_floor(local_agent, "digits")))
+    assert read_floor(local_agent, "digits") == (3, ahead + 2)
+    deploy(local_agent, fourth)
     assert rollback(local_agent, "digits")["release"] == third.digest
 
 

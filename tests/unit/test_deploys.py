@@ -210,8 +210,9 @@ def test_a_version_below_the_floor_is_refused_and_the_way_back_is_not(device: De
     assert device.state.floor == 3
 
 
-def test_a_downgrade_that_was_accepted_lowers_the_floor_once(
-    device: Device, made: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("from_floor", [6, 5])
+def test_a_downgrade_that_was_accepted_lowers_the_floor_once_and_none_that_has_risen_since(
+    device: Device, made: Any, monkeypatch: pytest.MonkeyPatch, from_floor: int
 ) -> None:
     old, new, newer = made(1), made(5), made(6)
     deliver(device.layout, old)
@@ -222,11 +223,16 @@ def test_a_downgrade_that_was_accepted_lowers_the_floor_once(
     def downgrade(layout: Layout, digest: str) -> store_releases.Acceptance:
         found = accepted(layout, digest)
         return (
-            replace(found, downgrade_floor=1, downgrade_serial=7, downgrade_from=6) if digest == old.digest else found
+            replace(found, downgrade_floor=1, downgrade_serial=7, downgrade_from=from_floor)
+            if digest == old.digest
+            else found
         )
 
     for module in ("activation", "outcome", "deploys"):
         monkeypatch.setattr(f"kedge_agent.serving.{module}.read_acceptance", downgrade)
+    if from_floor < 6:
+        assert device.deploy(old)["state"] == "refused"
+        return
     assert device.deploy(old)["state"] == "done"
     assert (device.state.floor, device.state.downgrade) == (1, 7)
     assert device.deploy(made(7))["state"] == "done"
