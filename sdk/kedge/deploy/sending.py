@@ -32,7 +32,7 @@ def send(
 
     Args:
         state: told of push and verify as they begin.
-        patience_s: how long without an acknowledgement the connection is tried to be made again.
+        patience_s: how long the connection is tried to be made again from where it broke, unless more is acknowledged.
 
     Returns:
         What all tries together sent; of one that broke, each acknowledged byte counts as one that travelled.
@@ -44,11 +44,13 @@ def send(
     patience = Patience(patience_s)
     before = acknowledged = 0
     broke = verifying = False
+    # It may break at the first frame, which may take longer than anybody is patient.
+    went_on = True
 
     def told(done: int, total: int) -> None:
-        nonlocal acknowledged, verifying
+        nonlocal acknowledged, verifying, went_on
+        went_on = went_on or done > acknowledged
         acknowledged = done
-        patience.renew()
         progress(done, total)
         if done == total and not verifying:
             verifying = True
@@ -70,6 +72,9 @@ def send(
                 limit_bytes_per_s=limit_bytes_per_s,
             )
         except (UnreachableError, BusyError) as error:
+            if went_on:
+                patience.renew()
+                went_on = False
             # After a break, the device may not have noticed yet that the push before is over.
             if (isinstance(error, BusyError) and not broke) or not patience.wait():
                 raise
