@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -258,6 +259,28 @@ def test_pushed_files_are_kept_by_their_hash_and_the_longest_unused_go_first(tmp
     assert [each.sha256 for each in gone] == [kept[2][0].sha256]
     assert [each.sha256 for each in known.gc(older_than_s=3600)] == [kept[1][0].sha256]
     assert [each.sha256 for each in known.entries()] == [first.sha256]
+
+
+def test_a_file_that_is_kept_again_leaves_no_second_name(tmp_path: Path) -> None:
+    known = KnownObjects(tmp_path / "cache")
+    path = tmp_path / "a.bin"
+    path.write_bytes(os.urandom(MIB))
+    entry = entry_of(path)
+    for _ in range(2):
+        known.remember([(entry, path)])
+        assert sorted(os.listdir(known.folder)) == [entry.sha256, f"{entry.sha256}.used"]
+    assert path.stat().st_nlink == 2
+
+
+def test_what_an_ended_process_was_about_to_keep_goes_and_what_a_running_one_is_stays(tmp_path: Path) -> None:
+    known = KnownObjects(tmp_path / "cache")
+    known.folder.mkdir()
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for name in (f".{'a' * 64}.{ended.pid}", f".{'b' * 64}.{os.getpid()}", ".note.1.txt"):
+        (known.folder / name).write_bytes(b"x")
+    known.gc(keep_bytes=0)
+    assert sorted(os.listdir(known.folder)) == [f".{'b' * 64}.{os.getpid()}", ".note.1.txt"]
 
 
 @pytest.mark.parametrize(

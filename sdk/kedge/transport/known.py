@@ -84,6 +84,7 @@ class KnownObjects:
         """
         gone = []
         total = 0
+        self._sweep()
         for entry in self.entries():
             old = older_than_s is not None and time.time() - entry.used > older_than_s
             if old or (keep_bytes is not None and total + entry.size_bytes > keep_bytes):
@@ -98,12 +99,33 @@ class KnownObjects:
         fresh = self.folder / f".{sha256}.{os.getpid()}"
         fresh.unlink(missing_ok=True)
         try:
-            os.link(path, fresh)
-        except OSError:
-            shutil.copyfile(path, fresh)
-        fresh.replace(self.folder / sha256)
-        self._use(sha256)
+            try:
+                os.link(path, fresh)
+            except OSError:
+                shutil.copyfile(path, fresh)
+            self._use(sha256)
+            fresh.replace(self.folder / sha256)
+        finally:
+            # rename(2) leaves both names where they are links to the same file already.
+            fresh.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Let go of what processes were about to keep that are no more."""
+        for path in self.folder.glob(".*.*"):
+            _, sha256, pid = path.name.split(".", 2)
+            if is_digest(sha256) and pid.isdecimal() and not _runs(int(pid)):
+                path.unlink(missing_ok=True)
 
     def _use(self, sha256: str) -> None:
         # Beside it: a hard link's own times are those of the user's file.
         (self.folder / (sha256 + _USED)).touch()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
