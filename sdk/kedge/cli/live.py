@@ -16,6 +16,8 @@ from ..report.text import byte_size, printable
 __all__ = ["live_display"]
 
 _SHOWN_S = 0.05
+# On a slow link an acknowledged frame of 8 MiB is minutes after the one before it; rich forgets after 30 s.
+_SPEED_WINDOW_S = 600.0
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def live_display(*, keep: bool = False) -> Iterator[Live]:
     Args:
         keep: steps that have ended stay in sight until then, each with the time it took.
     """
-    # What a step is called may come from a device: it is text, and no markup.
+    # What a step is called may come from a device: it is text, and no markup. `Live` sees that it steers nothing.
     name, note = (TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[note]}"))
     with Progress(
         SpinnerColumn(finished_text="✓"),
@@ -35,6 +37,7 @@ def live_display(*, keep: bool = False) -> Iterator[Live]:
         _Left(),
         console=Console(stderr=True),
         transient=True,
+        speed_estimate_period=_SPEED_WINDOW_S,
     ) as bars:
         yield Live(bars, keep=keep)
 
@@ -73,14 +76,15 @@ class Live:
         elif self._task is not None:
             self._bars.remove_task(self._task)
         self._name = name
-        self._task = self._bars.add_task(name, total=None, note="", counted=False)
+        self._task = self._bars.add_task(printable(name), total=None, note="", counted=False)
 
     def bytes(self, done: int, total: int) -> None:
         """Bytes of the current step."""
         if self._task is not None:
+            self._bars.update(self._task, completed=done, total=total)
             speed = next((task.speed for task in self._bars.tasks if task.id == self._task), None)
             note = f"{byte_size(done)} of {byte_size(total)}" + (f", {byte_size(int(speed))}/s" if speed else "")
-            self._bars.update(self._task, completed=done, total=total, note=note if total else "nothing to send")
+            self._bars.update(self._task, note=note if total else "nothing to send")
 
     def share(self, name: str, share: float) -> None:
         """A named step, and the part of it that is done, from 0 to 1."""
