@@ -43,7 +43,7 @@ def connect(state: Path, door: str, timeout_s: float = 10.0) -> socket.socket:
         raise AgentError(
             f"the agent is not running: {path}: {error.strerror}",
             kind="no_agent",
-            hint="start it: kedge device provision NAME (on the device: kedge-agent start)",
+            hint="start it: kedge device provision DEVICE (on the device: kedge-agent start)",
         ) from error
     connection.settimeout(None)
     return connection

@@ -151,7 +151,7 @@ class Upgrades:
                 raise AgentError(
                     "this agent was not installed by kedge, and cannot replace itself",
                     kind="incompatible",
-                    hint="upgrade it in the way it was installed, or once: kedge device provision NAME",
+                    hint="upgrade it in the way it was installed, or once: kedge device provision DEVICE",
                 )
             if bundle == self._own:
                 return {"bundle": bundle, "state": "current"}
@@ -164,7 +164,9 @@ class Upgrades:
     def _begin(self, bundle: str, own: str) -> None:
         if not has_slot(self._layout, bundle):
             raise AgentError(
-                f"agent {bundle[:12]} is not on this device", kind="not_found", hint="push it: kedge device upgrade"
+                f"agent {bundle[:12]} is not on this device",
+                kind="not_found",
+                hint="push it: kedge device upgrade DEVICE",
             )
         judge_slot(self._layout, self._rules(), bundle)
         alone = contextlib.ExitStack()

@@ -299,3 +299,17 @@ def test_an_agent_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises((AgentMissingError, OSError)):
         LocalAgent(tmp_path / "file").start(soon())
+
+
+def test_settings_that_cannot_be_used_are_told_with_the_agents_own_hint(tmp_path: Path) -> None:
+    (tmp_path / "agent.json").write_text('{"nonsense": 1}')
+    with pytest.raises(AgentMissingError, match="did not start: .*nonsense") as caught:
+        LocalAgent(tmp_path).start(soon())
+    assert caught.value.hint
+    assert "agent.log" not in caught.value.hint
+
+
+def test_a_hint_of_the_devices_is_a_command_that_runs(local_agent: LocalAgent) -> None:
+    with pytest.raises(BadInputError) as caught:
+        rollback(local_agent, "absent")
+    assert caught.value.hint == "see: kedge status --on local"

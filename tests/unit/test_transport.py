@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kedge.errors import AgentMissingError, BadInputError, IncompatibleError, KedgeError, NoSpaceError, UnreachableError
-from kedge.transport.base import Deadline, agreed, greet
+from kedge.transport.base import Deadline, agent_hint, agreed, greet, told_error
 from kedge.transport.hostkeys import HostKey, fetch_host_key
 from kedge.transport.local import ProcessChannel
 from kedge.transport.ssh_channel import QuickSocket, SshChannel, fast_ciphers_first
@@ -59,6 +59,15 @@ def test_what_the_agent_cannot_do_is_told_with_its_own_words() -> None:
     with pytest.raises(NoSpaceError, match="bench1: disk full") as caught:
         hear(render_greeting(Greeting((1,), "0.1.0", "disk full", "see kedge device provision NAME", "space")))
     assert caught.value.hint == "see kedge device provision bench1"
+
+
+def test_nobody_is_sent_to_provision_the_agent_that_kedge_runs_itself() -> None:
+    hint = "start it: kedge device provision DEVICE"
+    assert told_error("nano", "no_agent", "none serves", hint).hint == "start it: kedge device provision nano"
+    assert agent_hint("nano") == "bring the agent to this version: kedge device upgrade nano"
+    for said in (told_error("local", "no_agent", "none serves", hint).hint, agent_hint("local")):
+        assert "kedge device" not in said
+        assert "install this one again" in said
 
 
 @pytest.mark.parametrize("status", [126, 127])

@@ -190,7 +190,8 @@ class Deploys:
 
     def _decide(self, job: DeployJob, watch: Watch, broken: str | None) -> None:
         if watch.cut_by == _ROLLED_BACK:
-            self._end(job, REVERTED, AgentError("it was rolled back by a user", kind="gate", hint="see: kedge status"))
+            hint = "see: kedge status --on DEVICE"
+            self._end(job, REVERTED, AgentError("it was rolled back by a user", kind="gate", hint=hint))
         elif watch.cut_by is not None:
             self._end(job, DONE)
         elif broken is None:

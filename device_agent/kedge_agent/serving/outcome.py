@@ -92,7 +92,7 @@ def roll_back(site: Site, model: str) -> tuple[LiveModel, ModelState]:
     """
     state = state_of(site.layout, model)
     if state is None:
-        raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status")
+        raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status --on DEVICE")
     back = back_of(site.layout, model, state)
     if back is None:
         raise AgentError(

@@ -168,7 +168,9 @@ class Repository:
         with self.changing(model):
             state = read_state(self._layout, model)
             if state is None:
-                raise AgentError(f"no model named {model!r} here", kind="not_found", hint="see: kedge status")
+                raise AgentError(
+                    f"no model named {model!r} here", kind="not_found", hint="see: kedge status --on DEVICE"
+                )
             live = self._live.get(model)
             if live is None or live.manifest.digest != state.current:
                 live = self.bring(model, state.current)

@@ -30,10 +30,10 @@ _COMMANDS = {
     "status": ("deploy", "status", "What a device serves, and what it would roll back to."),
     "history": ("history", "history", "What was deployed to a device, when, and how it ended."),
     "rollback": ("deploy", "rollback", "Switch a model back to the release it served before."),
-    "device": ("device", "device", "Add, trust, provision and list devices."),
+    "device": ("device", "device", "Add, trust, provision, upgrade and list devices."),
     "targets": ("targets", "targets", "Profiles of what kinds of devices can do."),
-    "release": ("release", "release", "Look at a release and verify it."),
-    "cache": ("cache", "cache", "Engines that were built once: list them, remove them."),
+    "release": ("release", "release", "Sign, verify, export and import releases, and look at them."),
+    "cache": ("cache", "cache", "What this host keeps of engines and pushes: list it, remove it."),
 }
 
 

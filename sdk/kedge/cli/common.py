@@ -37,7 +37,7 @@ path_type = click.Path(path_type=Path)
 class Output:
     """Where a command's result goes: one JSON document on standard output, or text for people.
 
-    events: what happens, as it happens, in lines of JSON on standard output; the result is the last.
+    events: what happens, as it happens, in lines of JSON on standard output; the result, or the error, is the last.
     """
 
     as_json: bool
@@ -179,7 +179,9 @@ def output_options(function: F) -> F:
 
 def long_output_options(function: F) -> F:
     """Add --json, --quiet and --events, for commands that take their time."""
-    events = click.option("--events", is_flag=True, help="Lines of JSON as things happen; the last is the result.")
+    events = click.option(
+        "--events", is_flag=True, help="Lines of JSON as things happen; the last is the result or the error."
+    )
     return events(output_options(function))
 
 
@@ -210,14 +212,20 @@ def shapes_option(function: F) -> F:
     )(function)
 
 
-def read_inventory(path: Path | None) -> Any:
+def read_inventory(path: Path | None, *, new: bool = False) -> Any:
     """The inventory at a path the user named, or the usual one.
+
+    Args:
+        new: a named file need not exist yet.
 
     Raises:
         BadInputError: a named file does not exist, or is no inventory.
     """
     from ..fleet.inventory import Inventory
 
-    if path is not None and not path.parent.is_dir():
-        raise BadInputError(f"{path.parent} does not exist")
+    if path is not None and not (path.parent.is_dir() if new else path.exists()):
+        raise BadInputError(
+            f"{path.parent if new else path} does not exist",
+            hint="give the path of an inventory; kedge device add begins one, in a folder that exists",
+        )
     return Inventory(path)

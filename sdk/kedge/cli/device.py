@@ -16,7 +16,7 @@ __all__ = ["device"]
 
 @click.group()
 def device() -> None:
-    """Add, trust, provision and list devices."""
+    """Add, trust, provision, upgrade and list devices."""
 
 
 device.add_command(upgrade_command)
@@ -51,7 +51,7 @@ def add_command(
     if state is not None and not state.startswith("/"):
         raise BadInputError(f"the state folder {state!r} is not an absolute path")
     key = identity.expanduser().absolute() if identity is not None else None
-    inventory = read_inventory(inventory_path)
+    inventory = read_inventory(inventory_path, new=True)
     added = inventory.add(name, SshAddress(host, port, user, identity=key, state=state), load_target(target))
     out.result(
         added.to_json(),

@@ -10,6 +10,7 @@ from kedge_agent.formats.passport import Passport, PassportError, parse_passport
 from kedge_agent.wire import FRAME_BYTES, WireError, parse_json
 
 from ..errors import IncompatibleError, IntegrityError
+from ..transport.base import agent_hint
 from ..transport.client import AgentClient
 
 __all__ = ["nonsense", "pull_engine", "pull_report", "stated"]
@@ -24,7 +25,7 @@ def nonsense(device: str, what: str) -> IncompatibleError:
     """The error of an agent whose answer is none."""
     return IncompatibleError(
         f"{device}: the agent's answer makes no sense: {what[:200]}",
-        hint=f"bring the agent to this version: kedge device provision {device}",
+        hint=agent_hint(device, "provision"),
     )
 
 

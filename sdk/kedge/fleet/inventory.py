@@ -18,14 +18,12 @@ import tomlkit.exceptions
 from ..config import config_dir, state_dir
 from ..errors import BadInputError
 from ..targets import Target, host_target, load_target
-from ..transport.base import Deadline, Transport
+from ..transport.base import LOCAL, Deadline, Transport
 from ..transport.hostkeys import HostKey
 from ..transport.local import LocalAgent
 from ..transport.ssh import SshAddress, SshTransport
 
 __all__ = ["LOCAL", "Device", "Inventory", "open_device", "parse_address"]
-
-LOCAL = "local"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ADDRESS = re.compile(r"(?P<user>[^@\s:]+)@(?P<host>\[[0-9a-fA-F:.]+\]|[^@\s:\[\]]+)(?::(?P<port>\d{1,5}))?")
@@ -98,6 +96,11 @@ class Inventory:
         Raises:
             BadInputError: there is none of this name, or its entry is not usable.
         """
+        if name == LOCAL:
+            raise BadInputError(
+                f"{LOCAL!r} is the agent of this kedge, and not in the inventory",
+                hint="there is nothing to trust, provision or upgrade: kedge runs it itself, always of its own version",
+            )
         entry = self._document.get(name)
         if not isinstance(entry, dict):
             known = ", ".join([LOCAL, *self.names()])

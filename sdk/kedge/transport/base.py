@@ -16,9 +16,12 @@ from kedge_agent.wire import (
     parse_greeting,
 )
 
-from ..errors import AgentMissingError, IncompatibleError, UnreachableError, error_of_kind
+from ..errors import AgentMissingError, IncompatibleError, KedgeError, UnreachableError, error_of_kind
 
-__all__ = ["Channel", "Deadline", "Door", "Transport", "agreed", "greet"]
+__all__ = ["LOCAL", "Channel", "Deadline", "Door", "Transport", "agent_hint", "agreed", "greet", "told_error"]
+
+LOCAL = "local"
+"""The device that is this machine: kedge runs its agent itself, and there is nothing to provision or upgrade."""
 
 Door = Literal["infer", "control"]
 
@@ -128,18 +131,34 @@ def greet(channel: Channel, device: str, deadline: Deadline) -> Greeting:
         raise UnreachableError(f"{device}: the agent did not answer in time", hint="try again") from error
     except WireError as error:
         raise IncompatibleError(
-            f"{device}: {error}", hint=f"provision it again: kedge device provision {device}"
+            f"{device}: {error}", hint=agent_hint(device, "provision", "provision it again")
         ) from error
     if not set(PROTOCOLS_SPOKEN) & set(greeting.protocols):
         ours = ", ".join(map(str, PROTOCOLS_SPOKEN))
         spoken = ", ".join(map(str, greeting.protocols))
         raise IncompatibleError(
             f"{device}: the agent ({greeting.version}) speaks protocol {spoken}, this kedge speaks {ours}",
-            hint=f"bring the agent to this version: kedge device provision {device}",
+            hint=agent_hint(device, "provision"),
         )
     if greeting.error is not None:
-        raise error_of_kind(greeting.kind, f"{device}: {greeting.error}", (greeting.hint or "").replace("NAME", device))
+        raise told_error(device, greeting.kind, greeting.error, greeting.hint or "")
     return greeting
+
+
+def agent_hint(device: str, command: str = "upgrade", what: str = "bring the agent to this version") -> str:
+    """A hint where an agent is missing or of another version: the command of `kedge device` that helps."""
+    if device == LOCAL:
+        return "kedge runs this agent itself: end the other kedge that runs it now, or install this one again"
+    return f"{what}: kedge device {command} {device}"
+
+
+def told_error(device: str, kind: str | None, message: str, hint: str) -> KedgeError:
+    """An error that a device reports. A device does not know its name here: its hints say DEVICE."""
+    if device == LOCAL and "kedge device " in hint:
+        hint = agent_hint(device)
+    # Agents of before say NAME in their greeting.
+    hint = hint.replace("provision NAME", "provision DEVICE").replace("DEVICE", device)
+    return error_of_kind(kind, f"{device}: {message}", hint)
 
 
 def agreed(greeting: Greeting) -> int:
@@ -149,7 +168,7 @@ def agreed(greeting: Greeting) -> int:
 
 def _no_greeting(channel: Channel, device: str) -> AgentMissingError:
     status, said = channel.end(5.0)
-    hint = f"install it: kedge device provision {device}"
+    hint = agent_hint(device, "provision", "install it")
     if status in (126, 127):
         return AgentMissingError(f"{device}: no agent is installed there", hint=hint)
     lines = [line for line in said.strip().splitlines() if line.strip()]

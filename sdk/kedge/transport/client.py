@@ -21,9 +21,8 @@ from ..errors import (
     InternalError,
     OutcomeUnknownError,
     UnreachableError,
-    error_of_kind,
 )
-from .base import Channel, Deadline, Door, Transport
+from .base import Channel, Deadline, Door, Transport, agent_hint, told_error
 
 __all__ = ["AgentClient", "InferResult"]
 
@@ -179,7 +178,7 @@ class AgentClient:
         except WireError as error:
             raise IncompatibleError(
                 f"{self._transport.name}: the agent's answer makes no sense: {error}",
-                hint=f"bring the agent to this version: kedge device provision {self._transport.name}",
+                hint=agent_hint(self._transport.name, "provision"),
             ) from error
         return answer
 
@@ -238,11 +237,8 @@ class AgentClient:
     def _error(self, status: int, data: memoryview) -> Exception:
         try:
             body = parse_json(data, floats=True)
-            return error_of_kind(
-                str(body.get("kind") or "internal"),
-                f"{self._transport.name}: {str(body['error'])[:1000]}",
-                str(body.get("hint") or "")[:1000],
-            )
+            kind, hint = str(body.get("kind") or "internal"), str(body.get("hint") or "")
+            return told_error(self._transport.name, kind, str(body["error"])[:1000], hint[:1000])
         except (WireError, KeyError, TypeError, AttributeError):
             return InternalError(f"{self._transport.name}: the agent answered with HTTP status {status}")
 

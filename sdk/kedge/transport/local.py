@@ -18,13 +18,14 @@ from typing import IO, BinaryIO, Literal
 from kedge_agent.wire import GREETING_PREFIX
 
 from ..errors import AgentMissingError
-from .base import Channel, Deadline, Door, agreed, greet
+from .base import LOCAL, Channel, Deadline, Door, agreed, greet
 
 __all__ = ["LocalAgent", "ProcessChannel"]
 
 _STOP_S = 10.0
 _ERROR_TAIL_BYTES = 4096
 _ERROR = "kedge-agent: error: "
+_HINT = "  hint: "
 
 
 class ProcessChannel:
@@ -85,7 +86,7 @@ class LocalAgent:
         threads: intra-operator threads of each model; 0 takes every core.
     """
 
-    name = "local"
+    name = LOCAL
 
     def __init__(
         self,
@@ -137,8 +138,9 @@ class LocalAgent:
                 time.sleep(0.1)
         lines = said.strip().splitlines()
         reason = next((line for line in lines if line.startswith(_ERROR)), lines[-1] if lines else "no reason given")
+        hint = next((line for line in lines if line.startswith(_HINT)), f"see {self.state / 'agent.log'}")
         raise AgentMissingError(
-            f"the local agent did not start: {reason.removeprefix(_ERROR)}", hint=f"see {self.state / 'agent.log'}"
+            f"the local agent did not start: {reason.removeprefix(_ERROR)}", hint=hint.removeprefix(_HINT)
         )
 
     @property
