@@ -171,6 +171,22 @@ def test_a_deploy_goes_through_its_steps_and_says_what_was_before_and_what_is_no
     json.dumps(ended, allow_nan=False)
 
 
+def test_what_was_measured_of_a_release_is_told_beside_the_next_one_also_by_the_next_agent(
+    device: Device, made: Any
+) -> None:
+    first, second, third = (made(version) for version in (1, 2, 3))
+    device.repository.rehearses = True
+    one = device.deploy(first)["result"]["after"]
+    assert one["size_bytes"] == first.manifest.total_bytes
+    assert one["p99_ms"] > 0
+    assert one["peak_bytes"] > 1 << 20
+    two = device.deploy(second)["result"]
+    assert two["before"] == one
+    device.again()
+    device.repository.rehearses = True
+    assert device.deploy(third)["result"]["before"] == two["after"]
+
+
 def test_what_became_of_a_deploy_is_known_to_the_next_agent(device: Device, made: Any, tmp_path: Path) -> None:
     first = made(1)
     wrong = wrong_outputs(made(2), tmp_path / "wrong")

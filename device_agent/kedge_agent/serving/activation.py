@@ -16,7 +16,7 @@ from ..store.layout import Layout
 from ..store.models import ModelState, go_back, prepare_switch, switch
 from ..store.releases import Acceptance, read_acceptance
 from ..store.signatures import require_standing
-from .gating import Gated, judge_parity, needs_bytes, run_gates
+from .gating import Gated, describe_live, judge_parity, needs_bytes, run_gates
 from .loading import LiveModel, check_parity
 from .probation import LEAST_REQUESTS
 from .repository import Repository
@@ -77,7 +77,7 @@ def _to_the_switch(site: Site, manifest: Manifest, job: Job, supersede: Callable
 
     job.enter("gate")
     live = repository.serving(model)
-    before = None if live is None else live.describe()
+    before = None if live is None else describe_live(live, site.journal)
     traffic = None if live is None else live.statistics.recent_p99_ms(LEAST_REQUESTS)
     gated: Gated | None = None
     with Room(repository, model, job) as room:

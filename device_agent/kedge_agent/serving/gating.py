@@ -15,12 +15,13 @@ from ..measure.apart import GateTrial, try_gates
 from ..measure.memory import read_memory
 from ..measure.parity import OutputParity, failures
 from ..measure.schedule import TimingRules
+from ..store.journal import Journal
 from ..store.layout import Layout
 from .golden import read_golden
-from .loading import loadable
+from .loading import LiveModel, loadable
 from .staging import Staged
 
-__all__ = ["Gated", "Tell", "judge_parity", "needs_bytes", "run_gates"]
+__all__ = ["Gated", "Tell", "describe_live", "judge_parity", "needs_bytes", "run_gates"]
 
 Tell = Callable[[dict[str, Any]], None]
 """Told of each event, as plain JSON."""
@@ -85,6 +86,20 @@ def judge_parity(digest: str, gate: ParityGate, found: Mapping[str, OutputParity
     broken = failures(gate, found)
     if broken:
         raise _refusal(digest, ["parity gate: " + "; ".join(broken)])
+
+
+def describe_live(live: LiveModel, journal: Journal) -> dict[str, Any]:
+    """`LiveModel.describe`; of a release that an agent before this one had tried, with the figures of its journal."""
+    told = live.describe()
+    tried = (entry for entry in reversed(journal.history(live.manifest.model)) if entry.step == "gated")
+    gates = next((entry.body.get("gates") for entry in tried if entry.release == live.manifest.digest), None)
+    for gate in gates if isinstance(gates, list) else ():
+        figures = gate.get("figures") if isinstance(gate, dict) else None
+        for name in ("p99_ms", "peak_bytes"):
+            value = figures.get(name) if isinstance(figures, dict) else None
+            if told[name] is None and isinstance(value, (int, float)):
+                told[name] = value
+    return told
 
 
 def needs_bytes(trial: GateTrial) -> int | None:

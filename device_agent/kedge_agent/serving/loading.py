@@ -66,13 +66,16 @@ class LiveModel:
             )
 
     def describe(self) -> dict[str, Any]:
-        """For a table of before and after."""
+        """For a table of before and after; figures are those that were measured before it went live, None: not."""
+        rehearsal = self.load["rehearsal"]
         return {
             "release": self.manifest.digest,
             "version": self.manifest.version,
             "runtime": self.artefact.runtime,
             "precision": self.artefact.precision,
+            "size_bytes": self.manifest.total_bytes,
             "p99_ms": self.gate_p99_ms,
+            "peak_bytes": None if rehearsal is None else rehearsal["peak_rss_bytes"],
         }
 
     @cached_property
