@@ -166,13 +166,15 @@ def _greet(greeting: Greeting) -> None:
 
 def _receive(state: Path) -> None:
     from .settings import settings_of
-    from .store.layout import Layout
-    from .store.receive import receive
 
     with _greeted_with_the_reason():
         rules = settings_of(state).releases
     source = io.BufferedReader(_ImpatientInput(), buffer_size=64 * 1024)
     _greet(Greeting(PROTOCOLS_SPOKEN, __version__))
+    # While the host reads that, and speaks.
+    from .store.layout import Layout
+    from .store.receive import receive
+
     receive(Layout(state), source, sys.stdout.buffer, rules)
 
 

@@ -10,16 +10,18 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import AgentError
 from .formats.manifest import is_model_name
-from .runtime.pool import PoolRules
-from .serving.server import Limits
+from .serving.limits import Limits
 from .store.files import read_bounded, translate_os_error, write_atomic
 from .store.layout import SYSTEM_STATE
 from .store.rules import OFF, REQUIRED, ReleaseRules
 from .wire import WireError, parse_json
+
+if TYPE_CHECKING:
+    from .runtime.pool import PoolRules
 
 __all__ = [
     "SYSTEM_SETTINGS",
@@ -67,6 +69,8 @@ class Settings:
 
     def rules_of(self, model: str) -> PoolRules:
         """How this model is to be served when it is next loaded."""
+        from .runtime.pool import PoolRules
+
         return self.models.get(model) or self.models.get("*") or PoolRules()
 
 
@@ -220,6 +224,9 @@ def _by_model(
 
 
 def _rules(value: Any, name: str) -> PoolRules:
+    # Whoever receives a push reads settings too, and waits for no import that it has no use for.
+    from .runtime.pool import PoolRules
+
     options = _each(value, f"{name}.", _RULES)
     try:
         return PoolRules(**options)

@@ -16,9 +16,10 @@ from kedge.release.bundle import Release
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.serving.building import Builds
 from kedge_agent.serving.deploys import Deploys
+from kedge_agent.serving.limits import Limits
 from kedge_agent.serving.repository import Repository
 from kedge_agent.serving.routes import control_handler
-from kedge_agent.serving.server import HTTPServer, Limits, unix_listener
+from kedge_agent.serving.server import HTTPServer, unix_listener
 from kedge_agent.serving.shared_memory import Regions
 from kedge_agent.store.journal import Journal
 from kedge_agent.store.layout import Layout

@@ -22,8 +22,9 @@ from kedge.release.bundle import Release
 from kedge_agent.formats.oip import encode_request
 from kedge_agent.serving import body as body_module
 from kedge_agent.serving.http import Request, Response, json_response
+from kedge_agent.serving.limits import Limits
 from kedge_agent.serving.repository import Repository
-from kedge_agent.serving.server import HTTPServer, Limits, tcp_listener, unix_listener
+from kedge_agent.serving.server import HTTPServer, tcp_listener, unix_listener
 from kedge_agent.store.layout import Layout
 from tests.support import models
 from tests.support.served import Client, activated, raw_exchange, serving, socket_path

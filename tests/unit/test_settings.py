@@ -11,7 +11,7 @@ import pytest
 
 from kedge_agent.errors import AgentError
 from kedge_agent.runtime.pool import PoolRules
-from kedge_agent.serving.server import Limits
+from kedge_agent.serving.limits import Limits
 from kedge_agent.settings import SYSTEM_SETTINGS, SYSTEM_STATE, Settings, parse_settings, read_settings, settings_path
 from kedge_agent.store.rules import ReleaseRules
 

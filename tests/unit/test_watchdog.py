@@ -16,7 +16,8 @@ import pytest
 
 from kedge_agent.errors import AgentError
 from kedge_agent.serving.http import Request, Response, json_response
-from kedge_agent.serving.server import HTTPServer, Limits, unix_listener
+from kedge_agent.serving.limits import Limits
+from kedge_agent.serving.server import HTTPServer, unix_listener
 from kedge_agent.systemd import Notifier
 from kedge_agent.watchdog import Watchdog, ask_health
 

@@ -11,15 +11,15 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import AgentError
 from ..wire import DOOR_BUFFER_BYTES
 from .connection import Connection, refuse, tell_crowded
 from .http import Handler
+from .limits import Limits
 
-__all__ = ["HTTPServer", "Limits", "tcp_listener", "unix_listener"]
+__all__ = ["HTTPServer", "tcp_listener", "unix_listener"]
 
 _LOG = logging.getLogger("kedge.http")
 
@@ -29,22 +29,6 @@ _REST_S = 0.05
 # Connections beyond the limit that are heard out at a time; the others are told and hung up on.
 _REFUSALS = 16
 _PEERCRED = struct.Struct("3i")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of a door.
-
-    connections: at a time. header_bytes, body_bytes: of a request. idle_s: silence between requests.
-    slowest_bytes_per_s: at which bodies must arrive and responses be taken, or grace_s longer; a head has grace_s.
-    """
-
-    connections: int = 128
-    header_bytes: int = 16384
-    body_bytes: int = 1 << 31
-    idle_s: float = 300.0
-    slowest_bytes_per_s: int = 1_000_000
-    grace_s: float = 20.0
 
 
 def unix_listener(path: Path) -> socket.socket:
