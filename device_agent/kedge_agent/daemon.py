@@ -18,8 +18,8 @@ from . import __version__
 from .configuration import Configuration, Options
 from .doors import Doors
 from .errors import AgentError
-from .handover import Upgrades, feeding, serve_command
-from .process import Signals, hold, log_to, socket_folder, wait_for_parent
+from .handover import Upgrades
+from .process import Signals, feeding, hold, log_to, serve_command, socket_folder, wait_for_parent
 from .runtime.table import RUNTIMES, runtime_named
 from .serving.agent_routes import with_agent_routes
 from .serving.building import Builds

@@ -15,10 +15,9 @@ import platform
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from . import __version__
 from .errors import AgentError
 from .failpoints import reached
 from .handover_link import Link
+from .process import feeding, how_it_ended, serve_command
 from .store.agents import judge_slot
 from .store.files import write_atomic
 from .store.layout import Layout
@@ -51,7 +51,7 @@ from .store.slots import (
 from .systemd import Notifier
 from .wire import PROTOCOLS_SPOKEN
 
-__all__ = ["Upgrades", "feeding", "serve_command"]
+__all__ = ["Upgrades"]
 
 _LOG = logging.getLogger("kedge.upgrade")
 
@@ -60,12 +60,6 @@ _SILENCE_S = 300.0
 _TAKEOVER_S = 30.0
 _SLOWER = 3
 _LOCK_S = 5.0
-_FEED_S = 5.0
-
-
-def serve_command(state: Path, folder: Path, options: Sequence[str]) -> list[str]:
-    """How the agent of a slot serves: as the launcher starts it."""
-    return [sys.executable, "-I", str(folder / "run.py"), "--state", str(state), "serve", *options]
 
 
 @dataclass
@@ -221,7 +215,7 @@ class Upgrades:
             except TimeoutError:
                 raise AgentError(f"the new agent said nothing for {_SILENCE_S:g} s", kind="internal") from None
             if said is None:
-                raise AgentError(f"the new agent {_how_it_ended(upgrade.child)}", kind="internal")
+                raise AgentError(f"the new agent {how_it_ended(upgrade.child)}", kind="internal")
             if "error" in said:
                 raise AgentError(f"the new agent would not serve: {said['error']}", kind="internal")
             if "ready" in said:
@@ -286,7 +280,7 @@ class Upgrades:
                     continue
                 return ""
             if said is None:
-                how = _how_it_ended(upgrade.child)
+                how = how_it_ended(upgrade.child)
                 # It ends so when it is told to, and then nobody is to serve.
                 return "" if upgrade.child.returncode == 0 else f"the new agent {how}"
             if "committed" in said:
@@ -306,39 +300,8 @@ class Upgrades:
             end_trial(self._layout, Outcome(trial.bundle, trial.former, trial.version, state, reason))
 
 
-@contextlib.contextmanager
-def feeding(notifier: Notifier, limit_s: float) -> Iterator[None]:
-    """Tell systemd's watchdog meanwhile that all is well, for as long as it may take and no longer."""
-    over = threading.Event()
-    end = time.monotonic() + limit_s
-
-    def feed() -> None:
-        while not over.wait(_FEED_S) and time.monotonic() < end:
-            notifier.alive()
-
-    notifier.alive()
-    thread = threading.Thread(target=feed, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-def _how_it_ended(child: subprocess.Popen[bytes]) -> str:
-    try:
-        code = child.wait(5)
-    except subprocess.TimeoutExpired:
-        return "hung up"
-    if code >= 0:
-        return f"ended with status {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-    return f"was ended by {name}" + ("; memory may have run out" if name == "SIGKILL" else "")

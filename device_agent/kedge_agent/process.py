@@ -1,4 +1,5 @@
-"""What the daemon's process has and holds: signals, the state folder's lock, the sockets' folder, the log."""
+"""What the daemon's process has and holds: signals, the state folder's lock, the sockets' folder, the log; and how
+there comes to be another one."""
 
 from __future__ import annotations
 
@@ -8,18 +9,32 @@ import logging
 import logging.handlers
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .errors import AgentError
 from .store.files import make_directory
 from .store.layout import SYSTEM_SOCKETS, Layout, socket_directory
+from .systemd import Notifier
 
-__all__ = ["Signals", "hold", "log_to", "socket_folder", "wait_for_parent"]
+__all__ = [
+    "Signals",
+    "feeding",
+    "hold",
+    "how_it_ended",
+    "log_to",
+    "serve_command",
+    "socket_folder",
+    "wait_for_parent",
+]
 
 _LOG_BYTES = 4 * 1024 * 1024
 _POLL_S = 0.02
+_FEED_S = 5.0
 
 
 class Signals:
@@ -113,3 +128,40 @@ def log_to(path: Path) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+
+
+def serve_command(state: Path, folder: Path, options: Sequence[str]) -> list[str]:
+    """How the agent of a slot serves: as the launcher starts it."""
+    return [sys.executable, "-I", str(folder / "run.py"), "--state", str(state), "serve", *options]
+
+
+@contextlib.contextmanager
+def feeding(notifier: Notifier, limit_s: float) -> Iterator[None]:
+    """Tell systemd's watchdog meanwhile that all is well, for as long as it may take and no longer."""
+    over = threading.Event()
+    end = time.monotonic() + limit_s
+
+    def feed() -> None:
+        while not over.wait(_FEED_S) and time.monotonic() < end:
+            notifier.alive()
+
+    notifier.alive()
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def how_it_ended(child: subprocess.Popen[bytes]) -> str:
+    """For a sentence that begins with who it was."""
+    try:
+        code = child.wait(5)
+    except subprocess.TimeoutExpired:
+        return "hung up"
+    if code >= 0:
+        return f"ended with status {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+    return f"was ended by {name}" + ("; memory may have run out" if name == "SIGKILL" else "")
