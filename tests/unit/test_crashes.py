@@ -107,8 +107,44 @@ def test_a_file_that_is_none_of_ours_counts_for_nothing(layout: Layout, length: 
     assert not (Marks(layout).blamed)
 
 
-def test_a_place_that_cannot_be_written_keeps_no_agent_from_running(layout: Layout) -> None:
+def test_a_folder_in_its_place_keeps_no_crash_from_being_counted(layout: Layout) -> None:
     (layout.root / "running").mkdir()
+    Marks(layout).marker("cat", RELEASE).enter()
+    assert Marks(layout).crashes("cat", RELEASE) == 1
+
+
+def test_of_several_that_were_running_none_has_crashed_and_each_may_have(layout: Layout) -> None:
+    for times in (1, 2):
+        marks = Marks(layout)
+        for model, release in (("cat", RELEASE), ("dog", OTHER)):
+            marks.marker(model, release).enter()
+        found = Marks(layout)
+        assert found.blamed == found.suspects == {("cat", RELEASE), ("dog", OTHER)}
+        assert (found.crashes("cat", RELEASE), found.doubts("cat", RELEASE)) == (0, times)
+    found.pardon("cat", RELEASE)
+    assert found.suspects == {("dog", OTHER)}
+
+
+def test_what_was_loaded_and_did_nothing_was_present(layout: Layout) -> None:
+    Marks(layout).marker("cat", RELEASE)
+    found = Marks(layout)
+    assert found.present == {("cat", RELEASE)}
+    assert found.blamed == found.suspects == frozenset()
+    assert Marks(layout).present == frozenset(), "it was not loaded again"
+
+
+def test_a_load_that_did_not_end_is_doubted_after_an_end_in_order_too(layout: Layout) -> None:
+    marks = Marks(layout)
+    marks.marker("cat", RELEASE).enter()
+    marks.close({("cat", RELEASE)})
+    marks.close()
+    again = Marks(layout)
+    assert not again.unclean
+    assert (again.crashes("cat", RELEASE), again.doubts("cat", RELEASE)) == (0, 1)
+
+
+def test_a_place_that_cannot_be_written_keeps_no_agent_from_running(layout: Layout) -> None:
+    (layout.root / "running").symlink_to(layout.root / "nothing")
     marks = Marks(layout)
     marker = marks.marker("cat", RELEASE)
     marker.leave(marker.enter())

@@ -11,10 +11,10 @@ import logging
 import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .files import make_directory
+from .files import make_directory, move_aside
 from .layout import Layout
 
 __all__ = ["Marker", "Marks"]
@@ -30,6 +30,10 @@ _FIRST_SEAT = 64
 _SEATS = 4096
 _FIRST_ENTRY = _FIRST_SEAT + _SEATS
 _NAME = 64
+# Of an entry: the names, then two counters.
+_CRASHES = 2 * _NAME
+_DOUBTS = _CRASHES + 1
+_COUNTED = slice(_CRASHES, _DOUBTS + 1)
 _ENTRY = 2 * _NAME + 4
 _ENTRIES = 254
 _SIZE = _FIRST_ENTRY + _ENTRIES * _ENTRY
@@ -41,8 +45,9 @@ class Marks:
 
     Making one never fails: where the file cannot be mapped, nothing is remembered.
 
-    unclean: the last one did not end in order. blamed: model and release of what it was loading or computing then.
-    anonymous: how many in a row ended so without any such.
+    unclean: the last one did not end in order. blamed: model and release of what it was loading or computing then: any
+    of several may have done it. present: of all that it had loaded or was loading. anonymous: how many in a row ended
+    so without any such.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -52,12 +57,13 @@ class Marks:
         self._users: dict[int, int] = {}
         self.unclean = bool(self._map[_ALIVE])
         self.blamed = frozenset(self._left()) if self.unclean else frozenset()
+        self.present = frozenset(map(self._name, range(1, _ENTRIES + 1))) - {("", "")} if self.unclean else frozenset()
         self._map[_FIRST_SEAT:_FIRST_ENTRY] = bytes(_SEATS)
+        for name in self.blamed:
+            self._count(*name, _CRASHES if len(self.blamed) == 1 else _DOUBTS)
         for number in range(1, _ENTRIES + 1):
             entry = self._entry(number)
-            if self._name(number) in self.blamed:
-                self._map[entry + 2 * _NAME] = min(self._map[entry + 2 * _NAME] + 1, _MOST)
-            elif not self._map[entry + 2 * _NAME]:
+            if not any(self._counted(number)):
                 self._map[entry : entry + _ENTRY] = bytes(_ENTRY)
         if self.unclean and not self.blamed:
             self._map[_ANONYMOUS] = min(self._map[_ANONYMOUS] + 1, _MOST)
@@ -69,17 +75,30 @@ class Marks:
         return self._map[_ANONYMOUS]
 
     def crashes(self, model: str, release: str) -> int:
-        """How often in a row the agent ended while it loaded or ran this release."""
+        """How often in a row the agent ended while it loaded or ran this release, and no other."""
         number = self._find(model, release)
-        return self._map[self._entry(number) + 2 * _NAME] if number else 0
+        return self._counted(number)[0] if number else 0
+
+    def doubts(self, model: str, release: str) -> int:
+        """How often in a row the agent ended when this release was one of those that may have done it."""
+        number = self._find(model, release)
+        return self._counted(number)[1] if number else 0
+
+    def doubt(self, model: str, release: str) -> None:
+        """This release may have done it, though it was neither being loaded nor run."""
+        self._count(model, release, _DOUBTS)
+
+    @property
+    def suspects(self) -> frozenset[tuple[str, str]]:
+        """Models and releases of which there are crashes or doubts."""
+        return frozenset(self._name(number) for number in range(1, _ENTRIES + 1) if any(self._counted(number)))
 
     def marker(self, model: str, release: str) -> Marker:
         """What marks the loading and the runs of this release, until it is closed."""
         with self._guard:
             number = self._find(model, release) or self._find("", "")
             if number:
-                entry = self._entry(number)
-                self._map[entry : entry + 2 * _NAME] = model.encode().ljust(_NAME, b"\0") + release.encode()
+                self._write_name(self._entry(number), model, release)
                 self._users[number] = self._users.get(number, 0) + 1
         return Marker(self._map, self._seats, number, self._closed)
 
@@ -87,20 +106,51 @@ class Marks:
         """It has served well, or is given another chance: its crashes count no more; None: nobody's."""
         for number in range(1, _ENTRIES + 1):
             if model in (None, self._name(number)[0]):
-                self._map[self._entry(number) + 2 * _NAME] = 0
+                self._clear(number)
         if model is None:
-            self._map[_ANONYMOUS] = 0
+            self.calm()
 
-    def close(self) -> None:
-        """This process ends in order."""
+    def pardon(self, model: str, release: str) -> None:
+        """The crashes and doubts of one release count no more."""
+        number = self._find(model, release)
+        if number:
+            self._clear(number)
+
+    def calm(self) -> None:
+        """This process has run for a while: those before it, which ended for no model's doing, count no more."""
+        self._map[_ANONYMOUS] = 0
+
+    def close(self, hung: Iterable[tuple[str, str]] = ()) -> None:
+        """This process ends in order. hung: models and releases whose load or run did not end, for the next to doubt.
+
+        Idempotent: the first call counts.
+        """
+        if not self._map[_ALIVE]:
+            return
         self.forget()
+        for name in hung:
+            self.doubt(*name)
         self._map[_ALIVE] = 0
+
+    def _count(self, model: str, release: str, counter: int) -> None:
+        number = self._find(model, release) or self._find("", "")
+        if number:
+            entry = self._entry(number)
+            self._write_name(entry, model, release)
+            self._map[entry + counter] = min(self._map[entry + counter] + 1, _MOST)
+
+    def _counted(self, number: int) -> bytes:
+        return self._map[self._entry(number) : self._entry(number) + _ENTRY][_COUNTED]
+
+    def _clear(self, number: int) -> None:
+        entry = self._entry(number)
+        self._map[entry + _CRASHES : entry + _DOUBTS + 1] = bytes(2)
 
     def _closed(self, number: int) -> None:
         with self._guard:
             self._users[number] -= 1
             entry = self._entry(number)
-            if not self._users[number] and not self._map[entry + 2 * _NAME]:
+            if not self._users[number] and not any(self._counted(number)):
                 self._map[entry : entry + _ENTRY] = bytes(_ENTRY)
 
     def _left(self) -> set[tuple[str, str]]:
@@ -114,6 +164,9 @@ class Marks:
         entry = self._entry(number)
         model, release = self._map[entry : entry + _NAME], self._map[entry + _NAME : entry + 2 * _NAME]
         return model.rstrip(b"\0").decode("ascii", "replace"), release.rstrip(b"\0").decode("ascii", "replace")
+
+    def _write_name(self, entry: int, model: str, release: str) -> None:
+        self._map[entry : entry + 2 * _NAME] = model.encode().ljust(_NAME, b"\0") + release.encode()
 
     def _entry(self, number: int) -> int:
         return _FIRST_ENTRY + (number - 1) * _ENTRY
@@ -154,6 +207,7 @@ def _mapped(path: Path) -> mmap.mmap:
     try:
         # Every block is written, for a store to a block that the disk then has no room for would end the process.
         make_directory(path.parent, mode=0o700)
+        move_aside(path)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             known = os.pread(handle, _SIZE + 1, 0)
