@@ -257,6 +257,16 @@ class Deploys:
                 "load": live.load,
             }
 
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Nobody deploys while the context is open, whatever model.
+
+        Raises:
+            AgentError: somebody does (busy).
+        """
+        with _held(self._staging):
+            yield
+
     def status(self) -> list[dict[str, Any]]:
         """The rows of `Repository.status`, and what is known of each model's deploys."""
         last = {entry.model: entry for entry in self.journal.history() if entry.step in FINAL_STEPS}
