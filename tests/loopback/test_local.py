@@ -303,7 +303,7 @@ def test_an_agent_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be_used_are_told_with_the_agents_own_hint(tmp_path: Path) -> None:
     (tmp_path / "agent.json").write_text('{"nonsense": 1}')
-    with pytest.raises(AgentMissingError, match="did not start: .*nonsense") as caught:
+    with pytest.raises(AgentMissingError, match=r"did not start: .*nonsense") as caught:
         LocalAgent(tmp_path).start(soon())
     assert caught.value.hint
     assert "agent.log" not in caught.value.hint

@@ -9,6 +9,7 @@ import pytest
 
 from kedge.cli import main
 from kedge.cli.app import _COMMANDS, root
+from kedge.targets import host_target
 from tests.support import models
 
 HEAVY = {"numpy", "torch", "onnx", "onnxruntime", "paramiko", "sklearn", "rich", "tomlkit"}
@@ -74,6 +75,19 @@ def test_errors_are_one_line_and_a_hint_with_their_exit_code(
     assert lines[1].startswith("  hint: ")
     assert len(lines) == 2
     assert captured.out == ""
+
+
+def test_the_list_of_devices_has_this_machine_with_a_target_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert main(["device", "list", "--json"]) == 0
+    (local,) = json.loads(capsys.readouterr().out)
+    assert (local["name"], local["target"], local["host"]) == ("local", host_target().name, None)
+    assert local["state"] == str(tmp_path / "kedge/local")
+    assert main(["device", "list"]) == 0
+    assert host_target().name in capsys.readouterr().out
 
 
 def test_with_json_an_error_is_one_document_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,10 @@ from kedge.build.cache import CachedEngine, EngineCache
 from kedge.build.engines import build_engine, translated
 from kedge.cli import main
 from kedge.errors import BadInputError, BusyError, IncompatibleError, IntegrityError, NoSpaceError
+from kedge.transport.known import KnownObjects
 from kedge_agent.engine.order import Order, engine_key
 from kedge_agent.engine.report import EngineError
+from kedge_agent.formats.manifest import FileEntry
 from kedge_agent.formats.passport import Passport
 from tests.support import models
 from tests.support.environment import tensorrt_rtx
@@ -451,11 +453,15 @@ def test_the_list_shows_engines_the_newest_first(
     own_cache: EngineCache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cache", "list"]) == 0
-    assert f"no engines in {own_cache.folder}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"no engines in {own_cache.folder}" in shown
+    assert "0 pushed files" in shown
     kept = _three(own_cache, monkeypatch)
     assert main(["cache", "list", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document == {"folder": str(own_cache.folder), "engines": [each.to_json() for each in reversed(kept)]}
+    nothing = {"folder": str(own_cache.folder.parent / "objects"), "files": 0, "bytes": 0}
+    engines = [each.to_json() for each in reversed(kept)]
+    assert document == {"folder": str(own_cache.folder), "engines": engines, "pushed": nothing}
     assert main(["cache", "list"]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.splitlines() if "tensorrt-rtx 1.7.1.116" in line] == [
@@ -478,6 +484,24 @@ def test_the_command_removes_what_it_is_told_to(
     assert main(["cache", "gc", "--keep-mib", "0"]) == 0
     assert "2 engines removed, 2 kB freed" in capsys.readouterr().out
     assert own_cache.entries() == []
+
+
+def test_pushed_files_are_listed_and_go_before_engines_do(
+    own_cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _three(own_cache, monkeypatch)
+    weights = tmp_path / "weights"
+    weights.write_bytes(bytes(1 << 20))
+    KnownObjects().remember([(FileEntry("weights", 1 << 20, "a" * 64, ("b" * 64,)), weights)])
+    assert main(["cache", "list", "--json"]) == 0
+    pushed = json.loads(capsys.readouterr().out)["pushed"]
+    assert (pushed["files"], pushed["bytes"]) == (1, 1 << 20)
+    assert main(["cache", "gc", "--keep-mib", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "0 engines removed" in shown
+    assert "1 pushed files let go, of 1.05 MB" in shown
+    assert KnownObjects().entries() == []
+    assert len(own_cache.entries()) == 3
 
 
 def test_what_cannot_be_read_just_now_is_no_damaged_engine(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,12 @@ def test_what_no_device_would_take_is_refused_with_its_place(table: dict[str, An
     assert refused.value.hint
 
 
+def test_a_hint_names_the_recipes_table_and_no_file() -> None:
+    with pytest.raises(BadInputError, match=r"/tmp/r\.toml: gates\.outputs") as refused:
+        GateOptions.from_mapping({"outputs": 1}, "/tmp/r.toml: gates")
+    assert refused.value.hint == "limits by an output's name, as in [gates.outputs.logits]"
+
+
 def test_a_note_that_is_no_gate_is_refused_and_not_passed_over() -> None:
     with pytest.raises(BadInputError, match="the gates that the model notes"):
         gates_of({"gates": {"cosine_min": "none at all"}}, GateOptions())

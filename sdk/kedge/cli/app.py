@@ -33,7 +33,7 @@ _COMMANDS = {
     "device": ("device", "device", "Add, trust, provision, upgrade and list devices."),
     "targets": ("targets", "targets", "Profiles of what kinds of devices can do."),
     "release": ("release", "release", "Sign, verify, export and import releases, and look at them."),
-    "cache": ("cache", "cache", "What this host keeps of engines and pushes: list it, remove it."),
+    "cache": ("cache", "cache", "What this host keeps of engines and pushed files: list, remove."),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ def add_command(
 @inventory_option
 @output_options
 def list_command(inventory_path: Path | None, out: Output) -> None:
-    """List the devices of the inventory."""
+    """List the devices of the inventory, and local, which is always there."""
     inventory = read_inventory(inventory_path)
-    devices = [inventory.get(name).to_json() for name in inventory.names()]
+    devices = [*(inventory.get(name).to_json() for name in inventory.names()), _local()]
 
     def render() -> None:
         from ..report.tables import print_table
@@ -73,17 +74,29 @@ def list_command(inventory_path: Path | None, out: Output) -> None:
         rows = [
             [
                 d["name"],
-                f"{d['user']}@{d['host']}:{d['port']}",
-                d["target"],
-                d["host_key"] or "not trusted yet",
+                f"{d['user']}@{d['host']}:{d['port']}" if d["host"] else "this machine",
+                d["target"] or "no profile fits",
+                d["host_key"] or ("not trusted yet" if d["host"] else "–"),
                 d["state"] or "not provisioned yet",
             ]
             for d in devices
         ]
-        rows.append(["local", "this machine", "cpu-generic", "–", "–"])
         print_table("", ["device", "address", "target", "host key", "agent's state"], rows)
 
     out.result(devices, render)
+
+
+def _local() -> dict[str, Any]:
+    from ..config import state_dir
+    from ..errors import BadInputError
+    from ..targets import host_target
+    from ..transport.base import LOCAL
+
+    target = None
+    with suppress(BadInputError):
+        target = host_target().name
+    entry = dict.fromkeys(("name", "host", "port", "user", "target", "host_key", "state"))
+    return {**entry, "name": LOCAL, "target": target, "state": str(state_dir() / LOCAL)}
 
 
 @device.command("trust")

@@ -125,7 +125,7 @@ def _require_known(key: Any, known: list[str], where: str) -> None:
 
 def _outputs(table: Any, where: str) -> dict[str, dict[str, str]]:
     if not isinstance(table, Mapping) or not all(isinstance(limits, Mapping) and limits for limits in table.values()):
-        raise BadInputError(f"{where} is {table!r}", hint=f"limits by an output's name: [{where}.logits]")
+        raise BadInputError(f"{where} is {table!r}", hint="limits by an output's name, as in [gates.outputs.logits]")
     for name, limits in table.items():
         for key in limits:
             _require_known(key, list(_PARITY), f"{where}.{name}")
