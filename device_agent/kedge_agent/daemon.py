@@ -18,6 +18,7 @@ from . import __version__
 from .configuration import Configuration, Options
 from .doors import Doors
 from .errors import AgentError
+from .formats.manifest import Manifest
 from .handover import Upgrades
 from .process import Signals, feeding, hold, log_to, serve_command, socket_folder, wait_for_parent
 from .runtime.table import RUNTIMES, runtime_named
@@ -108,8 +109,12 @@ def _run(
         if options.ephemeral:
             # Only whoever holds the folder may remove it: a second agent on it is refused above.
             stack.callback(shutil.rmtree, options.state, ignore_errors=True)
-        remember_config(layout.root, options.config)
         log_to(layout.log)
+        try:
+            remember_config(layout.root, options.config)
+        except OSError as error:
+            # It serves all the same: what goes live is judged again, by what this process reads.
+            _LOG.error("pushes may obey other settings than %s: %s", configuration.path, error)
         if standby is not None:
             standby.take(last)
             notifier.muted = True
@@ -138,17 +143,18 @@ def _serve(
         layout,
         options.successor(),
         lambda: _served(repository),
+        deploys.still,
         lambda: signals.put(signal.SIGUSR1),
         configuration.releases,
         installed=not (options.parent_pipe or options.ephemeral),
     )
     with contextlib.ExitStack() as stack:
+        stack.callback(marks.close)
         folder = stack.enter_context(socket_folder(layout))
         stack.callback(regions.close)
         stack.callback(repository.close)
         stack.callback(deploys.close)
         stack.callback(builds.close)
-        stack.callback(upgrades.close)
         control = control_handler(repository, regions, layout, runtimes, builds, deploys, configuration.to_json)
         control = with_agent_routes(upgrades, control)
         doors = Doors(folder, inference_handler(repository, regions), control, configuration.settings)
@@ -164,10 +170,12 @@ def _serve(
         wait_s = _MODELS_S if configuration.parent_pipe else 0.0
         threading.Thread(target=_greet, args=(repository, wait_s), daemon=True).start()
         with _watched(notifier, doors, repository, configuration):
-            while signals.next() == signal.SIGHUP:
+            while (number := signals.next()) == signal.SIGHUP:
                 notifier.reloading()
                 _reload(configuration, doors, repository, regions)
                 notifier.ready("serving" if configuration.problem is None else f"old settings: {configuration.problem}")
+        if number != signal.SIGUSR1:
+            upgrades.stop()
         drain_s = configuration.settings.drain_s
         _LOG.info("stopping")
         if upgrades.leaving:
@@ -187,10 +195,10 @@ def _serve(
     return upgrades
 
 
-def _served(repository: Repository) -> dict[str, str]:
-    """The release of each model that serves, once all are loaded."""
+def _served(repository: Repository) -> list[Manifest]:
+    """The releases that serve, once all are loaded."""
     repository.ready.wait()
-    return {live.manifest.model: live.manifest.digest for live in repository.live()}
+    return [live.manifest for live in repository.live()]
 
 
 def _greet(repository: Repository, wait_s: float) -> None:
@@ -215,6 +223,8 @@ def _load(
             standby.prove(repository, doors.path("infer"))
         except Exception:
             _LOG.exception("this agent does not serve what the one before it did, which is gone")
+            # It ends in order, and no model is to blame.
+            deploys.close()
             _start_anew(layout, options)
         notifier.muted = False
         notifier.ready("serving")

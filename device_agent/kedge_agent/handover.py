@@ -17,7 +17,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from . import __version__
 from .errors import AgentError
 from .failpoints import reached
+from .formats.manifest import Manifest
 from .handover_link import Link
 from .process import feeding, how_it_ended, serve_command
 from .store.agents import judge_slot
@@ -59,6 +60,9 @@ _LOG = logging.getLogger("kedge.upgrade")
 _SILENCE_S = 300.0
 _TAKEOVER_S = 30.0
 _SLOWER = 3
+# Of a release that was not loaded beside this agent: read, hashed, unpacked and loaded, from a slow card.
+_SLOWEST_BYTES_PER_S = 5_000_000
+_STOPPED = "the agent was stopped meanwhile"
 _LOCK_S = 5.0
 
 
@@ -67,6 +71,7 @@ class _Upgrade:
     """One that is under way. step: "standby", "rehearse", "drain" or "takeover".
 
     alone: held to the end: nobody else changes agents. quiet: held until the new agent takes over: nobody deploys.
+    tried: releases that the new agent has loaded beside this one.
     """
 
     trial: Trial
@@ -77,6 +82,7 @@ class _Upgrade:
     link: Link | None = None
     began: float = 0.0
     prepared_s: float = 0.0
+    tried: set[str] = field(default_factory=set)
 
 
 class Upgrades:
@@ -84,7 +90,8 @@ class Upgrades:
 
     Args:
         options: of `serve`, for whoever takes over.
-        live: the release that each model serves now.
+        live: the releases that serve now.
+        still: holds off deploys, of whatever model, while it is open; busy where there is one.
         leave: have the main thread stop serving, and then call `hand_over`.
         rules: what the device's settings say of who may sign, asked anew each time.
         installed: False where this process is not to be replaced: it ends with its parent.
@@ -96,7 +103,8 @@ class Upgrades:
         self,
         layout: Layout,
         options: Sequence[str],
-        live: Callable[[], Mapping[str, str]],
+        live: Callable[[], Sequence[Manifest]],
+        still: Callable[[], contextlib.AbstractContextManager[None]],
         leave: Callable[[], None],
         rules: Callable[[], ReleaseRules],
         *,
@@ -105,11 +113,13 @@ class Upgrades:
         self._layout = layout
         self._options = options
         self._live = live
+        self._still = still
         self._leave = leave
         self._rules = rules
         self._own = own_slot(layout) if installed else None
         self._guard = threading.Lock()
         self._now: _Upgrade | None = None
+        self._stopped = False
         self.leaving = False
         self.closed_at = 0.0
 
@@ -172,14 +182,19 @@ class Upgrades:
         _LOG.info("agent %s is started beside this one", upgrade.trial.bundle[:12])
         try:
             self._rehearse(upgrade)
-            # From here on nobody begins to change what a model serves.
+            # From here on nobody begins to change what a model serves. The first deploy of one has no folder yet.
+            upgrade.quiet.enter_context(self._still())
             for model in list_models(self._layout):
                 upgrade.quiet.enter_context(deploying(self._layout, model))
-            begin_trial(self._layout, upgrade.trial)
-            reached("upgrade.marked")
+            with self._guard:
+                self._require_wanted()
+                begin_trial(self._layout, upgrade.trial)
+                reached("upgrade.marked")
+                self.leaving = True
         except Exception as error:  # whatever it is, this agent serves on
-            _LOG.error("the upgrade is off: %s", error)
-            self._end(upgrade, REFUSED, str(error))
+            reason = _STOPPED if self._stopped else str(error)
+            _LOG.error("the upgrade is off: %s", reason)
+            self._end(upgrade, REFUSED, reason)
             with self._guard:
                 upgrade.quiet.close()
                 upgrade.alone.close()
@@ -188,8 +203,11 @@ class Upgrades:
         assert upgrade.link is not None
         upgrade.link.tell(marked=True)
         upgrade.step = "drain"
-        self.leaving = True
         self._leave()
+
+    def _require_wanted(self) -> None:
+        if self._stopped:
+            raise AgentError(_STOPPED, kind="busy")
 
     def _rehearse(self, upgrade: _Upgrade) -> None:
         upgrade.began = time.monotonic()
@@ -198,8 +216,9 @@ class Upgrades:
         environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
         options = ["--standby", str(theirs.fileno()), *self._options]
         # Said before there is anybody to hear it: from its first moment on, the new agent knows all that it must.
-        upgrade.link.tell(models=dict(self._live()), pid=os.getpid(), version=__version__)
-        with theirs:
+        upgrade.link.tell(models=_named(self._live()), pid=os.getpid(), version=__version__)
+        with theirs, self._guard:
+            self._require_wanted()
             upgrade.child = subprocess.Popen(
                 serve_command(self._layout.root, slot(self._layout, upgrade.trial.bundle), options),
                 stdin=subprocess.DEVNULL,
@@ -218,6 +237,8 @@ class Upgrades:
                 raise AgentError(f"the new agent {how_it_ended(upgrade.child)}", kind="internal")
             if "error" in said:
                 raise AgentError(f"the new agent would not serve: {said['error']}", kind="internal")
+            if isinstance(said.get("tried"), str):
+                upgrade.tried.add(said["tried"])
             if "ready" in said:
                 break
         upgrade.prepared_s = time.monotonic() - upgrade.began
@@ -238,9 +259,11 @@ class Upgrades:
         upgrade.step = "takeover"
         upgrade.quiet.close()
         reached("upgrade.released")
-        limit_s = _TAKEOVER_S + _SLOWER * upgrade.prepared_s
+        # What serves may have changed since the rehearsal began, until the doors were closed.
+        live = self._live()
+        limit_s = _TAKEOVER_S + _SLOWER * upgrade.prepared_s + _load_s(live, upgrade.tried)
         marks = _read(self._layout.root / "running")
-        upgrade.link.tell(go=True, closed_at=self.closed_at)
+        upgrade.link.tell(go=True, models=_named(live), closed_at=self.closed_at)
         with feeding(notifier, limit_s):
             reason = self._await(upgrade, signals, limit_s)
         if reason is None:
@@ -255,15 +278,19 @@ class Upgrades:
             # That it crashed is to be blamed on no model.
             with contextlib.suppress(OSError):
                 write_atomic(self._layout.root / "running", marks, mode=0o600)
-            self._end(upgrade, FALLEN_BACK, reason or "the agent was stopped meanwhile")
+            self._end(upgrade, FALLEN_BACK, reason or _STOPPED)
         _LOG.error("this agent serves again: %s", reason or "it was stopped")
         return stopped
 
-    def close(self) -> None:
-        """Stop serving: an agent that only stands by is not wanted any more."""
-        now = self._now
-        if now is not None and now.child is not None and not self.leaving:
-            now.child.kill()
+    def stop(self) -> None:
+        """Somebody stops this agent, and wants no other: none takes over, not even one that was about to."""
+        with self._guard:
+            self._stopped = True
+            upgrade, leaving, self.leaving = self._now, self.leaving, False
+            if upgrade is not None and upgrade.child is not None:
+                upgrade.child.kill()
+        if leaving and upgrade is not None:
+            self._end(upgrade, REFUSED, _STOPPED)
 
     def _await(self, upgrade: _Upgrade, signals: int, limit_s: float) -> str | None:
         """None: it serves. Empty: somebody wants this agent to stop. Else why it does not serve."""
@@ -298,6 +325,16 @@ class Upgrades:
         # Where it cannot be written down, the next start finds the mark and writes less.
         with contextlib.suppress(OSError):
             end_trial(self._layout, Outcome(trial.bundle, trial.former, trial.version, state, reason))
+
+
+def _named(live: Sequence[Manifest]) -> dict[str, str]:
+    return {manifest.model: manifest.digest for manifest in live}
+
+
+def _load_s(live: Sequence[Manifest], tried: Collection[str]) -> float:
+    """How long loading what was not tried may take, in seconds."""
+    untried = [manifest for manifest in live if manifest.digest not in tried]
+    return sum(entry.size_bytes for manifest in untried for entry in manifest.files) / _SLOWEST_BYTES_PER_S
 
 
 def _read(path: Path) -> bytes:

@@ -5,6 +5,7 @@ Whoever wrote the file is told what is wrong with it, and where; nothing in it i
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -90,8 +91,13 @@ def remember_config(state: Path, config: Path | None) -> None:
     note = state / _CONFIG_NOTE
     if config is None:
         note.unlink(missing_ok=True)
-    else:
-        write_atomic(note, str(config).encode("utf-8", "surrogateescape"), mode=0o600)
+        return
+    path = str(config).encode("utf-8", "surrogateescape")
+    with contextlib.suppress(AgentError, OSError):
+        # What is there already needs no room on a full disk.
+        if read_bounded(note, _MAX_PATH_BYTES) == path:
+            return
+    write_atomic(note, path, mode=0o600)
 
 
 def settings_of(state: Path) -> Settings:

@@ -23,6 +23,7 @@ from .runtime.base import Runtime
 from .runtime.pool import PoolRules
 from .serving.loading import rehearse
 from .serving.repository import Repository
+from .serving.site import state_of
 from .serving.staging import stage_release
 from .store.layout import Layout
 from .store.slots import (
@@ -77,6 +78,7 @@ class Standby:
         self._expected = dict(models) if isinstance(models, dict) else {}
         self._old, self._version = said.get("pid"), str(said.get("version"))
         for model, digest in self._expected.items():
+            tried: str | None = digest
             try:
                 rehearse(self._layout, stage_release(self._layout, runtimes, digest, threads, rules_of(model)))
             except AgentError as error:
@@ -85,7 +87,8 @@ class Standby:
                     raise
                 # Beside the agent that serves it, it does not fit; in its place it may.
                 _LOG.warning("%s cannot be tried now: %s", model, error)
-            self._link.tell(progress=model)
+                tried = None
+            self._link.tell(progress=model, tried=tried)
         reached("upgrade.standby")
         self._link.tell(ready=True)
 
@@ -95,7 +98,9 @@ class Standby:
         if said is not None:
             # It has marked the upgrade, and answers the requests inside.
             said = self._link.hear(None)
-        closed_at = None if said is None else said.get("closed_at")
+        models, closed_at = (said or {}).get("models"), (said or {}).get("closed_at")
+        if isinstance(models, dict):
+            self._expected = dict(models)
         self._closed_at = closed_at if isinstance(closed_at, float) else None
 
     def take(self, last: int | None) -> None:
@@ -153,7 +158,9 @@ class Standby:
             raise AgentError(problem, kind="internal")
         for model, digest in self._expected.items():
             serving = repository.get(model).manifest.digest
-            if serving != digest:
+            state = state_of(self._layout, model)
+            # An agent that ended by itself could not tell what was deployed, or taken back, since it said what serves.
+            if serving != digest and (state is None or serving != state.current):
                 raise AgentError(f"{model} serves {serving[:12]}, not {digest[:12]}", kind="internal")
 
     def _commit(self) -> None:
