@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import random
 import shutil
@@ -146,6 +147,22 @@ def test_nobody_deploys_while_an_agent_hands_over_and_nobody_hands_over_while_on
     assert_serves(device, live, "1.0.0")
 
 
+def test_an_agent_that_came_before_signatures_were_asked_for_is_not_started(
+    make: Make, live: Release, second: Bundle, tmp_path: Path
+) -> None:
+    device = make(second)
+    signers = tmp_path / "signers"
+    signers.write_text("")
+    # No reload: what is deployed obeys the file, and so does who takes over.
+    rules = {"releases": {"signatures": "required", "allowed_signers": str(signers)}}
+    (device.state / "agent.json").write_text(json.dumps(rules))
+    status, said = device.upgrade(second)
+    assert (status, said["kind"]) == (422, "integrity")
+    assert "no signature came with kedge-agent" in said["error"]
+    assert device.agent()["upgrade"] is None
+    assert_serves(device, live, "1.0.0")
+
+
 def test_an_agent_that_is_not_here_is_not_started(make: Make, live: Release, second: Bundle, tmp_path: Path) -> None:
     device = make(second)
     absent = bundle_of(tmp_path, "3.0.0")
@@ -242,7 +259,7 @@ def test_a_bad_agent_is_not_held_against_the_models_that_it_crashed_on(
     device = make(bad)
     device.upgrade(bad)
     ended = device.outcome(bad)
-    assert (ended["state"], "SIGSEGV" in ended["reason"]) == ("fallen-back", True)
+    assert (ended["state"], "SIGSEGV" in ended["reason"]) == ("fallen-back", True), ended
     device.answers()
     assert_serves(device, live, "1.0.0")
     # Looked at in a copy: whoever looks counts.

@@ -21,7 +21,6 @@ from kedge_agent.errors import AgentError
 from kedge_agent.formats.bundle import bundle_bytes, parse_bundle
 from kedge_agent.formats.manifest import ManifestError
 from kedge_agent.formats.offer import AGENT, Offer
-from kedge_agent.handover import Upgrades
 from kedge_agent.store.agents import AgentParcel, agent_objects, judge_slot, run_program
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.rules import OFF, ReleaseRules
@@ -250,12 +249,9 @@ def test_an_agent_that_was_taken_unsigned_is_not_started_where_signatures_are_as
     rules = ReleaseRules(
         allowed_signers=allow(tmp_path / "signers", [("*", key), ("*", other)]), revoked_keys=tmp_path / "revoked"
     )
-    upgrades = Upgrades(layout, [], dict, lambda: None, lambda: rules, installed=True)
-    upgrades._own = A
     with pytest.raises(AgentError, match="no signature came with kedge-agent") as refused:
-        upgrades.start(bundle.digest)
+        judge_slot(layout, rules, bundle.digest)
     assert refused.value.kind == "integrity"
-    assert upgrades.to_json()["upgrade"] is None
     # Pushed again with a signature, it may be; whether it runs or not.
     for link in ("other", "current"):
         (agents_folder(layout) / link).symlink_to(bundle.digest)
