@@ -7,8 +7,9 @@ from typing import Any
 from kedge_agent.formats.manifest import is_model_name
 
 from ..errors import BadInputError
-from ..transport.base import Transport
+from ..transport.base import Transport, agent_hint
 from ..transport.client import AgentClient
+from .told import require
 
 __all__ = ["read_history"]
 
@@ -21,7 +22,7 @@ def read_history(transport: Transport, model: str | None = None) -> list[dict[st
 
     Raises:
         BadInputError: that names no model, or the agent is too old to keep a journal.
-        KedgeError: the device cannot be reached.
+        KedgeError: the device cannot be reached, or what it tells makes no sense.
     """
     if model is not None and not is_model_name(model):
         raise BadInputError(f"{model!r} is no model's name", hint=f"see: kedge status --on {transport.name}")
@@ -32,8 +33,9 @@ def read_history(transport: Transport, model: str | None = None) -> list[dict[st
     except BadInputError as error:
         raise BadInputError(
             f"{transport.name}: the agent is of before there was a history",
-            hint=f"bring it to this version: kedge device upgrade {transport.name}",
+            hint=agent_hint(transport.name),
         ) from error
     finally:
         client.close()
-    return [entry for entry in entries if isinstance(entry, dict)]
+    found: list[dict[str, Any]] = require(transport.name, "history", entries)
+    return found
