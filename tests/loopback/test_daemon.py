@@ -28,6 +28,7 @@ from kedge_agent.serving.http import Request, Response, json_response
 from kedge_agent.settings import Settings
 from kedge_agent.store.layout import Layout
 from tests.support.daemon import NOBODY, Agent, as_nobody, free_port, spinning
+from tests.support.stores import fill, small_disk
 from tests.unit.test_store import deliver
 
 LONG = 10**12
@@ -366,6 +367,21 @@ def test_requests_that_do_not_end_in_time_are_cut_and_the_exit_code_says_so(
     assert code == 13
     assert "cut requests that did not end within 0.5 s" in errors
     assert not agent.sockets.exists()
+
+
+def test_an_agent_with_a_file_of_settings_starts_on_a_full_disk(tmp_path: Path) -> None:
+    named, other = settings(tmp_path), tmp_path / "other.json"
+    other.write_text("{}")
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        for config in (named, named, other):
+            agent = Agent(disk / "state", "--config", str(config))
+            try:
+                assert agent.greeting
+                agent.process.send_signal(signal.SIGTERM)
+                assert agent.ends()[0] == 0
+            finally:
+                agent.close()
+            fill(disk)
 
 
 def test_an_agent_in_the_background_is_started_and_stopped_with_its_settings(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from kedge_agent.store.locks import deploying
 from kedge_agent.store.slots import changing_agents, read_trial, slot_named
 from tests.conftest import make_release
 from tests.support.upgrades import Slotted, bundle_of
+from tests.unit.test_store import deliver
 
 IN_TIME_S = 5.0
 
@@ -400,6 +401,96 @@ def test_an_agent_that_is_told_to_stop_takes_the_one_that_stands_by_with_it(
     device.start()
     device.answers()
     assert_serves(device, live, "1.0.0")
+
+
+_WAITS = """
+_rehearse = Standby.rehearse
+def _later(self, *args):
+    while not os.path.exists({place!r}):
+        time.sleep(0.02)
+    _rehearse(self, *args)
+Standby.rehearse = _later
+"""
+
+
+def waiting(folder: Path) -> tuple[Bundle, Path]:
+    """An agent whose rehearsal waits until a file is there."""
+    place = folder / "go on"
+    return bundle_of(folder, "2.0.0", {"kedge_agent/standby.py": _WAITS.format(place=str(place))}), place
+
+
+@pytest.mark.slow
+def test_a_stop_while_another_agent_prepares_is_no_handover(make: Make, live: Release, tmp_path: Path) -> None:
+    slow, place = waiting(tmp_path)
+    device = make(slow)
+    device.upgrade(slow)
+    waits(lambda: len(device.processes()) == 2)
+    # A request is inside as long as its body has not arrived.
+    with socket.socket(socket.AF_UNIX) as inside:
+        inside.connect(str(device.sockets / "infer.sock"))
+        inside.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: agent\r\nContent-Length: 9\r\n\r\n{")
+        time.sleep(0.5)
+        os.kill(device.agent()["pid"], signal.SIGTERM)
+        waits(lambda: not (device.sockets / "infer.sock").exists())
+        place.touch()
+        waits(lambda: len(device.processes()) == 1 or read_trial(device.layout) is not None)
+    assert device.gone()
+    device.start()
+    device.answers()
+    assert_serves(device, live, "1.0.0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_is_deployed_while_another_agent_prepares_is_what_it_serves(
+    make: Make, tmp_path: Path, dies: bool
+) -> None:
+    slow, place = waiting(tmp_path)
+    device = make(slow)
+    release = make_release(tmp_path, version=2, seed=2)
+    deliver(device.layout, release)
+    device.upgrade(slow)
+    waits(lambda: len(device.processes()) == 2)
+    status, said = device.request("POST", f"/kedge/v1/releases/{release.digest}/activate")
+    assert status == 200, said
+    waits(lambda: device.request("GET", f"/kedge/v1/deploys/{release.digest}")[1]["state"] == "done")
+    if dies:
+        os.kill(device.agent()["pid"], signal.SIGKILL)
+    place.touch()
+    assert device.outcome(slow)["state"] == "committed"
+    assert_serves(device, release, "2.0.0")
+
+
+@pytest.mark.slow
+def test_nobody_hands_over_while_the_first_release_of_a_model_is_deployed(
+    make: Make, live: Release, second: Bundle, tmp_path: Path
+) -> None:
+    device = make(second, failpoints="deploy.gated=hang")
+    other = make_release(tmp_path, version=1, name="other")
+    deliver(device.layout, other)
+    assert device.request("POST", "/kedge/v1/deploys", {"release": other.digest})[0] == 200
+    device.upgrade(second)
+    ended = device.outcome(second)
+    assert (ended["state"], ended["reason"]) == ("refused", "another activation is under way")
+    assert_serves(device, live, "1.0.0")
+
+
+@pytest.mark.slow
+def test_an_agent_that_makes_way_because_it_is_unfit_has_not_crashed(make: Make, live: Release, tmp_path: Path) -> None:
+    body = "time.sleep(3); raise AgentError('the GPU is gone')"
+    bad = bundle_of(tmp_path, "2.0.0", {"kedge_agent/standby.py": _UNFIT.format(body=body)})
+    device = make(bad)
+    old = device.agent()["pid"]
+    device.upgrade(bad)
+    waits(lambda: (device.state / "agent.lock").read_text() != str(old))
+    os.kill(old, signal.SIGKILL)
+    waits(lambda: version_of(device) == "1.0.0")
+    device.answers()
+    assert_serves(device, live, "1.0.0")
+    (tmp_path / "copy").mkdir()
+    shutil.copy(device.state / "running", tmp_path / "copy" / "running")
+    # Whoever looks counts, and nobody else has.
+    assert Marks(Layout(tmp_path / "copy")).anonymous == 1
 
 
 @pytest.mark.slow
