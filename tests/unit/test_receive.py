@@ -71,6 +71,7 @@ def test_a_sender_of_protocol_2_is_told_encodings_and_bases(tmp_path: Path) -> N
         "copied": 100,
         "encodings": [ENCODING_RAW, ENCODING_ZSTD, ENCODING_DELTA],
         "bases": [{"file": file, "objects": [{"sha256": place(first)[1], "bytes": len(weights)}]}],
+        "joins": True,
     }
     assert sha256 != place(first)[1]
     verify_release(layout, read_release(layout, second.digest))

@@ -38,7 +38,8 @@ class Offer:
 
     signatures: of the manifest, armoured, one after another. encodings: of frames, that the sender can send.
     base: the manifest, signed, of the release that this one completes with an engine. attestation: a statement on that
-    engine. downgrade: a statement that a lower version than the device has had is wanted.
+    engine. downgrade: a statement that a lower version than the device has had is wanted. join: another channel leads
+    this push, and this one brings frames to it.
     """
 
     kind: str = RELEASE
@@ -47,6 +48,7 @@ class Offer:
     base: Signed | None = None
     attestation: Signed | None = None
     downgrade: Signed | None = None
+    join: bool = False
 
 
 def offer_bytes(offer: Offer) -> bytes:
@@ -60,6 +62,8 @@ def offer_bytes(offer: Offer) -> bytes:
         signed: Signed | None = getattr(offer, name)
         if signed is not None:
             body[name] = {"document": signed.document.decode(), "signatures": signed.signatures.decode("ascii")}
+    if offer.join:
+        body["join"] = True
     return json.dumps(body).encode()
 
 
@@ -84,6 +88,7 @@ def parse_offer(data: bytes | bytearray | memoryview) -> Offer:
         base=_signed(body, "base"),
         attestation=_signed(body, "attestation"),
         downgrade=_signed(body, "downgrade"),
+        join=body.get("join") is True,
     )
 
 

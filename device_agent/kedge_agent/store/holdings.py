@@ -24,6 +24,7 @@ __all__ = [
     "Frames",
     "copy_frames",
     "find_bases",
+    "find_joined",
     "find_missing",
     "missing_bytes",
     "reserved_bytes",
@@ -109,6 +110,25 @@ def sync_staged(handle: int, path: Path) -> None:
     except OSError:
         path.unlink(missing_ok=True)
         raise
+
+
+def find_joined(files: Sequence[FileEntry], staging: Path, handles: Mapping[int, int], missing: Frames) -> None:
+    """Take frames out of `missing` that a process which joined the push has brought: by their hashes, and on disk.
+
+    Args:
+        handles: open files that gather the frames, by the file's index.
+
+    Raises:
+        OSError: the disk does not take them.
+    """
+    for file in sorted({file for file, _ in missing}):
+        path = staging / files[file].sha256
+        found = good_frames(path, files[file], {frame for each, frame in missing if each == file})
+        if found:
+            # Whoever brought them may have been killed before they were on the disk.
+            sync_staged(handles[file], path)
+        for frame in found:
+            del missing[file, frame]
 
 
 def copy_frames(

@@ -48,7 +48,7 @@ class _Chunk:
 
 @dataclass
 class _Frame:
-    """A frame of which some has arrived. digest: of raw bytes, which are written as they come. packed: all others."""
+    """A frame of which some has arrived. digest: of raw bytes. packed: what is not written as it comes."""
 
     head: _Head
     left: int
@@ -66,6 +66,9 @@ class IncomingFrames:
         taken: encodings that frames may have.
         send: sends a message to the host, from any thread.
         failed: told, once and from any thread, why nothing more will be taken.
+        led: of a process that joined a push; called with a file before a frame of it is written, and before it is
+            acknowledged. It raises where nobody gathers that file any more. Frames are then proven before they are
+            written: what lies in their place may be good.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class IncomingFrames:
         taken: tuple[int, ...],
         send: Send,
         failed: Callable[[Exception], object],
+        led: Callable[[int], object] | None = None,
     ) -> None:
         self._layout = layout
         self._files = files
@@ -89,6 +93,7 @@ class IncomingFrames:
         self._taken = taken
         self._send = send
         self._failed = failed
+        self._led = led
         self._raw_only: set[tuple[int, int]] = set()
         self._failure: Exception | None = None
         self._guard = threading.Lock()
@@ -126,11 +131,9 @@ class IncomingFrames:
         self._arrived.put(_Chunk(data, buffer))
 
     def finish(self) -> None:
-        """Wait until every frame that was taken is on the disk. Raises as `buffer`, and when frames are missing."""
+        """Wait until every frame that was taken is on the disk. Raises as `begin`."""
         self.close()
         self._check()
-        if self._wanted:
-            raise WireError(f"the push ended with {len(self._wanted)} frames missing")
 
     def close(self) -> None:
         """Let what has arrived reach the disk, and end; idempotent."""
@@ -180,9 +183,10 @@ class IncomingFrames:
         frame = self._frame
         assert frame is not None
         if frame.head.encoding == ENCODING_RAW:
+            frame.digest.update(data)
+        if frame.head.encoding == ENCODING_RAW and self._led is None:
             # Not proven yet; but what is there in its place is not good either, and only proven frames count.
             self._put(frame.head, data, frame.head.size - frame.left)
-            frame.digest.update(data)
         else:
             frame.packed += data
         frame.left -= len(data)
@@ -192,16 +196,21 @@ class IncomingFrames:
 
     def _prove(self, frame: _Frame) -> None:
         head = frame.head
+        data: bytes | bytearray = frame.packed
         if head.encoding != ENCODING_RAW:
-            data = self._decoded(head, memoryview(frame.packed))
-            if data is None or sha256_hex(data) != self._wanted[head.file, head.frame]:
+            decoded = self._decoded(head, memoryview(frame.packed))
+            if decoded is None or sha256_hex(decoded) != self._wanted[head.file, head.frame]:
                 # What it was made against is not the same on both sides: the frame itself is asked for.
                 self._raw_only.add((head.file, head.frame))
                 self._send(Message.AGAIN, FRAME_HEADER.pack(head.file, head.frame, ENCODING_RAW))
                 return
-            self._put(head, memoryview(data), 0)
+            data = decoded
         elif frame.digest.hexdigest() != self._wanted[head.file, head.frame]:
             raise self._other_bytes(head)
+        if self._led is not None:
+            self._led(head.file)
+        # Nothing, where it was written as it came.
+        self._put(head, memoryview(data), 0)
         del self._wanted[head.file, head.frame]
         reached("receive.written")
         self._written.put(head)
@@ -252,6 +261,8 @@ class IncomingFrames:
                 for file in sorted({each.file for each in written}):
                     sync_staged(self._handles[file], self._staging / self._files[file].sha256)
                 for each in written:
+                    if self._led is not None:
+                        self._led(each.file)
                     self._send(Message.ACK, FRAME_HEADER.pack(each.file, each.frame, each.encoding))
                     reached("receive.acknowledged")
         except Exception as error:  # as above

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from ..formats.digests import sha256
@@ -19,10 +20,13 @@ __all__ = ["good_frames", "is_whole"]
 _CHUNK_BYTES = 1024 * 1024
 
 
-def good_frames(path: Path, entry: FileEntry) -> set[int]:
+def good_frames(path: Path, entry: FileEntry, only: Collection[int] | None = None) -> set[int]:
     """Frames of a file that have the bytes that the manifest names; what cannot be read is not among them.
 
     The file may be shorter or longer than named, or not be there.
+
+    Args:
+        only: look at these frames alone; None: at all.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -33,7 +37,8 @@ def good_frames(path: Path, entry: FileEntry) -> set[int]:
         return {
             frame
             for frame, named in enumerate(entry.frames)
-            if _hash(handle, frame * FRAME_BYTES, frame_length(entry.size_bytes, frame), buffer) == named
+            if (only is None or frame in only)
+            and _hash(handle, frame * FRAME_BYTES, frame_length(entry.size_bytes, frame), buffer) == named
         }
     finally:
         os.close(handle)

@@ -22,8 +22,9 @@ from ..wire import ENCODING_DELTA, ENCODING_RAW, FRAME_HEADER, MESSAGE_HEADER, M
 from .accept import ReleaseParcel
 from .agents import AgentParcel
 from .files import exclusive_lock, fsync_directory, make_directory, translate_os_error
-from .holdings import Frames, copy_frames, find_bases, missing_bytes, staged
+from .holdings import Frames, copy_frames, find_bases, find_joined, missing_bytes, staged
 from .incoming import IncomingFrames
+from .joining import join
 from .layout import Layout
 from .parcel import Parcel
 from .room import room_for
@@ -138,7 +139,7 @@ class _Push:
         self._voice = voice
 
     def run(self) -> str:
-        """All of it; the digest of what was accepted."""
+        """All of it; the digest of what was accepted, or joined."""
         kind, size = self._ear.head()
         offer: Offer | None = None
         if kind is Message.OFFER:
@@ -148,6 +149,9 @@ class _Push:
             raise WireError(f"expected MANIFEST, got {kind.name}")
         parcel = self._parcel(self._ear.exactly(size), offer or Offer())
         reached("receive.offered")
+        if offer is not None and offer.join:
+            join(self._layout, parcel, offer.encodings, self._voice.send, self._voice.fail, self._take)
+            return parcel.digest
         staging = self._layout.staging(parcel.digest)
         # Before anything is locked: what is refused leaves nothing, and keeps nobody waiting. `accept` judges again.
         parcel.judge()
@@ -194,20 +198,27 @@ class _Push:
                 taken = tuple(each for each in encodings() if each in offered)
                 if ENCODING_DELTA in taken:
                     bases = find_bases(self._layout, files, missing, parcel.relatives())
-                want |= {"copied": copied, "encodings": taken, "bases": _bases(bases)}
+                want |= {"copied": copied, "encodings": taken, "bases": _bases(bases), "joins": True}
             self._voice.send(Message.WANT, json.dumps(want).encode())
             incoming = IncomingFrames(
                 self._layout, files, staging, handles, missing, bases, taken, self._voice.send, self._voice.fail
             )
             stack.callback(incoming.close)
-            while (size := self._next_frame()) is not None:
-                incoming.begin(self._ear.exactly(FRAME_HEADER.size), size)
-                while size:
-                    room = incoming.room()
-                    data = self._ear.fill(memoryview(room)[:size])
-                    incoming.take(data, room)
-                    size -= len(data)
-            incoming.finish()
+            self._take(incoming)
+            find_joined(files, staging, handles, missing)
+            if missing:
+                raise WireError(f"the push ended with {len(missing)} frames missing")
+
+    def _take(self, incoming: IncomingFrames) -> None:
+        """Take FRAMEs until COMMIT, and until they are on the disk."""
+        while (size := self._next_frame()) is not None:
+            incoming.begin(self._ear.exactly(FRAME_HEADER.size), size)
+            while size:
+                room = incoming.room()
+                data = self._ear.fill(memoryview(room)[:size])
+                incoming.take(data, room)
+                size -= len(data)
+        incoming.finish()
 
     def _next_frame(self) -> int | None:
         """How many bytes follow the header of the next FRAME; None at COMMIT."""
