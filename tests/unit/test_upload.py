@@ -11,10 +11,11 @@ import pytest
 
 from kedge.errors import IncompatibleError, UnreachableError
 from kedge.release.bundle import Release, write_release
-from kedge.transport import upload as upload_module
+from kedge.transport import link as link_module
 from kedge.transport.base import Channel, Deadline
 from kedge.transport.encoding import Base, Encoder
 from kedge.transport.known import KnownObjects
+from kedge.transport.link import Link, Pace
 from kedge.transport.listening import parse_want
 from kedge.transport.local import LocalAgent
 from kedge.transport.upload import UploadResult, upload
@@ -23,7 +24,7 @@ from kedge_agent.formats.manifest import FileEntry
 from kedge_agent.formats.offer import AGENT, Offer
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.releases import read_release, verify_release
-from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, ENCODING_ZSTD, FRAME_BYTES
+from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, ENCODING_ZSTD, FRAME_BYTES, Message
 from tests.conftest import make_release
 
 MIB = 1 << 20
@@ -183,10 +184,10 @@ def test_a_limited_push_waits_as_long_as_its_bytes_take(tmp_path: Path, monkeypa
             clock.most = max(clock.most, len(data))
 
     clock = Clock()
-    monkeypatch.setattr(upload_module, "time", clock)
-    link = upload_module._Link(Sink(), 1_000_000)  # type: ignore[arg-type]
+    monkeypatch.setattr(link_module, "time", clock)
+    link = Link(Sink(), Pace(1_000_000))  # type: ignore[arg-type]
     for _ in range(2):
-        link.send(upload_module.Message.FRAME, b"header", bytes(5_000_000))
+        link.send(Message.FRAME, b"header", bytes(5_000_000))
     assert clock.now == pytest.approx(10, rel=0.02)
     assert clock.most <= 50_000
     assert link.rate() == pytest.approx(1_000_000, rel=0.02)

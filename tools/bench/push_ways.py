@@ -85,7 +85,15 @@ class Bench:
         transport = SshTransport("device", address)
         try:
             channel, protocol = transport.open_receive(Deadline.after(_PATIENCE_S, "the push"))
-            done = upload(channel, "device", release.manifest_bytes, release.files(), progress, protocol=protocol)
+            done = upload(
+                channel,
+                "device",
+                release.manifest_bytes,
+                release.files(),
+                progress,
+                protocol=protocol,
+                open_more=transport.open_receive,
+            )
             return time.perf_counter() - begin, done
         finally:
             transport.close()

@@ -53,6 +53,7 @@ def push_release(transport: Transport, release: Release, progress: Progress = la
         progress,
         offer=release.offer(),
         protocol=protocol,
+        open_more=transport.open_receive,
     )
 
 

@@ -70,6 +70,7 @@ def send(
                 offer=offer,
                 protocol=protocol,
                 limit_bytes_per_s=limit_bytes_per_s,
+                open_more=transport.open_receive,
             )
         except (UnreachableError, BusyError) as error:
             if went_on:

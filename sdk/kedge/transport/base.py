@@ -53,6 +53,11 @@ class Deadline:
 class Channel(Protocol):
     """A two-way stream to a process of the agent; the part of a socket that http.client uses, and a little more."""
 
+    @property
+    def window_bytes_per_s(self) -> float:
+        """What flow control lets through on a link as long as this one; infinite where nothing is known to bind it."""
+        ...
+
     def sendall(self, data: bytes | memoryview, /) -> None:
         """Send all of it."""
         ...

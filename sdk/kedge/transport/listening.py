@@ -25,13 +25,15 @@ class Want:
     """What a device asks for.
 
     frames: by file and index, in its order. copied_bytes: that it made of what it has elsewhere. encodings: that it
-    takes. bases: sha256 and size of objects that it has, by the file that they may be like, the likest first.
+    takes. bases: sha256 and size of objects that it has, by the file that they may be like, the likest first. joins:
+    whether more channels may bring frames.
     """
 
     frames: tuple[tuple[int, int], ...]
     copied_bytes: int
     encodings: tuple[int, ...]
     bases: dict[int, tuple[tuple[str, int], ...]]
+    joins: bool = False
 
 
 def parse_want(body: Any, files: Sequence[FileEntry], protocol: int) -> Want:
@@ -56,7 +58,8 @@ def parse_want(body: Any, files: Sequence[FileEntry], protocol: int) -> Want:
         }
         if not all(is_digest(sha256) for objects in bases.values() for sha256, _ in objects):
             raise ValueError("a base without a hash")
-        return Want(frames, int(body["copied"]), tuple(int(each) for each in body["encodings"]), bases)
+        taken = tuple(int(each) for each in body["encodings"])
+        return Want(frames, int(body["copied"]), taken, bases, body.get("joins") is True)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise IncompatibleError("the device asks for frames the release does not have") from error
 
@@ -67,6 +70,7 @@ class Listener(threading.Thread):
     Args:
         acknowledged: told of each frame that is on the device's disk, by file and index.
         again: told of each frame that the device wants raw.
+        changed: held while these are told; of listeners that have it in common, one tells at a time. None: its own.
     """
 
     def __init__(
@@ -75,13 +79,14 @@ class Listener(threading.Thread):
         device: str,
         acknowledged: Callable[[int, int], None],
         again: Callable[[int, int], None],
+        changed: threading.Condition | None = None,
     ) -> None:
         super().__init__(daemon=True)
         self._channel = channel
         self._device = device
         self._acknowledged = acknowledged
         self._again = again
-        self._changed = threading.Condition()
+        self._changed = changed or threading.Condition()
         self._want: Any = None
         self._done = False
         self._error: KedgeError | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -26,6 +27,7 @@ class SshChannel:
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
+        self.window_bytes_per_s = math.inf
 
     def sendall(self, data: bytes | memoryview, /) -> None:
         """Send all of it."""
@@ -66,6 +68,7 @@ class SshChannel:
         """Have no more on the way than the link can hold; of a channel on which nothing was sent yet."""
         most = max(_LEAST_IN_FLIGHT_BYTES, round_trip_s * _FASTEST_BYTES_PER_S)
         with self._channel.lock:
+            self.window_bytes_per_s = self._channel.out_window_size / round_trip_s
             self._channel.out_window_size = int(min(self._channel.out_window_size, most))
 
 

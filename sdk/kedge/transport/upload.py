@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,21 +14,20 @@ from kedge_agent.formats.delta import encodings
 from kedge_agent.formats.frames import frame_length
 from kedge_agent.formats.manifest import FileEntry
 from kedge_agent.formats.offer import AGENT, Offer, offer_bytes
-from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, FRAME_HEADER, MESSAGE_HEADER, Message
+from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, FRAME_HEADER, Message
 
 from ..errors import IncompatibleError, UnreachableError
 from .base import Channel, Deadline
 from .encoding import Base, EncodedFrame, Encoder
 from .known import KnownObjects
+from .lanes import Frames, Lanes, OpenMore
+from .link import Link, Pace
 from .listening import Listener, Want, parse_want
 
 __all__ = ["Progress", "UploadResult", "upload"]
 
 # Hashing what a slow device has already may take minutes a gigabyte.
 _PATIENCE_S = 900.0
-# The least that a limited push sends at once: more often would cost more than it evens out.
-_PORTION_S = 0.05
-_TELLING_BYTES = 4 << 20
 
 Progress = Callable[[int, int], None]
 """Called with bytes acknowledged and bytes to send, of content."""
@@ -40,6 +40,7 @@ class UploadResult:
     sent_bytes: of content that the device lacked. wire_bytes: payload that travelled for it, encodings and repetitions
     included. skipped_bytes: of files or frames that were in their place. copied_bytes: that the device made of what it
     had elsewhere. delta_frames: that travelled as a difference. resent_frames: that were sent a second time.
+    channels: that the push had, those that brought no frame not counted.
     """
 
     sent_bytes: int
@@ -49,6 +50,7 @@ class UploadResult:
     delta_frames: int
     resent_frames: int
     seconds: float
+    channels: int = 1
 
 
 def upload(
@@ -61,6 +63,7 @@ def upload(
     offer: Offer | None = None,
     protocol: int,
     limit_bytes_per_s: int | None = None,
+    open_more: OpenMore | None = None,
 ) -> UploadResult:
     """Push a release, or an agent, through a channel to a `receive` process.
 
@@ -69,6 +72,8 @@ def upload(
         offer: what comes with the manifest; None: nothing does. Its encodings are filled in here.
         protocol: that the channel speaks (`Transport.open_receive`).
         limit_bytes_per_s: send no faster; None: as fast as it goes.
+        open_more: `Transport.open_receive`, for more channels where the window of one is too small for the link; None:
+            there is one channel.
 
     Raises:
         KedgeError: what the device reports (no space, integrity, busy), or that the link broke.
@@ -79,7 +84,7 @@ def upload(
             raise IncompatibleError(
                 f"{device}: its agent is too old to be replaced by itself", hint=f"kedge device provision {device}"
             )
-        push = _Push(channel, device, files, progress, _Link(channel, limit_bytes_per_s))
+        push = _Push(channel, device, files, progress, Pace(limit_bytes_per_s), open_more)
         result = push.run(manifest, offer or Offer(), protocol)
     finally:
         channel.close()
@@ -87,45 +92,6 @@ def upload(
         # An agent's wheels are compressed: no difference to the ones before them is small.
         KnownObjects().remember(files)
     return result
-
-
-class _Link:
-    """Sends messages, no faster than it may, and knows how fast that went."""
-
-    def __init__(self, channel: Channel, limit_bytes_per_s: int | None) -> None:
-        self._channel = channel
-        self._limit = limit_bytes_per_s
-        self._allowed = 0.0
-        self._bytes = 0
-        self._seconds = 0.0
-
-    def send(self, kind: Message, header: bytes = b"", data: bytes | memoryview = b"") -> None:
-        begin = time.monotonic()
-        self._all(MESSAGE_HEADER.pack(kind, len(header) + len(data)) + header)
-        if self._limit is None:
-            self._all(data)
-        else:
-            portion = max(1, int(self._limit * _PORTION_S))
-            for start in range(0, len(data), portion):
-                self._all(data[start : start + portion])
-        if kind is Message.FRAME:
-            self._bytes += len(data)
-            self._seconds += time.monotonic() - begin
-
-    def rate(self) -> float | None:
-        """Bytes a second that the link took while it was given some; None while they tell of buffers alone."""
-        return self._bytes / max(self._seconds, 1e-6) if self._bytes >= _TELLING_BYTES else None
-
-    def _all(self, data: bytes | memoryview) -> None:
-        if not data:
-            return
-        if self._limit is not None:
-            # What was not used yet may be used later, but no more than a portion of it at once.
-            now = time.monotonic()
-            self._allowed = max(self._allowed, now - _PORTION_S)
-            time.sleep(max(0.0, self._allowed - now))
-            self._allowed += len(data) / self._limit
-        self._channel.sendall(data)
 
 
 class _Push:
@@ -137,19 +103,25 @@ class _Push:
         device: str,
         files: Sequence[tuple[FileEntry, Path]],
         progress: Progress,
-        link: _Link,
+        pace: Pace,
+        open_more: OpenMore | None,
     ) -> None:
         self._channel = channel
         self._device = device
         self._files = files
         self._progress = progress
-        self._link = link
-        self._listener = Listener(channel, device, self._on_ack, self._on_again)
+        self._pace = pace
+        self._open_more = open_more
+        self._link = Link(channel, pace, self._on_sent)
+        self._lanes: Lanes | None = None
+        self._changed = threading.Condition()
+        self._listener = Listener(channel, device, self._on_ack, self._on_again, self._changed)
         self._total = 0
         self._acknowledged = 0
         self._wire_bytes = 0
         self._delta_frames = 0
         self._resent_frames = 0
+        self._channels = 1
         # Frames that travelled in another form than raw, and may be asked for again.
         self._open: set[tuple[int, int]] = set()
         self._again: deque[tuple[int, int]] = deque()
@@ -168,7 +140,7 @@ class _Push:
             want = parse_want(body, [entry for entry, _ in self._files], protocol)
             self._total = sum(self._length(file, frame) for file, frame in want.frames)
             self._progress(0, self._total)
-            self._send_frames(want)
+            self._send_frames(want, manifest, offer)
             self._link.send(Message.COMMIT)
             deadline = Deadline.after(_PATIENCE_S, f"{self._device}: accepting what was pushed")
             self._listener.wait_for(self._listener.done, deadline)
@@ -188,18 +160,58 @@ class _Push:
             delta_frames=self._delta_frames,
             resent_frames=self._resent_frames,
             seconds=time.monotonic() - begin,
+            channels=self._channels,
         )
 
-    def _send_frames(self, want: Want) -> None:
+    def _send_frames(self, want: Want, manifest: bytes, offer: Offer) -> None:
         taken = [each for each in want.encodings if each in encodings()]
-        with closing(Encoder(self._files, taken, _bases(want), self._link.rate)) as encoder:
-            for frame in encoder.encode(want.frames):
-                self._send(frame)
-                self._resend(encoder)
-            deadline = Deadline.after(_PATIENCE_S, f"{self._device}: taking the last frames")
-            while self._open or self._again:
-                self._listener.wait_for(lambda: self._again or not self._open, deadline)
-                self._resend(encoder)
+        bases = _bases(want)
+        joins = want.joins and not bases
+
+        def hello(link: Link) -> None:
+            link.send(Message.OFFER, data=offer_bytes(Offer(offer.kind, encodings=encodings(), join=True)))
+            link.send(Message.MANIFEST, data=manifest)
+
+        def rate() -> float | None:
+            own = self._link.rate()
+            return None if own is None else own + lanes.rates()
+
+        with closing(Encoder(self._files, taken, bases, rate)) as encoder:
+            frames = Frames(encoder, [entry for entry, _ in self._files], want.frames)
+            lanes = Lanes(
+                self._open_more if joins else None,
+                self._device,
+                hello,
+                frames,
+                self._pace,
+                self._channel.window_bytes_per_s,
+                self._changed,
+                self._count,
+            )
+            with closing(lanes):
+                self._lanes = lanes
+                while not self._is_sent(frames, lanes):
+                    while (frame := frames.next()) is not None:
+                        self._send(frame)
+                        self._resend(encoder)
+                    deadline = Deadline.after(_PATIENCE_S, f"{self._device}: taking the last frames")
+                    self._listener.wait_for(
+                        lambda: self._again or frames.has_returned() or not (self._open or lanes.busy()), deadline
+                    )
+                    self._resend(encoder)
+                self._channels += lanes.used()
+                self._wire_bytes += lanes.wire_bytes
+                self._resent_frames += frames.repeated
+
+    def _on_sent(self) -> None:
+        if self._lanes is not None:
+            self._lanes.consider(self._link.rate())
+
+    def _is_sent(self, frames: Frames, lanes: Lanes) -> bool:
+        """Whether all is sent, and what has to be acknowledged is; no other channel then begins to take frames."""
+        with self._changed:
+            waits = self._open or self._again or frames.left_bytes or frames.has_returned()
+            return not waits and lanes.stop()
 
     def _resend(self, encoder: Encoder) -> None:
         while self._again:
@@ -223,6 +235,9 @@ class _Push:
 
     def _on_ack(self, file: int, frame: int) -> None:
         self._open.discard((file, frame))
+        self._count(file, frame)
+
+    def _count(self, file: int, frame: int) -> None:
         self._acknowledged += self._length(file, frame)
         self._progress(self._acknowledged, self._total)
 
