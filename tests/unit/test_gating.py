@@ -14,7 +14,7 @@ from kedge_agent.formats.gates import ParityGate, ParityLimits
 from kedge_agent.measure.parity import OutputParity
 from kedge_agent.measure.schedule import TimingRules
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
-from kedge_agent.serving import gating
+from kedge_agent.serving import staging
 from kedge_agent.serving.gating import judge_parity, needs_bytes, run_gates
 from kedge_agent.serving.staging import Staged, stage_release
 from kedge_agent.store.layout import Layout
@@ -102,7 +102,7 @@ def test_memory_without_end_ends_the_child_and_not_the_device(layout: Layout, tm
 def test_a_release_that_never_answers_is_refused_at_its_deadline(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gating, "_CPU_S", 2.0)
+    monkeypatch.setattr(staging, "_CPU_S", 2.0)
     error, _ = refused(layout, obedient_release(tmp_path, version=1, golden=order(turns=FOREVER)))
     assert error.kind == "gate", "whoever asks again would wait as long again"
     assert "was not done after 2" in error.message

@@ -368,7 +368,7 @@ def test_a_start_tries_a_model_that_may_have_ended_the_agent_in_a_child_first(se
     assert first.get("digits").load["rehearsal"] is None, "a usual start is not slowed down"
     first.close()
     again = rehearsing(layout)
-    again.start(suspects={"digits"})
+    again.start(suspects={("digits", layout_current(layout))})
     assert again.get("digits").load["rehearsal"]["load_ms"] > 0
     again.close()
 

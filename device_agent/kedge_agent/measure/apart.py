@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
 import signal
 import tempfile
@@ -38,6 +41,9 @@ _OUT_OF_MEMORY = (
     "failed to map segment",
     "out of memory",
 )
+# The system's own for temporary files; then memory, for it may be full. With room for what the child writes.
+_PLACES = ("", "/dev/shm")  # noqa: S108  (a folder of an unguessable name is made there)
+_ANSWER_BYTES = 1 << 20
 _ENTRY = "kedge_agent.measure.apart_child:"
 
 
@@ -75,6 +81,7 @@ def try_load(
     Raises:
         AgentError: the runtime refuses the file or crashed on it (incompatible), there is not enough memory (space), it
             took too long (busy), or the inputs do not fit (bad_input).
+        OSError: it could not be tried, which is no fault of the file: there is no room for temporary files, say.
     """
     limits = Limits(timeout_s, address_space_bytes, _NICE, started)
     tensors = {} if inputs is None else {"inputs": inputs}
@@ -185,10 +192,11 @@ def _asked(
     own = _OWN_HANDLE.fullmatch(str(path))
     told = asdict(options) | {"cache": None if options.cache is None else str(options.cache)}
     request = {"path": str(path if own else path.absolute()), "runtime": runtime_name, "options": told, **more}
-    with tempfile.TemporaryDirectory(prefix="kedge-apart-") as name:
+    encoded = {what: encode_request(arrays) for what, arrays in tensors.items()}
+    size = sum(len(header) + sum(memoryview(each).nbytes for each in buffers) for header, buffers in encoded.values())
+    with tempfile.TemporaryDirectory(prefix="kedge-apart-", dir=_place(size + _ANSWER_BYTES)) as name:
         folder = Path(name)
-        for what, arrays in tensors.items():
-            header, buffers = encode_request(arrays)
+        for what, (header, buffers) in encoded.items():
             (folder / f"{what}.json").write_bytes(header)
             with (folder / f"{what}.bin").open("wb") as file:
                 file.writelines(buffers)
@@ -199,6 +207,17 @@ def _asked(
     if "error" in answer:
         raise _refused(answer["error"])
     return dict(answer)
+
+
+def _place(size_bytes: int) -> str:
+    for each in _PLACES:
+        with contextlib.suppress(OSError):
+            # None is found where all are full.
+            place = each or tempfile.gettempdir()
+            room = os.statvfs(place)
+            if room.f_bavail * room.f_frsize >= size_bytes and os.access(place, os.W_OK | os.X_OK):
+                return place
+    raise OSError(errno.ENOSPC, "no folder for temporary files has room for what a child process is given")
 
 
 def _refused(error: Mapping[str, str]) -> AgentError:

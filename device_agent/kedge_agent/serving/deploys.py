@@ -29,13 +29,13 @@ from .replay import recover, replay, settle_crashes
 from .repository import Repository
 from .reverting import take_back
 from .site import Site, fault_of, note, state_of
+from .stability import Stability
 
 __all__ = ["Deploys"]
 
 _LOG = logging.getLogger("kedge.deploys")
 
 _ENDED_JOBS = 16
-_STABLE_S = 60.0
 _MOST_ANONYMOUS = 5
 _STOPPING, _ROLLED_BACK, _SUPERSEDED = "stopping", "rolled-back", "superseded"
 
@@ -64,7 +64,7 @@ class Deploys:
         self._staging = threading.Lock()
         self._jobs: dict[str, DeployJob] = {}
         self._watches: dict[str, Watch] = {}
-        self._stable: threading.Timer | None = None
+        self._stability: Stability | None = None
 
     def begin(self) -> None:
         """Settle what the last agent left unfinished, load what each model serves, and watch on where it was watched.
@@ -74,27 +74,30 @@ class Deploys:
         repository, marks = self._site.repository, self._marks
         held: dict[str, AgentError] = {}
         watched: dict[str, str] = {}
-        recovered: dict[str, str] = {}
-        blamed = marks.blamed if marks is not None else frozenset()
+        problems: dict[str, str] = {}
         try:
-            recovered = recover(self._site)
-            watched = replay(self._site, blamed)
+            problems = recover(self._site)
+            watched = replay(self._site, marks)
             if marks is not None:
-                held = settle_crashes(self._site, marks)
+                held, gone_back = settle_crashes(self._site, marks)
+                problems |= gone_back
                 if marks.anonymous >= _MOST_ANONYMOUS:
                     repository.safe_mode = f"safe mode: the agent crashed {marks.anonymous} times in a row"
         except Exception:
             _LOG.exception("what the last agent left could not be settled")
-        repository.start(held, {model for model, _ in blamed})
-        for model, problem in recovered.items():
-            if repository.serving(model) is not None:
-                repository.blame(model, AgentError(problem, kind="integrity"))
-        for model, digest in watched.items():
-            self._watch_on(model, digest)
+
+        def started(model: str) -> None:
+            try:
+                if model in problems and repository.serving(model) is not None:
+                    repository.blame(model, AgentError(problems.pop(model), kind="integrity"))
+                if model in watched:
+                    self._watch_on(model, watched.pop(model))
+            except Exception:
+                _LOG.exception("what the last agent left of %s", model)
+
         if marks is not None:
-            self._stable = threading.Timer(_STABLE_S, marks.forget)
-            self._stable.daemon = True
-            self._stable.start()
+            self._stability = Stability(marks, repository)
+        repository.start(held, frozenset() if marks is None else marks.suspects, started)
         collect_later(self._site)
 
     def start(self, digest: str) -> dict[str, Any]:
@@ -110,10 +113,20 @@ class Deploys:
         """What happened in a deploy after the event number `after`; waits up to `wait_s` seconds for more to happen.
 
         Raises:
-            AgentError: this release was never deployed here (not_found).
+            AgentError: this release was never deployed here (not_found), or it is on probation, and the device in safe
+                mode (gate).
         """
-        job = self._jobs.get(digest)
-        return told_by_journal(self.journal, digest, after) if job is None else job.to_json(after, wait_s)
+        job, safe_mode = self._jobs.get(digest), self._site.repository.safe_mode
+        if job is not None:
+            return job.to_json(after, wait_s)
+        told = told_by_journal(self.journal, digest, after)
+        if told["state"] == RUNNING and safe_mode is not None:
+            raise AgentError(
+                f"release {digest[:12]} is on probation, which does not go on in {safe_mode}",
+                kind="gate",
+                hint=f"load {told['model']}, or deploy another release of it",
+            )
+        return told
 
     def activate(self, digest: str) -> dict[str, Any]:
         """As `start`, until the switch has happened; the watch over it goes on.
@@ -306,13 +319,13 @@ class Deploys:
 
     def close(self) -> None:
         """Leave what is on probation to the next agent, and tell it that this one ends in order."""
-        if self._stable is not None:
-            self._stable.cancel()
+        if self._stability is not None:
+            self._stability.close()
         for watch in list(self._watches.values()):
             watch.cut(_STOPPING)
         self._site.closed.set()
         if self._marks is not None:
-            self._marks.close()
+            self._marks.close(self._site.repository.hung())
 
 
 @contextlib.contextmanager

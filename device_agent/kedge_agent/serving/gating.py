@@ -31,9 +31,6 @@ Tell = Callable[[dict[str, Any]], None]
 _LIMITED = TimingRules(warm_up_s=0.2, least_runs=250, least_s=2.0, most_runs=1000, most_s=10.0)
 _UNLIMITED = TimingRules(warm_up_s=0.02, least_runs=100, least_s=0.0, most_runs=100, most_s=0.3)
 
-_CPU_S = 60.0
-_CPU_BYTES_PER_S = 4e6
-_GPU_S = 300.0
 # Address space that a thread reserves and does not use: its stack, and an arena of the allocator.
 _THREAD_BYTES = 80 << 20
 
@@ -112,10 +109,10 @@ def _tried(layout: Layout, staged: Staged, timing: TimingRules, *, compared: boo
     manifest, artefact = staged.manifest, staged.artefact
     inputs = read_golden(layout, manifest, manifest.golden.inputs)
     golden = read_golden(layout, manifest, manifest.golden.outputs) if compared else {}
-    on_cpu = artefact.runtime == "onnxruntime" and not staged.options.providers
     available = read_memory().available_bytes
-    memory = available + _THREAD_BYTES * (staged.options.threads + 1) if on_cpu and available is not None else None
-    timeout_s = _CPU_S + manifest.file(artefact.file).size_bytes / _CPU_BYTES_PER_S if on_cpu else _GPU_S
+    threads_bytes = _THREAD_BYTES * (staged.options.threads + 1)
+    memory = available + threads_bytes if staged.on_cpu and available is not None else None
+    timeout_s = staged.patience_s
     with loadable(layout, manifest, artefact) as path:
         try:
             return try_gates(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ class LiveModel:
     """A release in memory, serving.
 
     gate_p99_ms: compute time of its golden inputs, as it was measured before it went live; None: it was not.
+    patience_s: after which a run of it is taken to hang.
     requests: what its clients' JSON means, kept because they send the same again and again.
     """
 
@@ -50,6 +52,7 @@ class LiveModel:
     statistics: ModelStatistics = field(default_factory=ModelStatistics)
     drift: DriftCounter | None = None
     gate_p99_ms: float | None = None
+    patience_s: float = math.inf
     requests: dict[bytes, InferRequest] = field(default_factory=dict)
 
     def require_version(self, version: str | None) -> None:
@@ -84,20 +87,31 @@ class LiveModel:
         specs = (*self.artefact.inputs, *self.artefact.outputs)
         return all(spec.shape[:1] == (DYNAMIC,) for spec in specs)
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a request has been computing for longer than one may."""
+        return self.pool.stuck_s() > self.patience_s
+
     def samples(self, shapes: Shapes) -> int:
         """Samples that a request carries; 1 where the model does not batch."""
         return next(iter(shapes.values()))[0] if self.batches else 1
 
 
-def rehearse(layout: Layout, staged: Staged) -> dict[str, Any]:
+def rehearse(layout: Layout, staged: Staged) -> dict[str, Any] | None:
     """Load a release in a child process, and run its golden inputs there; what that took.
+
+    None: the disk is full, say, and it cannot be tried, which is not the release's fault.
 
     Raises:
         AgentError: as `measure.apart.try_load`.
     """
     golden = read_golden(layout, staged.manifest, staged.manifest.golden.inputs)
     with loadable(layout, staged.manifest, staged.artefact) as path:
-        return asdict(try_load(path, staged.artefact.runtime, staged.options, golden, timeout_s=_REHEARSAL_S))
+        try:
+            return asdict(try_load(path, staged.artefact.runtime, staged.options, golden, timeout_s=_REHEARSAL_S))
+        except OSError as error:
+            _LOG.error("%s is loaded without a trial: %s", staged.manifest.model, error)
+            return None
 
 
 def load_staged(
@@ -133,6 +147,7 @@ def load_staged(
         load={"load_ms": took / 1e6, "before": before.to_json(), "after": after.to_json(), "rehearsal": trial},
         drift=DriftCounter(served) if served.calibrated else None,
         gate_p99_ms=gate_p99_ms,
+        patience_s=staged.patience_s,
     )
 
 

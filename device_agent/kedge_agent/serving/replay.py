@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from ..errors import AgentError
 from ..failpoints import reached
@@ -23,6 +23,9 @@ _LOG = logging.getLogger("kedge.replay")
 
 MOST_CRASHES = 2
 """Crashes in a row after which a release is not loaded."""
+
+_MOST_DOUBTS = 2 * MOST_CRASHES
+_MOST_DOUBTS_ON_PROBATION = 2
 
 
 def recover(site: Site) -> dict[str, str]:
@@ -52,11 +55,11 @@ def recover(site: Site) -> dict[str, str]:
     return found
 
 
-def replay(site: Site, blamed: Collection[tuple[str, str]]) -> dict[str, str]:
+def replay(site: Site, marks: Marks | None) -> dict[str, str]:
     """Settle every unfinished deploy.
 
     Args:
-        blamed: models and releases that the last agent was loading or running when it ended out of order.
+        marks: what the last agent left; None: crashes are not told from one another.
 
     Returns:
         Releases that are on probation again, by model.
@@ -65,38 +68,91 @@ def replay(site: Site, blamed: Collection[tuple[str, str]]) -> dict[str, str]:
     for entry in site.journal.unfinished():
         state = state_of(site.layout, entry.model)
         live = state is not None and state.current == entry.release
-        crashed = (entry.model, entry.release) in blamed
-        if entry.step == "reverting" or (live and crashed and entry.step in ("switching", "switched")):
-            reason = entry.body.get("reason", "the agent crashed while it loaded or ran the release on probation")
-            take_back(site, entry.model, entry.release, str(reason))
-        elif live and entry.step in ("switching", "switched"):
+        on_probation = live and entry.step in ("switching", "switched")
+        fault = _fault_on_probation(marks, entry.model, entry.release) if on_probation and marks is not None else None
+        if entry.step == "reverting" or fault is not None:
+            reason = fault or str(entry.body.get("reason", "it was being taken back"))
+            take_back(site, entry.model, entry.release, reason)
+        elif on_probation:
             if entry.step == "switching":
                 note(site, entry.model, entry.release, "switched")
             watched[entry.model] = entry.release
         elif entry.step == "switched":
             note(site, entry.model, entry.release, "rolled-back")
         else:
+            crashed = marks is not None and (entry.model, entry.release) in marks.blamed
             why = "crashed on the release" if crashed else "ended"
             note(site, entry.model, entry.release, "refused", reason=f"the agent {why} before the switch", kind="busy")
     reached("start.replayed")
     return watched
 
 
-def settle_crashes(site: Site, marks: Marks) -> dict[str, AgentError]:
-    """Take models back whose release crashed the agent again and again; those that are not to be loaded, and why."""
+def _fault_on_probation(marks: Marks, model: str, release: str) -> str | None:
+    """That a release on probation is to go back for the end of the last agent, in one line; None: it is not.
+
+    Where nobody knows which model it was, or whether it was one at all, two ends in a row are one too many.
+    """
+    if not marks.unclean:
+        return None
+    if marks.crashes(model, release):
+        return "the agent crashed while it loaded or ran the release on probation"
+    if not marks.blamed and (model, release) in marks.present:
+        marks.doubt(model, release)
+    doubts = marks.doubts(model, release)
+    if doubts < _MOST_DOUBTS_ON_PROBATION:
+        return None
+    return f"the agent crashed {doubts} times in a row while the release was on probation"
+
+
+def settle_crashes(site: Site, marks: Marks) -> tuple[dict[str, AgentError], dict[str, str]]:
+    """Take models back whose release crashed the agent again and again.
+
+    Where several were running each time, only the one that went live last is: it is what has changed.
+
+    Returns:
+        Models that are not to be loaded, and those that were taken back; and why.
+    """
     held: dict[str, AgentError] = {}
-    for model in list_models(site.layout):
-        state = state_of(site.layout, model)
-        if state is None or marks.crashes(model, state.current) < MOST_CRASHES:
+    taken_back: dict[str, str] = {}
+    states = {model: state for model in list_models(site.layout) if (state := state_of(site.layout, model)) is not None}
+    faults = {model: fault for model, state in states.items() if (fault := _fault(marks, model, state.current))}
+    if not faults:
+        faults = _doubtful(site, marks, states)
+    for model, fault in faults.items():
+        state = states[model]
+        reason = f"release {state.current[:12]} {fault}"
+        good = state.previous is not None and not _bad(marks, model, state.previous)
+        if good and take_back(site, model, state.current, reason):
+            taken_back[model] = f"{reason}; the one before serves"
             continue
-        reason = f"release {state.current[:12]} crashed the agent {marks.crashes(model, state.current)} times in a row"
-        good = state.previous is not None and marks.crashes(model, state.previous) < MOST_CRASHES
-        if not good or not take_back(site, model, state.current, reason):
-            more = ", and so did the one before" if state.previous is not None and not good else ""
-            held[model] = AgentError(
-                f"{reason}{more}", kind="incompatible", hint="deploy another release; the agent's log says more"
-            )
-    return held
+        more = ", and so did the one before" if state.previous is not None and not good else ""
+        held[model] = AgentError(
+            f"{reason}{more}", kind="incompatible", hint="deploy another release; the agent's log says more"
+        )
+    return held, taken_back
+
+
+def _fault(marks: Marks, model: str, release: str) -> str | None:
+    crashes = marks.crashes(model, release)
+    return f"crashed the agent {crashes} times in a row" if crashes >= MOST_CRASHES else None
+
+
+def _bad(marks: Marks, model: str, release: str) -> bool:
+    crashes = marks.crashes(model, release)
+    return crashes >= MOST_CRASHES or crashes + marks.doubts(model, release) >= _MOST_DOUBTS
+
+
+def _doubtful(site: Site, marks: Marks, states: Mapping[str, ModelState]) -> dict[str, str]:
+    """Of the models that were running whenever the agent crashed, the one that went live last; the others go free."""
+    doubts = [model for model, state in states.items() if _bad(marks, model, state.current)]
+    if not doubts:
+        return {}
+    switched = [entry.model for entry in site.journal.history() if entry.step == "switched" and entry.model in doubts]
+    last = switched[-1] if switched else min(doubts)
+    for model in doubts:
+        if model != last:
+            marks.pardon(model, states[model].current)
+    return {last: "was one of those that were running whenever the agent crashed, again and again"}
 
 
 def _kept_way_back(site: Site, model: str, state: ModelState) -> ModelState | None:

@@ -15,13 +15,16 @@ from ..store.crashes import Marks
 from ..store.layout import Layout
 from ..store.models import list_models, read_state
 from .loading import LiveModel, load_staged, rehearse
+from .loads import Loads
 from .staging import Staged, stage_release
+from .starting import load_last_served
 
 __all__ = ["Repository"]
 
 _LOG = logging.getLogger("kedge.repository")
 
 _START_WAIT_S = 300.0
+_NEXT_S = 60.0
 _PATIENCE_S = 5.0
 _DRAIN_S = 60.0
 
@@ -62,48 +65,70 @@ class Repository:
         self._unloaded: set[str] = set()
         self._guard = threading.Lock()
         self._changing: dict[str, threading.Lock] = {}
+        self._loads = Loads()
+        self._starting: set[str] = set()
+        self._again: Callable[[], None] = self.start
         self.safe_mode: str | None = None
         self.deploys_ended: dict[str, int] = {}
         self.ready = threading.Event()
 
-    def start(self, held: Mapping[str, AgentError] | None = None, suspects: Collection[str] = ()) -> None:
-        """Load what each model last served; when that fails, what it served before.
+    def start(
+        self,
+        held: Mapping[str, AgentError] | None = None,
+        suspects: Collection[tuple[str, str]] = (),
+        started: Callable[[str], None] = lambda model: None,
+    ) -> None:
+        """Load what each model last served; when that fails, what it served before. In safe mode, once it is left.
 
-        Never raises: a model that cannot be served is reported by `status`, the others serve on.
+        Never raises: a model that cannot be served is reported by `status`, the others serve on. One that takes long to
+        load goes on being loaded when the next ones are, and when this returns.
 
         Args:
             held: models that are not to be loaded, and why.
-            suspects: models that may have ended the agent: they are tried in a child process first.
+            suspects: models and releases that may have ended the agent: they are tried in a child process first.
+            started: told of each model when it has been loaded, or cannot be.
         """
+        self._again = lambda: self.start(held, suspects, started)
         try:
-            for model in list_models(self._layout):
-                try:
-                    if self.safe_mode is not None:
-                        raise AgentError(self.safe_mode, kind="busy", hint="load it, or deploy a release of it")
-                    if held is not None and model in held:
-                        raise held[model]
-                    self._start_model(model, suspected=self.rehearses and model in suspects)
-                except Exception as error:  # one bad model must not take the API down
-                    _LOG.exception("model %s cannot be served", model)
-                    self._problems[model] = (
-                        error if isinstance(error, AgentError) else AgentError(str(error), kind="internal")
-                    )
+            models = list_models(self._layout)
+            self._starting.update(models)
+            for model in models:
+                thread = threading.Thread(target=self._start, args=(model, held or {}, suspects, started), daemon=True)
+                thread.start()
+                thread.join(_NEXT_S)
+                if thread.is_alive():
+                    _LOG.error("model %s is still being loaded after %g s", model, _NEXT_S)
         finally:
             self.ready.set()
 
-    def _start_model(self, model: str, *, suspected: bool) -> None:
-        state = read_state(self._layout, model)
-        if state is None:
-            return
+    def _start(
+        self,
+        model: str,
+        held: Mapping[str, AgentError],
+        suspects: Collection[tuple[str, str]],
+        started: Callable[[str], None],
+    ) -> None:
         try:
-            self._live[model] = self.bring(model, state.current, suspected=suspected)
-        except Exception as error:  # whatever keeps the current one from being served, the previous one may be
-            if state.previous is None:
-                raise
-            _LOG.error("model %s: %s; falling back to %s", model, error, state.previous[:12])
-            self._live[model] = self.bring(model, state.previous, suspected=suspected)
-            kind = error.kind if isinstance(error, AgentError) else "internal"
-            self._problems[model] = AgentError(f"{error}; serving the previous release instead", kind=kind)
+            with self._lock_of(model):
+                if model in self._live or model in self._unloaded:
+                    return
+                self._problems.pop(model, None)
+                if self.safe_mode is not None:
+                    raise AgentError(self.safe_mode, kind="busy", hint="load it, or deploy a release of it")
+                if model in held:
+                    raise held[model]
+                state = read_state(self._layout, model)
+                if state is not None:
+                    self._live[model], problem = load_last_served(self.bring, model, state, suspects)
+                    if problem is not None:
+                        self._problems[model] = problem
+        except Exception as error:  # one bad model must not take the API down
+            _LOG.exception("model %s cannot be served", model)
+            self._problems[model] = error if isinstance(error, AgentError) else AgentError(str(error), kind="internal")
+        finally:
+            self._starting.discard(model)
+            if self.safe_mode is None:
+                started(model)
 
     def get(self, model: str) -> LiveModel:
         """The live model of this name.
@@ -116,7 +141,7 @@ class Repository:
             problem = self._problems.get(model)
             if problem is not None:
                 raise AgentError(f"{model} cannot be served: {problem}", kind=problem.kind, hint="deploy it again")
-            if not self.ready.is_set():
+            if not self.ready.is_set() or model in self._starting:
                 raise AgentError(f"{model} is still being loaded", kind="busy", hint="try again in a moment")
             if model in self._unloaded:
                 raise AgentError(
@@ -132,8 +157,13 @@ class Repository:
         return [live for _, live in sorted(self._live.items())]
 
     def stuck_s(self) -> float:
-        """For how many seconds the request that computes longest has done so; 0 when none computes."""
-        return max((live.pool.stuck_s() for live in self.live()), default=0.0)
+        """For how long a request has been computing, or a load goes on after it should have ended; 0: none does."""
+        return max((*(live.pool.stuck_s() for live in self.live()), *self._loads.late().values()), default=0.0)
+
+    def hung(self) -> set[tuple[str, str]]:
+        """Models and releases of which a load or a request takes longer than one may (`Staged.patience_s`)."""
+        runs = {(each.manifest.model, each.manifest.digest) for each in self.live() if each.hangs}
+        return runs | set(self._loads.late())
 
     def borrow(
         self, checked: LiveModel, shapes: Shapes, timing: Timing, stack: contextlib.ExitStack
@@ -205,12 +235,12 @@ class Repository:
         # What is being loaded at start-up must not overwrite what is activated meanwhile.
         if not self.ready.wait(_START_WAIT_S):
             raise AgentError("models are still being loaded", kind="busy", hint="try again in a minute")
-        with self._guard:
-            lock = self._changing.setdefault(model, threading.Lock())
+        lock = self._lock_of(model)
         # How a deploy ended is recorded in moments; a deploy itself may take minutes.
         if not lock.acquire(timeout=-1 if wait else _PATIENCE_S):
+            doing = "load" if model in self._starting else "activation or rollback"
             raise AgentError(
-                f"another activation or rollback of {model} is under way",
+                f"another {doing} of {model} is under way",
                 kind="busy",
                 hint="wait for it to finish, then run the command again",
             )
@@ -218,6 +248,10 @@ class Repository:
             yield
         finally:
             lock.release()
+
+    def _lock_of(self, model: str) -> threading.Lock:
+        with self._guard:
+            return self._changing.setdefault(model, threading.Lock())
 
     def stage(self, model: str, digest: str) -> Staged:
         """A release, verified, and how it would be served now. Raises as `stage_release`."""
@@ -230,7 +264,7 @@ class Repository:
             AgentError: as `stage_release`, `rehearse` and `load_staged`.
         """
         staged = self.stage(model, digest)
-        return self.bring_staged(staged, rehearse(self._layout, staged) if suspected else None)
+        return self.bring_staged(staged, rehearse(self._layout, staged) if suspected and self.rehearses else None)
 
     def bring_staged(
         self, staged: Staged, trial: dict[str, Any] | None = None, gate_p99_ms: float | None = None
@@ -238,7 +272,8 @@ class Repository:
         """As `bring`, of a release that has been staged. Raises as `load_staged`."""
         manifest = staged.manifest
         marker = None if self._marks is None else self._marks.marker(manifest.model, manifest.digest)
-        return load_staged(self._layout, staged, trial, marker, gate_p99_ms=gate_p99_ms)
+        with self._loads.going(staged):
+            return load_staged(self._layout, staged, trial, marker, gate_p99_ms=gate_p99_ms)
 
     def swap(self, candidate: LiveModel) -> None:
         """Let a model that has been loaded serve; requests inside the one before end there."""
@@ -247,8 +282,10 @@ class Repository:
         self._live[model] = candidate
         self._problems.pop(model, None)
         self._unloaded.discard(model)
-        # Somebody has taken matters in hand.
-        self.safe_mode = None
+        if self.safe_mode is not None:
+            # Somebody has taken matters in hand.
+            self.safe_mode = None
+            threading.Thread(target=self._again, daemon=True).start()
         if old is not None:
             old.pool.retire()
 

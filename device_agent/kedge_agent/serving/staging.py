@@ -24,6 +24,10 @@ __all__ = ["Staged", "load_options", "stage_release"]
 
 _LOG = logging.getLogger("kedge.staging")
 
+_CPU_S = 60.0
+_CPU_BYTES_PER_S = 4e6
+_GPU_S = 300.0
+
 
 @dataclass(frozen=True)
 class Staged:
@@ -34,6 +38,18 @@ class Staged:
     runtime: Runtime
     options: LoadOptions
     rules: PoolRules
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether nothing but the CPU computes it."""
+        return self.artefact.runtime == "onnxruntime" and not self.options.providers
+
+    @property
+    def patience_s(self) -> float:
+        """After so many seconds a load, a run, or all of its gates is taken to hang; a GPU has compilers."""
+        if not self.on_cpu:
+            return _GPU_S
+        return _CPU_S + self.manifest.file(self.artefact.file).size_bytes / _CPU_BYTES_PER_S
 
 
 def stage_release(
