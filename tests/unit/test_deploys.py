@@ -197,7 +197,7 @@ def test_what_became_of_a_deploy_is_known_to_the_next_agent(device: Device, made
     told = device.deploys.watch(wrong.digest, 0, 0)
     assert (told["state"], told["error"]["kind"]) == ("refused", "gate")
     assert "output 'y'" in told["error"]["error"]
-    with pytest.raises(AgentError, match="never deployed") as caught:
+    with pytest.raises(AgentError, match="no deploy of release") as caught:
         device.deploys.watch("a" * 64, 0, 0)
     assert caught.value.kind == "not_found"
 

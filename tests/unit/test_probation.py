@@ -57,11 +57,11 @@ class Live:
 
     def __init__(self, latency: LatencyGate | None = None) -> None:
         self.statistics = ModelStatistics()
-        self.manifest = type("Manifest", (), {"gates": type("Gates", (), {"latency": latency})})
+        self.manifest = type("Manifest", (), {"digest": "a" * 64, "gates": type("Gates", (), {"latency": latency})})
 
 
 def watched(live: Live, seconds: int) -> tuple[Watch, list[dict[str, Any]]]:
-    return Watch(live, ProbationRules(seconds), None), []  # type: ignore[arg-type]
+    return Watch(live.manifest, lambda: live, ProbationRules(seconds), None), []  # type: ignore[arg-type, return-value]
 
 
 def test_no_probation_ends_at_once_and_says_what_it_has_seen() -> None:

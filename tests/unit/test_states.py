@@ -22,6 +22,7 @@ from kedge_agent.store.models import (
     go_back,
     list_models,
     named_releases,
+    prepare_back,
     prepare_switch,
     read_state,
     state_to_come,
@@ -55,10 +56,10 @@ def test_a_prepared_switch_changes_nothing_until_it_is_made_and_can_be_undone(la
     write_state(layout, "digits", OLD)
     prepare_switch(layout, "digits", NEW, OLD)
     assert read_state(layout, "digits") == OLD
-    assert (state_to_come(layout, "digits"), way_back(layout, "digits")) == (NEW, OLD)
+    assert (state_to_come(layout, "digits"), way_back(layout, "digits")) == (NEW, None)
     assert named_releases(layout, "digits") == {A, B, C}
     switch(layout, "digits")
-    assert read_state(layout, "digits") == NEW
+    assert (read_state(layout, "digits"), way_back(layout, "digits")) == (NEW, OLD)
     assert current_link(layout) == B
     go_back(layout, "digits")
     assert read_state(layout, "digits") == OLD
@@ -75,6 +76,27 @@ def test_a_switch_with_no_way_back_leaves_none_of_an_earlier_one(layout: Layout)
     write_state(layout, "digits", ModelState(C, B))
     assert way_back(layout, "digits") is None
     assert named_releases(layout, "digits") == {B, C}
+
+
+def test_a_switch_that_was_prepared_and_not_made_leaves_the_way_back_that_there_was(layout: Layout) -> None:
+    write_state(layout, "digits", NEW, OLD)
+    prepare_switch(layout, "digits", ModelState(C, B), NEW)
+    assert way_back(layout, "digits") == OLD
+    prepare_switch(layout, "digits", ModelState(C, B), None)
+    assert way_back(layout, "digits") == OLD
+    go_back(layout, "digits")
+    assert read_state(layout, "digits") == OLD
+    prepare_back(layout, "digits", NEW)
+    assert (read_state(layout, "digits"), way_back(layout, "digits")) == (OLD, NEW)
+    prepare_back(layout, "digits", None)
+    assert way_back(layout, "digits") is None
+
+
+def test_a_switch_that_nobody_prepared_takes_no_way_back_away(layout: Layout) -> None:
+    write_state(layout, "digits", NEW, OLD)
+    with pytest.raises(FileNotFoundError):
+        switch(layout, "digits")
+    assert (read_state(layout, "digits"), way_back(layout, "digits")) == (NEW, OLD)
 
 
 def test_a_state_that_nobody_put_in_force_never_stands_beside_another_way_back(
@@ -110,7 +132,7 @@ def test_a_state_with_something_else_in_it_is_damaged(layout: Layout, change: di
         read_state(layout, "digits")
 
 
-@pytest.mark.parametrize("name", ["state.json", "state.back", "state.next", "current"])
+@pytest.mark.parametrize("name", ["state.json", "state.back", "state.next", "state.undo", "current"])
 def test_a_folder_in_the_place_of_any_of_its_files_is_moved_aside_by_the_next_switch(layout: Layout, name: str) -> None:
     write_state(layout, "digits", OLD)
     path = folder_of(layout) / name
@@ -173,14 +195,15 @@ def test_a_switch_is_durable_when_it_returns_and_says_so_when_it_may_not_be(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
     prepare_switch(layout, "digits", NEW, OLD)
-    folder, files = str(folder_of(layout)), [str(folder_of(layout) / name) for name in ("state.back", "state.next")]
+    folder, files = str(folder_of(layout)), [str(folder_of(layout) / name) for name in ("state.undo", "state.next")]
     assert [what for what in done if what[0] == "rename"] == [("rename", name) for name in files]
     for name in files:
         assert done[done.index(("rename", name)) - 1][0] == "sync"
         assert done[done.index(("rename", name)) + 1] == ("sync", folder)
     done.clear()
     switch(layout, "digits")
-    assert done[:2] == [("rename", str(folder_of(layout) / "state.json")), ("sync", folder)]
+    renamed = [("rename", str(folder_of(layout) / name)) for name in ("state.back", "state.json")]
+    assert done[:3] == [*renamed, ("sync", folder)]
 
     def fails(handle: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -197,8 +220,11 @@ def test_a_switch_is_durable_when_it_returns_and_says_so_when_it_may_not_be(
 def test_a_process_that_is_killed_right_after_the_rename_has_switched(
     layout: Layout, place: str, act: str, expected: ModelState
 ) -> None:
-    write_state(layout, "digits", OLD if act == "switch" else NEW)
-    prepare_switch(layout, "digits", NEW, OLD)
+    if act == "switch":
+        write_state(layout, "digits", OLD)
+        prepare_switch(layout, "digits", NEW, OLD)
+    else:
+        write_state(layout, "digits", NEW, OLD)
     script = (
         "import sys\n"
         "from pathlib import Path\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +11,14 @@ from ..errors import AgentError
 from ..failpoints import reached
 from ..formats.manifest import Manifest
 from ..measure.memory import read_memory
-from ..store.layout import Layout
-from ..store.models import ModelState, go_back, prepare_switch, switch
+from ..store.models import ModelState, go_back, prepare_back, prepare_switch, switch
 from ..store.releases import Acceptance, read_acceptance
 from ..store.signatures import require_standing
 from .gating import Gated, describe_live, judge_parity, needs_bytes, run_gates
 from .loading import LiveModel, check_parity
-from .probation import LEAST_REQUESTS
+from .probation import LEAST_REQUESTS, SUPERSEDED, Watch
 from .repository import Repository
+from .reverting import back_of, put_back
 from .room import Job, Room
 from .site import Site, fault_of, known_state, note, state_of
 from .staging import Staged
@@ -45,11 +44,11 @@ class Activated:
     before_traffic_p99_ms: float | None
 
 
-def activate(site: Site, manifest: Manifest, job: Job, supersede: Callable[[], None]) -> Activated:
+def activate(site: Site, manifest: Manifest, job: Job, watch: Watch | None) -> Activated:
     """Verify, gate and load a release, then switch its model to it. The caller holds the locks.
 
     Args:
-        supersede: called once all gates were passed: a probation of the release before ends here.
+        watch: over the release before, where that is on probation still: it ends with the switch.
 
     Raises:
         AgentError: it was refused, and whatever served before serves on.
@@ -58,7 +57,7 @@ def activate(site: Site, manifest: Manifest, job: Job, supersede: Callable[[], N
     try:
         site.write_down(model, digest, "begun", version=manifest.version)
         reached("deploy.begun")
-        return _to_the_switch(site, manifest, job, supersede)
+        return _to_the_switch(site, manifest, job, watch)
     except Exception as error:
         fault = fault_of(error, f"deploying {model}")
         if fault.kind == "internal":
@@ -67,7 +66,7 @@ def activate(site: Site, manifest: Manifest, job: Job, supersede: Callable[[], N
         raise fault from error
 
 
-def _to_the_switch(site: Site, manifest: Manifest, job: Job, supersede: Callable[[], None]) -> Activated:
+def _to_the_switch(site: Site, manifest: Manifest, job: Job, watch: Watch | None) -> Activated:
     model, digest = manifest.model, manifest.digest
     repository = site.repository
     state = known_state(site, model)
@@ -98,17 +97,18 @@ def _to_the_switch(site: Site, manifest: Manifest, job: Job, supersede: Callable
             parity = check_parity(site.layout, candidate)
             judge_parity(digest, manifest.gates.parity, parity)
             job.enter("switch")
-            supersede()
-            new, back = _states(state, live, digest)
+            new, back = _states(*_trusted(site, watch, state, live), digest)
             prepare_switch(site.layout, model, new, back)
             reached("deploy.prepared")
-            site.write_down(model, digest, "switching")
-            _switch(site.layout, model, digest, state)
+            site.write_down(model, digest, "switching", before_p99_ms=traffic)
+            _switch(site, model, digest, state)
         except BaseException:
             candidate.pool.retire()
             raise
         repository.swap(candidate)
     note(site, model, digest, "switched")
+    if watch is not None:
+        _supersede(site, watch, digest)
     with contextlib.suppress(OSError):
         reached("deploy.switched")
     return Activated(candidate, new.previous, [each.to_json() for each in parity.values()], gates, before, traffic)
@@ -139,34 +139,76 @@ def committed_state(state: ModelState, manifest: Manifest, acceptance: Acceptanc
     return replace(state, floor=max(state.floor, manifest.version))
 
 
-def _states(state: ModelState | None, live: LiveModel | None, digest: str) -> tuple[ModelState, ModelState | None]:
+def _supersede(site: Site, watch: Watch, digest: str) -> None:
+    """End the probation of the release before, which raises no floor; what it was found not to keep to is told."""
+    watch.cut(SUPERSEDED)
+    release = watch.manifest.digest
+    if release == digest:
+        return
+    if watch.broken is None:
+        note(site, watch.manifest.model, release, "committed", superseded=True)
+    else:
+        note(site, watch.manifest.model, release, "reverted", reason=watch.broken, kind="gate")
+
+
+def _trusted(
+    site: Site, watch: Watch | None, state: ModelState | None, live: LiveModel | None
+) -> tuple[ModelState | None, str | None]:
+    """The state and the release that serves, as a way back may name them; of one that broke its promises, its own."""
+    # What serves is known to work; what the state names may have been found damaged.
+    serving = live.manifest.digest if live is not None else state.current if state is not None else None
+    if watch is None or watch.broken is None or state is None or state.current != watch.manifest.digest:
+        return state, serving
+    back = back_of(site.layout, watch.manifest.model, state)
+    return (state, None) if back is None else (back, back.current)
+
+
+def _states(state: ModelState | None, serving: str | None, digest: str) -> tuple[ModelState, ModelState | None]:
     """The state that is to come, and the one to return to if it does not work out."""
     floor, downgrade = (0, 0) if state is None else (state.floor, state.downgrade)
     if state is not None and state.current == digest:
         back = state.previous and ModelState(state.previous, None, floor, downgrade)
         return state, back or None
-    # What serves is known to work; what the state names may have been found damaged.
-    serving = live.manifest.digest if live is not None else state.current if state is not None else None
     if serving is None or serving == digest:
         return ModelState(digest, None, floor, downgrade), None
     older = state.previous if state is not None and state.previous not in (serving, digest) else None
     return ModelState(digest, serving, floor, downgrade), ModelState(serving, older, floor, downgrade)
 
 
-def _switch(layout: Layout, model: str, digest: str, before: ModelState | None) -> None:
+def _switch(site: Site, model: str, digest: str, before: ModelState | None) -> None:
+    layout = site.layout
+    way = None if before is None else back_of(layout, model, before)
     try:
         switch(layout, model)
     except OSError as error:
-        now = state_of(layout, model)
-        if now is None or now.current != digest or (before is not None and before.current == digest):
+        if before is not None and before.current == digest:
             raise
-        # It was renamed, and may not be durable: it is taken back, so that disk and memory say the same.
-        try:
-            go_back(layout, model)
-        except OSError:
-            _LOG.error("%s was switched, and that may not outlive a power cut: %s", model, error)
+        # Where it was renamed, and may not be durable, it is taken back, so that disk and memory say the same.
+        with contextlib.suppress(OSError):
+            if _stands(site, model, digest):
+                _restore(site, model, before, way)
+        if not _stands(site, model, digest):
+            raise
+        _LOG.error("%s was switched, and that may not outlive a power cut: %s", model, error)
+
+
+def _stands(site: Site, model: str, digest: str) -> bool:
+    state = state_of(site.layout, model)
+    return state is not None and state.current == digest
+
+
+def _restore(site: Site, model: str, before: ModelState | None, way: ModelState | None) -> None:
+    """The state as it was, with its way back; at the least the release that served, which needs no room."""
+    try:
+        if before is not None:
+            put_back(site, model, before)
+            prepare_back(site.layout, model, way)
             return
-        raise
+    except OSError as error:
+        _LOG.error("the state of %s cannot be restored as it was: %s", model, error)
+        if state_of(site.layout, model) == before:
+            return
+    go_back(site.layout, model)
 
 
 def _load(repository: Repository, staged: Staged, gated: Gated | None) -> LiveModel:

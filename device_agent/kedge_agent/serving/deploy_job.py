@@ -7,12 +7,13 @@ from typing import Any
 
 from ..errors import AgentError
 from ..formats.manifest import Manifest
-from ..store.journal import FINAL_STEPS, Journal
+from ..store.journal import FINAL_STEPS
 from .activation import Activated
 from .job import RUNNING, Progress
 from .loading import LiveModel
 from .probation import Findings
 from .reverting import taken_back
+from .site import Site
 
 __all__ = ["DONE", "REFUSED", "REVERTED", "DeployJob", "told_by_journal"]
 
@@ -106,16 +107,19 @@ class DeployJob(Progress):
         }
 
 
-def told_by_journal(journal: Journal, digest: str, after: int) -> dict[str, Any]:
-    """What came of a deploy that an agent before this one did.
+def told_by_journal(site: Site, digest: str, after: int) -> dict[str, Any]:
+    """What came of a deploy that an agent before this one did; of one long ago, that the release is live.
 
     Raises:
-        AgentError: the journal does not know of it (not_found).
+        AgentError: nothing is known of it (not_found).
     """
-    found = [entry for entry in journal.history() if entry.release == digest]
+    found = [entry for entry in site.journal.history() if entry.release == digest]
     if not found:
+        live = (row["model"] for row in site.repository.status() if row["current"] == digest)
+        if (model := next(live, None)) is not None:
+            return _told(digest, model, DONE, after, None)
         raise AgentError(
-            f"release {digest[:12]} was never deployed here", kind="not_found", hint="deploy it: kedge deploy"
+            f"no deploy of release {digest[:12]} is known here", kind="not_found", hint="deploy it: kedge deploy"
         )
     last = found[-1]
     state = _STATES[last.step] if last.step in FINAL_STEPS else RUNNING
@@ -127,9 +131,13 @@ def told_by_journal(journal: Journal, digest: str, after: int) -> dict[str, Any]
         if state == REVERTED:
             said = taken_back(digest, said)
         error = {"error": said, "hint": "see: kedge history --on DEVICE", "kind": kind}
+    return _told(digest, last.model, state, after, error)
+
+
+def _told(digest: str, model: str, state: str, after: int, error: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "release": digest,
-        "model": last.model,
+        "model": model,
         "state": state,
         "step": "done" if state == DONE else "probation" if state == REVERTED else "stage",
         "events": [],

@@ -22,13 +22,12 @@ from .activation import activate
 from .deploy_job import DONE, REFUSED, REVERTED, DeployJob, told_by_journal
 from .housekeeping import collect_later
 from .job import RUNNING
-from .loading import LiveModel
 from .outcome import commit, revert, roll_back
-from .probation import Watch, probation_rules
+from .probation import SUPERSEDED, Watch, probation_rules
 from .replay import recover, replay, settle_crashes
 from .repository import Repository
-from .reverting import take_back
-from .site import Site, fault_of, note, state_of
+from .reverting import take_back, taken_back
+from .site import Site, fault_of, known_state, state_of
 from .stability import Stability
 
 __all__ = ["Deploys"]
@@ -37,7 +36,7 @@ _LOG = logging.getLogger("kedge.deploys")
 
 _ENDED_JOBS = 16
 _MOST_ANONYMOUS = 5
-_STOPPING, _ROLLED_BACK, _SUPERSEDED = "stopping", "rolled-back", "superseded"
+_STOPPING, _ROLLED_BACK = "stopping", "rolled-back"
 
 
 class Deploys:
@@ -119,7 +118,7 @@ class Deploys:
         job, safe_mode = self._jobs.get(digest), self._site.repository.safe_mode
         if job is not None:
             return job.to_json(after, wait_s)
-        told = told_by_journal(self.journal, digest, after)
+        told = told_by_journal(self._site, digest, after)
         if told["state"] == RUNNING and safe_mode is not None:
             raise AgentError(
                 f"release {digest[:12]} is on probation, which does not go on in {safe_mode}",
@@ -163,10 +162,10 @@ class Deploys:
     def _run(self, job: DeployJob, manifest: Manifest, locks: contextlib.ExitStack) -> None:
         try:
             with locks:
-                done = activate(self._site, manifest, job, lambda: self._supersede(manifest.model))
+                done = activate(self._site, manifest, job, self._watches.get(manifest.model))
                 if self._marks is not None:
                     self._marks.forget(manifest.model)
-                watch = self._watching(job, done.live, done.before_traffic_p99_ms)
+                watch = self._watching(job, manifest, done.before_traffic_p99_ms)
         except Exception as error:  # whoever watches must hear of it
             self._end(job, REFUSED, fault_of(error, f"deploying {job.model}"))
             return
@@ -174,9 +173,9 @@ class Deploys:
         job.switched(done)
         self._watch_over(job, watch)
 
-    def _watching(self, job: DeployJob, live: LiveModel, before_p99_ms: float | None) -> Watch:
-        rules = probation_rules(live.manifest.gates.probation, self._site.rules().probation_s)
-        watch = Watch(live, rules, before_p99_ms)
+    def _watching(self, job: DeployJob, manifest: Manifest, before_p99_ms: float | None) -> Watch:
+        rules = probation_rules(manifest.gates.probation, self._site.rules().probation_s)
+        watch = Watch(manifest, lambda: self._site.repository.serving(job.model), rules, before_p99_ms)
         with self._guard:
             self._watches[job.model] = watch
         return watch
@@ -187,28 +186,37 @@ class Deploys:
             job.enter("probation")
             with contextlib.suppress(OSError):
                 reached("deploy.probation")
-            broken = watch.run(job.tell)
+            watch.run(job.tell)
             if watch.cut_by == _STOPPING:
                 return
             with self._site.repository.changing(job.model, wait=True):
                 job.watched(watch.findings(), **watch.to_json(), cut_by=watch.cut_by)
-                self._decide(job, watch, broken)
+                self._decide(job, watch)
+                # Before anybody else changes the model: it is over.
+                self._forget(watch)
         except Exception as error:
             _LOG.exception("the watch over %s", job.model)
             self._end(job, REFUSED, fault_of(error, f"watching {job.model}"))
         finally:
-            with self._guard:
-                if self._watches.get(job.model) is watch:
-                    del self._watches[job.model]
+            self._forget(watch)
 
-    def _decide(self, job: DeployJob, watch: Watch, broken: str | None) -> None:
+    def _forget(self, watch: Watch) -> None:
+        with self._guard:
+            if self._watches.get(watch.manifest.model) is watch:
+                del self._watches[watch.manifest.model]
+
+    def _decide(self, job: DeployJob, watch: Watch) -> None:
+        broken = watch.broken
         if watch.cut_by == _ROLLED_BACK:
             hint = "see: kedge status --on DEVICE"
             self._end(job, REVERTED, AgentError("it was rolled back by a user", kind="gate", hint=hint))
-        elif watch.cut_by is not None:
+        elif watch.cut_by is not None and broken is None:
             self._end(job, DONE)
+        elif watch.cut_by == SUPERSEDED:
+            said = f"{taken_back(job.digest, str(broken))}; another has taken its place"
+            self._end(job, REVERTED, AgentError(said, kind="gate", hint="see: kedge history --on DEVICE"))
         elif broken is None:
-            problem = commit(self._site, watch.live)
+            problem = commit(self._site, watch.manifest)
             if problem is not None:
                 self._site.repository.blame(
                     job.model, AgentError(f"release {job.digest[:12]} serves, and that is not recorded: {problem}")
@@ -216,17 +224,10 @@ class Deploys:
             self._end(job, DONE)
             collect_later(self._site)
         else:
-            error = revert(self._site, watch.live, broken, job)
-            serving = self._site.repository.serving(job.model)
-            back = serving is not None and serving.manifest.digest != job.digest
-            self._end(job, REVERTED if back else REFUSED, error)
-
-    def _supersede(self, model: str) -> None:
-        """A release that is on probation still makes way for another: it has not proven itself, and raises no floor."""
-        watch = self._watches.get(model)
-        if watch is not None:
-            note(self._site, model, watch.live.manifest.digest, "committed", superseded=True)
-            watch.cut(_SUPERSEDED)
+            error = revert(self._site, watch.manifest, broken, watch.findings(), job)
+            serving, state = self._site.repository.serving(job.model), known_state(self._site, job.model)
+            now = serving.manifest.digest if serving is not None else state.current if state is not None else job.digest
+            self._end(job, REFUSED if now == job.digest else REVERTED, error)
 
     def _watch_on(self, model: str, digest: str) -> None:
         """Watch a release anew that was on probation when the last agent ended."""
@@ -241,7 +242,9 @@ class Deploys:
         job = DeployJob(live.manifest)
         job.resumed(live, state.previous)
         self._remember(job)
-        watch = self._watching(job, live, None)
+        switching = (each for each in reversed(self.journal.history(model)) if each.step == "switching")
+        before = next((each.body.get("before_p99_ms") for each in switching if each.release == digest), None)
+        watch = self._watching(job, live.manifest, before if isinstance(before, (int, float)) else None)
         threading.Thread(target=self._watch_over, args=(job, watch), daemon=True).start()
 
     def _end(self, job: DeployJob, state: str, error: AgentError | None = None) -> None:

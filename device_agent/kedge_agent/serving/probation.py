@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..formats.gates import LatencyGate, ProbationRules
+from ..formats.manifest import Manifest
 from .gating import Tell
 from .loading import LiveModel
+from .statistics import ModelStatistics
 
-__all__ = ["LEAST_REQUESTS", "Findings", "Watch", "failing", "probation_rules", "slow"]
+__all__ = ["LEAST_REQUESTS", "SUPERSEDED", "Findings", "Watch", "failing", "probation_rules", "slow"]
 
 LEAST_REQUESTS = 100
 """Requests that a 99th percentile is taken of, at least."""
+
+SUPERSEDED = "superseded"
+"""What ends a probation where another release takes the place of the one that is on it."""
 
 _LEAST_FAILURES = 3
 # The 99th percentile of a hundred is the largest: one hiccup is no reason to go back, unless it stays.
@@ -73,51 +79,86 @@ def slow(found: Findings, limits: LatencyGate | None, before_p99_ms: float | Non
 
 
 class Watch:
-    """A release on probation.
+    """A release on probation. Its time stands still while it does not serve: unloaded, or loaded anew.
 
     Args:
+        serving: what serves the model at the moment; None: nothing does.
         before_p99_ms: see `slow`.
+
+    broken: what was not kept to, once that shows. cut_by: who ended it; afterwards nothing shows any more.
     """
 
-    def __init__(self, live: LiveModel, rules: ProbationRules, before_p99_ms: float | None) -> None:
-        self.live = live
+    def __init__(
+        self,
+        manifest: Manifest,
+        serving: Callable[[], LiveModel | None],
+        rules: ProbationRules,
+        before_p99_ms: float | None,
+    ) -> None:
+        self.manifest = manifest
+        self._serving = serving
         self._rules = rules
         self._before_p99_ms = before_p99_ms
-        self._begin = time.monotonic()
+        self._seen: list[ModelStatistics] = []
+        self._elapsed_s = 0.0
+        self._guard = threading.Lock()
         self._cut = threading.Event()
+        self.broken: str | None = None
         self.cut_by: str | None = None
 
     def findings(self) -> Findings:
-        """What was found until now."""
-        answered, failed = self.live.statistics.outcomes()
-        return Findings(answered + failed, failed, self.live.statistics.recent_p99_ms(LEAST_REQUESTS))
+        """What was found until now, each time that the release was loaded; its latency of the last time."""
+        outcomes = [each.outcomes() for each in self._seen]
+        failed = sum(failed for _, failed in outcomes)
+        p99_ms = self._seen[-1].recent_p99_ms(LEAST_REQUESTS) if self._seen else None
+        return Findings(sum(answered for answered, _ in outcomes) + failed, failed, p99_ms)
 
     def to_json(self) -> dict[str, Any]:
         """As `status` tells it."""
-        return {"elapsed_s": time.monotonic() - self._begin, "seconds": self._rules.seconds}
+        return {"elapsed_s": self._elapsed_s, "seconds": self._rules.seconds}
 
     def cut(self, why: str) -> None:
         """End it: somebody has decided otherwise."""
-        self.cut_by = self.cut_by or why
+        with self._guard:
+            self.cut_by = self.cut_by or why
         self._cut.set()
 
     def run(self, tell: Tell) -> str | None:
         """Watch until the time is over; what was not kept to, as soon as it shows, or None. It may have been cut."""
-        limits = self.live.manifest.gates.latency
         told_s = slow_since_s = 0.0
+        limits = self.manifest.gates.latency
+        last_s = time.monotonic()
         while self.cut_by is None:
-            elapsed_s = time.monotonic() - self._begin
-            found = self.findings()
-            over = elapsed_s >= self._rules.seconds
-            broken = failing(found, self._rules)
-            if (too_slow := slow(found, limits, self._before_p99_ms)) is None:
-                slow_since_s = elapsed_s
-            elif over or elapsed_s - slow_since_s >= _SLOW_S:
-                broken = broken or too_slow
-            if broken is not None or over or elapsed_s >= told_s:
-                tell({"event": "probation", **self.to_json(), **found.to_json()})
-                told_s = elapsed_s + max(1.0, self._rules.seconds / _MOST_EVENTS)
-            if broken is not None or over:
-                return broken
-            self._cut.wait(min(_STEP_S, self._rules.seconds - elapsed_s))
+            now_s, wait_s = time.monotonic(), _STEP_S
+            if self._is_served():
+                self._elapsed_s += now_s - last_s
+                found = self.findings()
+                over = self._elapsed_s >= self._rules.seconds
+                broken = failing(found, self._rules)
+                if (too_slow := slow(found, limits, self._before_p99_ms)) is None:
+                    slow_since_s = self._elapsed_s
+                elif over or self._elapsed_s - slow_since_s >= _SLOW_S:
+                    broken = broken or too_slow
+                if broken is not None or over or self._elapsed_s >= told_s:
+                    tell({"event": "probation", **self.to_json(), **found.to_json()})
+                    told_s = self._elapsed_s + max(1.0, self._rules.seconds / _MOST_EVENTS)
+                if broken is not None or over:
+                    return self._settled(broken)
+                wait_s = min(_STEP_S, self._rules.seconds - self._elapsed_s)
+            last_s = now_s
+            self._cut.wait(wait_s)
         return None
+
+    def _is_served(self) -> bool:
+        live = self._serving()
+        if live is None or live.manifest.digest != self.manifest.digest:
+            return False
+        if live.statistics not in self._seen:
+            self._seen.append(live.statistics)
+        return True
+
+    def _settled(self, broken: str | None) -> str | None:
+        with self._guard:
+            if self.cut_by is None:
+                self.broken = broken
+            return self.broken

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from ..errors import AgentError
 from ..failpoints import reached
 from ..store.crashes import Marks
+from ..store.journal import Entry
 from ..store.models import ModelState, list_models, read_state, way_back, write_state
 from ..store.recovery import recover_state
 from .reverting import take_back
@@ -77,6 +78,8 @@ def replay(site: Site, marks: Marks | None) -> dict[str, str]:
             if entry.step == "switching":
                 note(site, entry.model, entry.release, "switched")
             watched[entry.model] = entry.release
+        elif entry.step == "switched" and state is not None and _switched_after(site, entry, state.current):
+            note(site, entry.model, entry.release, "committed", superseded=True)
         elif entry.step == "switched":
             note(site, entry.model, entry.release, "rolled-back")
         else:
@@ -102,6 +105,12 @@ def _fault_on_probation(marks: Marks, model: str, release: str) -> str | None:
     if doubts < _MOST_DOUBTS_ON_PROBATION:
         return None
     return f"the agent crashed {doubts} times in a row while the release was on probation"
+
+
+def _switched_after(site: Site, entry: Entry, release: str) -> bool:
+    """Whether a deploy put this release in the place of the one that the entry is of."""
+    later = [each for each in site.journal.history(entry.model) if each.sequence > entry.sequence]
+    return any(each.release == release and each.step in ("switching", "switched", "committed") for each in later)
 
 
 def settle_crashes(site: Site, marks: Marks) -> tuple[dict[str, AgentError], dict[str, str]]:

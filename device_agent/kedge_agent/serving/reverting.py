@@ -7,7 +7,7 @@ import logging
 from ..errors import AgentError
 from ..store.layout import Layout
 from ..store.models import ModelState, go_back, way_back, write_state
-from .site import Site, note, state_of
+from .site import Site, known_state, note, state_of
 
 __all__ = ["back_of", "put_back", "take_back", "taken_back"]
 
@@ -20,7 +20,7 @@ def take_back(site: Site, model: str, release: str, reason: str) -> bool:
     Returns:
         Whether the release before is now the live one.
     """
-    state = state_of(site.layout, model)
+    state = known_state(site, model)
     if state is not None and state.current == release:
         back = back_of(site.layout, model, state)
         if back is None:
@@ -28,8 +28,8 @@ def take_back(site: Site, model: str, release: str, reason: str) -> bool:
             return False
         note(site, model, release, "reverting", reason=reason)
         try:
-            put_back(site.layout, model, back)
-        except OSError as error:
+            put_back(site, model, back)
+        except (OSError, AgentError) as error:
             _LOG.error("%s cannot be taken back to %s: %s", model, back.current[:12], error)
             note(
                 site, model, release, "refused", reason=f"{reason}; the release before cannot be put in force: {error}"
@@ -52,12 +52,15 @@ def back_of(layout: Layout, model: str, state: ModelState) -> ModelState | None:
     return ModelState(state.previous, state.current, state.floor, state.downgrade)
 
 
-def put_back(layout: Layout, model: str, back: ModelState) -> None:
+def put_back(site: Site, model: str, back: ModelState) -> None:
     """Put the state that `back_of` found in force: by one rename, where it was prepared.
 
     Raises:
+        AgentError: this agent makes way for another, and the store may be the other's by now (busy).
         OSError: as the file system says; the state then stands.
     """
+    site.require_open()
+    layout = site.layout
     try:
         prepared = way_back(layout, model)
     except AgentError:

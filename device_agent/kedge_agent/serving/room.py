@@ -11,7 +11,7 @@ from ..measure.memory import read_memory
 from .loading import LiveModel
 from .repository import Repository
 
-__all__ = ["Job", "Room", "Unwatched", "load_beside"]
+__all__ = ["Job", "Room", "Unwatched"]
 
 _LOG = logging.getLogger("kedge.room")
 
@@ -101,13 +101,3 @@ def _worth_it(live: LiveModel) -> bool:
     grown = 0 if before is None or after is None else after - before
     takes = max(grown, live.manifest.file(live.artefact.file).size_bytes)
     return bool(takes >= available // 10)
-
-
-def load_beside(repository: Repository, model: str, digest: str, job: Job) -> LiveModel:
-    """Load a release beside what serves, or in its place where memory does not suffice for both.
-
-    Raises:
-        AgentError: it cannot be loaded; what served serves on.
-    """
-    with Room(repository, model, job) as room:
-        return room.tried(lambda: repository.bring(model, digest))

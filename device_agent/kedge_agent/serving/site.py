@@ -17,7 +17,7 @@ from ..store.recovery import recover_state
 from ..store.rules import ReleaseRules
 from .repository import Repository
 
-__all__ = ["Site", "fault_of", "known_state", "note", "state_of"]
+__all__ = ["Site", "fault_of", "is_unloaded", "known_state", "note", "state_of"]
 
 _LOG = logging.getLogger("kedge.deploys")
 
@@ -53,12 +53,19 @@ class Site:
 
 
 def known_state(site: Site, model: str) -> ModelState | None:
-    """The recorded state, or what can still be told of it where it is damaged: a floor is not to be lost by that."""
+    """The recorded state, or what can still be told of it where it is damaged, or gone while the model serves.
+
+    Neither a floor nor the way back is to be lost by that.
+    """
+    wrong = f"the record of what {model} serves is gone"
     try:
-        return read_state(site.layout, model)
+        state = read_state(site.layout, model)
+        if state is not None or site.repository.serving(model) is None:
+            return state
     except AgentError as error:
-        _LOG.error("%s; it is made out from what is told of it elsewhere", error)
-        return recover_state(site.layout, model, site.journal)
+        wrong = error.message
+    _LOG.error("%s; it is made out from what is told of it elsewhere", wrong)
+    return recover_state(site.layout, model, site.journal)
 
 
 def state_of(layout: Layout, model: str) -> ModelState | None:
@@ -68,6 +75,11 @@ def state_of(layout: Layout, model: str) -> ModelState | None:
     except AgentError:
         _LOG.exception("the state of %s is damaged", model)
         return None
+
+
+def is_unloaded(site: Site, model: str) -> bool:
+    """Whether a user has unloaded it."""
+    return any(row["model"] == model and row["state"] == "unloaded" for row in site.repository.status())
 
 
 def fault_of(error: BaseException, doing: str) -> AgentError:

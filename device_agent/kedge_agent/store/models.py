@@ -23,6 +23,7 @@ __all__ = [
     "go_back",
     "list_models",
     "named_releases",
+    "prepare_back",
     "prepare_switch",
     "read_state",
     "state_to_come",
@@ -79,7 +80,7 @@ def named_releases(layout: Layout, model: str) -> set[str]:
         AgentError: a part of it is damaged (integrity); nobody can then tell.
     """
     folder = layout.model(model)
-    states = [_read(folder / name, model) for name in ("state.json", "state.back", "state.next")]
+    states = [_read(folder / name, model) for name in ("state.json", "state.back", "state.next", "state.undo")]
     named = {digest for state in states if state is not None for digest in (state.current, state.previous)}
     return {digest for digest in named if digest is not None}
 
@@ -110,7 +111,7 @@ def _bytes(state: ModelState) -> bytes:
 def prepare_switch(layout: Layout, model: str, state: ModelState, back: ModelState | None) -> None:
     """Write the state that is to come, and the one to return to if it does not work out; nothing is switched.
 
-    From then on both ways are a rename, which needs no room on the disk.
+    From then on both ways are a rename, which needs no room on the disk. So is what `way_back` tells until the switch.
 
     Raises:
         OSError: as the file system says.
@@ -118,23 +119,42 @@ def prepare_switch(layout: Layout, model: str, state: ModelState, back: ModelSta
     folder = layout.model(model)
     make_directory(folder)
     # One that nobody put in force is not to stand beside another way back.
-    move_aside(folder / "state.next")
-    (folder / "state.next").unlink(missing_ok=True)
-    move_aside(folder / "state.back")
-    if back is None:
-        (folder / "state.back").unlink(missing_ok=True)
-    else:
-        write_atomic(folder / "state.back", _bytes(back))
+    for name in ("state.next", "state.undo"):
+        move_aside(folder / name)
+        (folder / name).unlink(missing_ok=True)
+    if back is not None:
+        write_atomic(folder / "state.undo", _bytes(back))
     write_atomic(folder / "state.next", _bytes(state))
 
 
+def prepare_back(layout: Layout, model: str, back: ModelState | None) -> None:
+    """Write the state to return to, of the one that is in force; None: there is none.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    path = layout.model(model) / "state.back"
+    if back is not None:
+        write_atomic(path, _bytes(back))
+    else:
+        move_aside(path)
+        path.unlink(missing_ok=True)
+
+
 def switch(layout: Layout, model: str) -> None:
-    """Put the prepared state in force, durably, by one rename.
+    """Put the prepared state in force, durably, by one rename; just before, its way back takes the last one's place.
 
     Raises:
         OSError: as the file system says. Which state then stands, `read_state` tells: the new one where only the fsync
             of the folder failed, and a power cut may bring the old one back. `go_back` is right either way.
     """
+    folder = layout.model(model)
+    (folder / "state.next").lstat()
+    move_aside(folder / "state.back")
+    try:
+        os.replace(folder / "state.undo", folder / "state.back")
+    except FileNotFoundError:
+        (folder / "state.back").unlink(missing_ok=True)
     _rename(layout, model, "state.next", "deploy.renamed")
 
 

@@ -60,6 +60,9 @@ def _replay(layout: Layout, entries: list[Entry], coming: ModelState | None) -> 
     now = before = _Told()
     for entry in entries:
         step = entry.step
+        if step == "committed" and entry.body.get("superseded"):
+            # Another deploy has taken its place before its probation had ended: it proved nothing.
+            continue
         if step == "switching" and entry is entries[-1] and (coming is None or coming.current != entry.release):
             # The state to come is there no more: it was put in force.
             step = "switched"
@@ -74,8 +77,7 @@ def _replay(layout: Layout, entries: list[Entry], coming: ModelState | None) -> 
                 current=before.current if known else now.previous,
                 previous=before.previous if known else None,
             )
-        # Another deploy took its place before its probation had ended: it proved nothing.
-        if step == "committed" and not entry.body.get("superseded"):
+        if step == "committed":
             now = _raised(layout, now, entry.release)
     return now
 

@@ -58,7 +58,7 @@ WITH: dict[str, Callable[[Path], None]] = {
 COARSELY = ["a folder", "a link to another file", "nothing", "an empty file", "rubbish", "a pipe"]
 """Where every kind would take too long to try."""
 
-OF_A_MODEL = ["state.json", "state.back", "state.next", "current"]
+OF_A_MODEL = ["state.json", "state.back", "state.next", "state.undo", "current"]
 OF_THE_STORE = ["running", "locks", "locks/digits", "store.lock", "incoming"]
 
 
