@@ -23,7 +23,7 @@ from kedge.release.bundle import Release
 from kedge_agent.store.crashes import Marks
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.locks import deploying
-from kedge_agent.store.slots import changing_agents, read_trial, slot_named
+from kedge_agent.store.slots import changing_agents, read_outcome, read_trial, slot_named
 from tests.conftest import make_release
 from tests.support.upgrades import Slotted, bundle_of
 from tests.unit.test_store import deliver
@@ -433,7 +433,10 @@ def test_a_stop_while_another_agent_prepares_is_no_handover(make: Make, live: Re
         os.kill(device.agent()["pid"], signal.SIGTERM)
         waits(lambda: not (device.sockets / "infer.sock").exists())
         place.touch()
-        waits(lambda: len(device.processes()) == 1 or read_trial(device.layout) is not None)
+        # The other one is gone before the last request is answered, and has not been marked.
+        waits(lambda: len(device.processes()) == 1, 10)
+        waits(lambda: (ended := read_outcome(device.layout)) is not None and ended.state == "refused")
+        assert read_trial(device.layout) is None
     assert device.gone()
     device.start()
     device.answers()
