@@ -20,6 +20,7 @@ from kedge.build.gates import GateOptions
 from kedge.build.release import BuildOptions, build_release
 from kedge.cli import main
 from kedge.config import state_dir
+from kedge.deploy import follow
 from kedge.deploy.history import read_history
 from kedge.deploy.push import Deployed, deploy, rollback
 from kedge.deploy.releases import read_floor
@@ -114,6 +115,8 @@ def test_a_deploy_tells_before_and_after_every_gate_and_the_probation(local_agen
     assert done.before is not None
     assert done.after is not None
     assert (done.before["release"], done.before["version"]) == (first.digest, 1)
+    assert done.before["size_bytes"] == first.manifest.total_bytes
+    assert all(done.before[name] > 0 for name in ("p99_ms", "peak_bytes"))
     assert (done.after["release"], done.after["runtime"], done.after["precision"]) == (
         second.digest,
         "onnxruntime",
@@ -217,6 +220,55 @@ def test_a_deploy_that_runs_is_joined(local_agent: LocalAgent, tmp_path: Path) -
     assert len(deploys_of(read_history(local_agent))) == 1
 
 
+def test_one_that_is_not_waited_for_tells_what_was_before_and_owes_no_end(
+    local_agent: LocalAgent, tmp_path: Path
+) -> None:
+    first, second = make_release(tmp_path, version=1), gated(tmp_path, 2, probation_s=300)
+    deploy(local_agent, first)
+    done = deploy(local_agent, second, wait=False)
+    validate(done.to_json(), "deploy")
+    assert done.before is not None
+    assert done.before["release"] == first.digest
+    rollback(local_agent, "digits")
+    again = deploy(local_agent, second, wait=False)
+    assert again.sent_bytes == 0
+    assert live(local_agent)["release"] == second.digest
+
+
+def test_whoever_went_back_from_a_release_by_hand_is_not_told_so_by_its_next_deploy(
+    local_agent: LocalAgent, tmp_path: Path
+) -> None:
+    first, second = make_release(tmp_path, version=1), gated(tmp_path, 2, probation_s=300)
+    deploy(local_agent, first)
+
+    def interrupt(name: str) -> None:
+        if name == "probation":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deploy(local_agent, second, state=interrupt)
+    rollback(local_agent, "digits")
+    states: list[str] = []
+    deploy(local_agent, second, state=states.append, wait=False)
+    assert "push" in states
+    assert live(local_agent)["release"] == second.digest
+
+
+def test_a_device_that_cannot_be_asked_has_not_been_asked(local_agent: LocalAgent, tmp_path: Path) -> None:
+    class PushesOnly(CutTransport):
+        def open_receive(self, deadline: Deadline) -> tuple[Channel, int]:
+            opened = super().open_receive(deadline)
+            self.cut = True
+            return opened
+
+    link = PushesOnly(local_agent)
+    release = make_release(tmp_path, version=1)
+    with pytest.raises(UnreachableError, match="the link is cut"):
+        deploy(link, release, patience_s=0.5)
+    assert read_history(local_agent) == []
+    assert not list((state_dir() / "deploys").glob("*"))
+
+
 def test_a_push_that_breaks_off_goes_on_by_itself_and_sends_nothing_twice(
     local_agent: LocalAgent, tmp_path: Path
 ) -> None:
@@ -259,6 +311,7 @@ def test_a_device_that_asks_for_signatures_is_sent_nothing_unsigned(tmp_path: Pa
         with pytest.raises(IntegrityError, match="takes signed releases only") as refused:
             deploy(agent, release)
         assert "kedge release sign" in refused.value.hint
+        assert str(release.folder) not in refused.value.hint
         assert not list((state / "releases").glob("*")) if (state / "releases").exists() else True
     finally:
         agent.close()
@@ -362,6 +415,17 @@ def test_an_interrupt_ends_the_command_and_says_that_the_device_goes_on(tmp_path
         said = running.stderr.read()
         assert running.wait(30) == 130
     assert "the same command picks up" in said
+
+
+def test_an_interrupt_before_the_device_says_anything_is_known_to_leave_it_at_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow, "deploy_state", interrupted)
+    assert main(["deploy", str(make_release(tmp_path, version=1).folder), "--to", "local"]) == 130
+    assert "the same command picks up" in capsys.readouterr().err
 
 
 def test_an_archive_is_deployed_as_a_folder_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

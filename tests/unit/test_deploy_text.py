@@ -51,6 +51,7 @@ def test_what_is_not_known_is_said_in_words(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     assert "100 B for 1 kB at 50 B/s" in shown
     assert shown.count("not measured") == 4
+    assert "not known" not in shown
     assert "relative error infinite (≤ 1)" in shown
     for word in ("probation", "signatures"):
         assert word not in shown
@@ -63,6 +64,30 @@ def test_a_probation_that_another_deploy_ended_is_not_said_to_be_passed(capsys: 
     assert "ended by another deploy after 3 of 60 s, 1,204 requests, 0 failed, p99 3.21 ms" in shown
     assert "verified by the device" in shown
     assert "nothing: this is the model's first release" in shown
+
+
+def row_of(shown: str, name: str) -> list[str]:
+    line = next(line for line in shown.splitlines() if line.strip().startswith(name))
+    return [cell.strip() for cell in line.strip().removeprefix(name).split("  ") if cell.strip()]
+
+
+def test_what_served_before_stands_beside_what_serves_now(capsys: pytest.CaptureFixture[str]) -> None:
+    before = {"release": B, "version": 1, "size_bytes": 2000, "p99_ms": 3.0, "peak_bytes": 40_000_000}
+    gates = [{"gate": "memory", "passed": True, "figures": {"peak_bytes": 30_000_000}, "limits": {}}]
+    deploy_tables(deployed(before=before, gates=gates))
+    shown = capsys.readouterr().out
+    assert row_of(shown, "release") == [B[:12], A[:12]]
+    assert row_of(shown, "size") == ["2 kB", "1 kB"]
+    assert row_of(shown, "peak of a process that runs it") == ["40 MB", "30 MB"]
+    assert row_of(shown, "compute p99, golden inputs") == ["3 ms", "not measured"]
+
+
+@pytest.mark.parametrize(("previous", "word"), [(None, "nothing"), (B, "not known")])
+def test_nothing_was_before_only_where_there_is_nothing_to_go_back_to(
+    capsys: pytest.CaptureFixture[str], previous: str | None, word: str
+) -> None:
+    deploy_tables(deployed(before=None, previous=previous))
+    assert row_of(capsys.readouterr().out, "release") == [word, A[:12]]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,8 @@ def follow(
         The device's last answer; of a deploy that still runs where `until` was reached.
 
     Raises:
-        OutcomeUnknownError: the device cannot be reached any more; it goes on by itself.
+        OutcomeUnknownError: the device cannot be reached any more; it goes on by itself, if it was asked.
+        UnreachableError: it could not be asked.
         KedgeError: what the device says.
     """
     device, patience = transport.name, Patience(patience_s)
@@ -97,8 +98,8 @@ def follow(
     while True:
         try:
             if not asked:
-                starts += 1
                 begin()
+                starts += 1
                 asked = heard = True
             # An agent that was started anew counts its events from the beginning.
             answer = deploy_state(client, device, release, *((0, 0) if lost else (after, _WAIT_S)))
@@ -108,10 +109,16 @@ def follow(
             _wait(patience, device, error)
             continue
         except (UnreachableError, OutcomeUnknownError, AgentMissingError) as error:
-            # Whether the device heard a request that it did not answer, its next answer tells.
-            asked = lost = True
+            lost = True
             hang_up(transport)
-            _wait(patience, device, error)
+            if not asked and isinstance(error, OutcomeUnknownError):
+                # Whether the device heard a request that it did not answer, its next answer tells.
+                starts += 1
+                asked = True
+            if asked:
+                _wait(patience, device, error)
+            elif not patience.wait():
+                raise
             continue
         except BadInputError:
             # It knows of no such deploy: it never heard of it, or was ended before it had written it down.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+from kedge_agent.formats.manifest import is_digest
 from kedge_agent.formats.offer import Offer, Signed
 
 from ..errors import BadInputError, IncompatibleError, IntegrityError, KedgeError, OutcomeUnknownError
 from ..release.bundle import Release
-from ..transport.base import Transport
+from ..transport.base import Transport, agent_hint
 from ..transport.client import AgentClient
 from ..transport.upload import Progress, UploadResult
+from .deployed import Deployed, NonsenseError, read_gate, read_parity, read_probation, read_side
 from .follow import RUNNING, Event, deploy_state, ended, follow, require_done
+from .history import read_history
 from .pending import Pending
 from .sending import send
 
@@ -29,45 +33,6 @@ _ACTIVATE_S = 600.0
 _PATIENCE_S = 60.0
 
 States = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """What a deploy did (docs/deploy-report.md).
-
-    previous: the release a rollback would return to. parity: the gate's findings per output. load: time and memory of
-    loading on the device (docs/bench-report.md, `memory.load`). activate_s: from the end of the push to the switch.
-    before, after: what served until then, and what serves now; None: nothing did, or the device does not tell.
-    gates: what each gate found. probation: how it went; None: there was none, or it has not ended. limits: the
-    manifest's gates. signed: the device verified signatures; None: it does not tell. size_bytes: of all files.
-    sent_bytes: of content that the device lacked. wire_bytes: that travelled for it. skipped_bytes: that were in their
-    place. copied_bytes: that the device had elsewhere.
-    """
-
-    device: str
-    model: str
-    version: int
-    release: str
-    previous: str | None
-    sent_bytes: int
-    skipped_bytes: int
-    push_s: float
-    activate_s: float
-    parity: list[dict[str, Any]]
-    load: dict[str, Any]
-    wire_bytes: int = 0
-    copied_bytes: int = 0
-    before: dict[str, Any] | None = None
-    after: dict[str, Any] | None = None
-    gates: list[dict[str, Any]] = field(default_factory=list)
-    probation: dict[str, Any] | None = None
-    limits: dict[str, Any] = field(default_factory=dict)
-    signed: bool | None = None
-    size_bytes: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 def deploy(
@@ -93,7 +58,7 @@ def deploy(
         event: told of what the device says of its gates and of the probation.
         downgrade: a statement that this version is wanted, though the device may have had a later one.
         limit_bytes_per_s: push no faster.
-        wait: for the end of the probation; else until it begins.
+        wait: for the end of the probation; else until it begins, and then no end is owed.
         remember: keep a note on this host until the end was told, so that the next run tells it.
         patience_s: how long a lost connection is tried to be made again while the device works.
 
@@ -130,7 +95,9 @@ class _Deploy:
         self.client = AgentClient(transport, _ANSWER_S)
         self._progress = progress
         self._state = state
+        self._step = ""
         self._event = event
+        self._served: dict[str, Any] | None = None
         self._pending = pending
         self._gates: list[dict[str, Any]] = []
         self._switched: float | None = None
@@ -139,7 +106,7 @@ class _Deploy:
     def run(
         self, downgrade: Signed | None, limit_bytes_per_s: int | None, *, wait: bool, patience_s: float
     ) -> Deployed:
-        self._state("plan")
+        self._enter("plan")
         self.release.verify()
         offer = self.release.offer()
         offer = replace(offer, downgrade=downgrade or offer.downgrade)
@@ -148,7 +115,12 @@ class _Deploy:
         pending = self._pending
         known = self._known()
         owed, before = pending.read()
-        joins = known is not None and (known["state"] == RUNNING or (owed and self._is_news(known, before)))
+        runs = known is not None and known["state"] == RUNNING
+        joins = runs or (known is not None and owed and self._is_news(known, before))
+        self._served = self._serving()
+        if joins and self._served is not None and self._served["release"] == digest:
+            # That is what came of it.
+            self._served = None
         if joins:
             pushed, sent = UploadResult(0, 0, self.release.manifest.total_bytes, 0, 0, 0, 0.0), time.monotonic()
         else:
@@ -157,7 +129,7 @@ class _Deploy:
                 self.release,
                 offer,
                 progress=self._progress,
-                state=self._state,
+                state=self._enter,
                 limit_bytes_per_s=limit_bytes_per_s,
                 patience_s=patience_s,
             )
@@ -171,12 +143,19 @@ class _Deploy:
             if joins:
                 # Only where the device turns out to know nothing of it any more is it asked for anew.
                 joins = False
+                if runs:
+                    self._enter("stage")
                 return
             try:
                 self.client.post("/kedge/v1/deploys", {"release": digest}, expect=("state",))
             except BadInputError as error:
                 # What was pushed is there: it is deploys that this agent does not know.
                 raise _NoDeploysError(error.message, hint=error.hint) from error
+            except (OutcomeUnknownError, KeyboardInterrupt):
+                # The device may have heard it.
+                self._enter("stage")
+                raise
+            self._enter("stage")
 
         try:
             answer = follow(
@@ -195,15 +174,13 @@ class _Deploy:
         except OutcomeUnknownError:
             raise
         except KedgeError:
-            # The device has said what is wrong, and it was told.
+            # The device has said what is wrong, or was never asked.
             pending.forget()
             raise
-        if answer["state"] == RUNNING:
-            live = self._live()
-            return self._deployed(
-                pushed, sent, {"previous": live.get("previous"), "after": live, "parity": self._parity_told()}
-            )
         pending.forget()
+        if answer["state"] == RUNNING:
+            result = {"previous": self._live().get("previous"), "after": self._serving(), "parity": self._parity_told()}
+            return self._deployed(pushed, sent, result)
         return self._deployed(pushed, sent, require_done(device, answer))
 
     def _plan(self, offer: Offer) -> None:
@@ -222,7 +199,8 @@ class _Deploy:
             if self._signed and not offer.signatures and offer.base is None:
                 raise IntegrityError(
                     f"{device} takes signed releases only, and this one has no signature",
-                    hint=f"kedge release sign {self.release.folder} --key KEY, with a key that the device knows",
+                    hint="kedge release sign RELEASE --key KEY, with a key that the device knows; "
+                    "of an archive, kedge release import it first",
                 )
 
     def _known(self) -> dict[str, Any] | None:
@@ -232,10 +210,15 @@ class _Deploy:
             return None
 
     def _is_news(self, known: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
-        """Whether an end is the one that is owed: not that of an earlier deploy, nor of one long replaced."""
+        """Whether an end is the one that is owed: not that of an earlier deploy, nor one that its user knows of."""
+        digest = self.release.digest
         if ended(known) == before:
             return False
-        return known["state"] != "done" or self._live().get("release") == self.release.digest
+        if known["state"] == "reverted":
+            entries = read_history(self.transport, self.release.manifest.model)
+            last = next((entry for entry in reversed(entries) if entry.get("release") == digest), {})
+            return last.get("step") != "rolled-back"
+        return known["state"] != "done" or self._live().get("release") == digest
 
     def _live(self) -> dict[str, Any]:
         """What the device's status says of the model."""
@@ -243,20 +226,36 @@ class _Deploy:
         rows = [row for row in found if isinstance(row, dict) and row.get("model") == self.release.manifest.model]
         return dict(rows[0]) if rows else {}
 
+    def _serving(self) -> dict[str, Any] | None:
+        """What serves now, as in a report; None: nothing does, or the device does not tell."""
+        with contextlib.suppress(NonsenseError):
+            return read_side(self._live())
+        return None
+
+    def _enter(self, step: str) -> None:
+        """A state begins, unless it has: that the device was asked for the first is known before it says so."""
+        if step != self._step:
+            self._step = step
+            self._state(step)
+
     def _hear(self, event: Mapping[str, Any]) -> None:
         kind, step = event.get("event"), event.get("step")
         if kind == "step":
             if step in ("probation", "done") and self._switched is None:
                 self._switched = time.monotonic()
-            self._state(str(step)[:80])
-        else:
+            self._enter(str(step)[:80])
+            return
+        # Of what makes no sense nothing is told: the device goes on, and its result is looked at once more.
+        with contextlib.suppress(NonsenseError):
             if kind == "gate":
-                self._gates.append({key: value for key, value in event.items() if key != "event"})
+                self._gates.append(read_gate(event))
+            elif kind == "probation":
+                read_probation(event)
             self._event(event)
 
     def _on_an_old_agent(self, pushed: UploadResult, sent: float) -> Deployed:
         """An agent of before there were deploys: it switches at once, and watches nothing."""
-        self._state("activate")
+        self._enter("activate")
         answer = self.client.post(
             f"/kedge/v1/releases/{self.release.digest}/activate",
             timeout_s=_ACTIVATE_S,
@@ -266,39 +265,47 @@ class _Deploy:
 
     def _parity_told(self) -> list[Any]:
         """The outputs of the parity gate, as the device has told them so far."""
-        figures = next((gate.get("figures") for gate in self._gates if gate.get("gate") == "parity"), None)
-        outputs = figures.get("outputs") if isinstance(figures, dict) else None
-        return outputs if isinstance(outputs, list) else []
+        return next((gate["figures"].get("outputs", []) for gate in self._gates if gate["gate"] == "parity"), [])
 
     def _deployed(self, pushed: UploadResult, sent: float, result: Mapping[str, Any]) -> Deployed:
-        manifest = self.release.manifest
+        manifest, device = self.release.manifest, self.transport.name
 
         def of(key: str, kind: type) -> Any:
             value = result.get(key)
             return value if isinstance(value, kind) else None
 
-        return Deployed(
-            device=self.transport.name,
-            model=manifest.model,
-            version=manifest.version,
-            release=manifest.digest,
-            previous=of("previous", str),
-            sent_bytes=pushed.sent_bytes,
-            skipped_bytes=pushed.skipped_bytes,
-            push_s=pushed.seconds,
-            activate_s=(self._switched or time.monotonic()) - sent,
-            parity=of("parity", list) or [],
-            load=of("load", dict) or {},
-            wire_bytes=pushed.wire_bytes,
-            copied_bytes=pushed.copied_bytes,
-            before=of("before", dict),
-            after=of("after", dict),
-            gates=of("gates", list) or self._gates,
-            probation=of("probation", dict),
-            limits=json.loads(self.release.manifest_bytes)["gates"],
-            signed=self._signed if of("signed", bool) is None else of("signed", bool),
-            size_bytes=manifest.total_bytes,
-        )
+        def read(key: str, reader: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any] | None:
+            return reader(result[key]) if of(key, dict) is not None else None
+
+        previous = of("previous", str)
+        try:
+            return Deployed(
+                device=device,
+                model=manifest.model,
+                version=manifest.version,
+                release=manifest.digest,
+                previous=previous if previous is not None and is_digest(previous) else None,
+                sent_bytes=pushed.sent_bytes,
+                skipped_bytes=pushed.skipped_bytes,
+                push_s=pushed.seconds,
+                activate_s=(self._switched or time.monotonic()) - sent,
+                parity=read_parity(of("parity", list) or []),
+                load=of("load", dict) or {},
+                wire_bytes=pushed.wire_bytes,
+                copied_bytes=pushed.copied_bytes,
+                before=read("before", read_side) or self._served,
+                after=read("after", read_side),
+                gates=[read_gate(gate) for gate in of("gates", list) or []] or self._gates,
+                probation=read("probation", read_probation),
+                limits=json.loads(self.release.manifest_bytes)["gates"],
+                signed=self._signed if of("signed", bool) is None else of("signed", bool),
+                size_bytes=manifest.total_bytes,
+            )
+        except NonsenseError as error:
+            raise IncompatibleError(
+                f"{device}: the release was deployed, and what the agent tells of it makes no sense: {error}",
+                hint=agent_hint(device),
+            ) from error
 
 
 def rollback(transport: Transport, model: str) -> dict[str, Any]:

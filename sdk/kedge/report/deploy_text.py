@@ -44,33 +44,36 @@ def probation_words(found: Mapping[str, Any]) -> str:
 
 def deploy_tables(document: Mapping[str, Any]) -> None:
     """A deploy's document as tables: before and after, parity of each output, and how it went."""
-    before, after = document["before"], document["after"] or {}
+    before, after, previous = document["before"], document["after"] or {}, document["previous"]
     gates = {gate.get("gate"): gate for gate in document["gates"] if isinstance(gate, Mapping)}
     latency, memory = (_figures(gates.get(name)) for name in ("latency", "memory"))
     after = {
         **after,
         "release": document["release"],
         "version": document["version"],
-        "size": byte_size(document["size_bytes"]),
+        "size_bytes": document["size_bytes"],
         "p99_ms": latency.get("p99_ms", after.get("p99_ms")),
-        "peak_bytes": memory.get("peak_bytes"),
+        "peak_bytes": memory.get("peak_bytes", after.get("peak_bytes")),
     }
-    rows = [_row("release", before, after, lambda side: str(side["release"])[:_SHORT])]
+    release = _row("release", before, after, lambda side: str(side["release"])[:_SHORT])
+    if before is None:
+        # Where there is something to go back to, something was there.
+        release[1] = "nothing" if previous is None else "not known"
+    rows = [release]
     rows += [_row(name, before, after, lambda side, key=name: str(side.get(key) or "–")) for name in _NAMES]
-    rows.append(_row("size", before, after, lambda side: str(side.get("size") or "–")))
+    rows.append(_row("size", before, after, lambda side: _size(side.get("size_bytes"), "–")))
     rows.append(_row("compute p99, golden inputs", before, after, lambda side: milliseconds(side.get("p99_ms"))))
-    rows.append(_row("peak of a process that runs it", before, after, lambda side: _memory(side.get("peak_bytes"))))
+    rows.append(_row("peak of a process that runs it", before, after, lambda side: _size(side.get("peak_bytes"))))
     print_table(f"{document['model']} on {document['device']}", ["", "before", "after"], rows)
     key_values([*_parity_rows(document["parity"], document["limits"]), *_ending_rows(document)])
 
 
 def _row(name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any], cell: Any) -> list[str]:
-    absent = "nothing" if name == "release" else ""
-    return [name, absent if before is None else cell(before), cell(after)]
+    return [name, "" if before is None else cell(before), cell(after)]
 
 
-def _memory(value: Any) -> str:
-    return byte_size(value) if isinstance(value, int) else NOT_MEASURED
+def _size(value: Any, absent: str = NOT_MEASURED) -> str:
+    return byte_size(value) if isinstance(value, int) else absent
 
 
 def _figures(gate: Any) -> Mapping[str, Any]:
