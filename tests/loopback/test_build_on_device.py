@@ -22,9 +22,9 @@ from kedge.deploy.push import deploy
 from kedge.errors import BusyError, IncompatibleError, IntegrityError
 from kedge.release.bundle import Release, write_release
 from kedge.targets import Target, load_target
-from kedge.transport.base import Deadline
+from kedge.transport.base import Channel, Deadline
 from kedge.transport.client import AgentClient
-from kedge.transport.local import LocalAgent
+from kedge.transport.local import LocalAgent, ProcessChannel
 from kedge.transport.upload import upload
 from tests.support import environment, models
 from tests.support.qdq import Net
@@ -152,6 +152,41 @@ def test_a_device_that_lost_the_host_keeps_building_and_whoever_asks_again_gets_
     engine, _ = engine_on_device(agent, target, release, silent, cache=EngineCache(tmp_path / "cache"))
     stored = json.loads((agent.state / "engines" / asked["job"] / "entry.json").read_text(encoding="utf-8"))
     assert stored["sha256"] == engine.sha256
+
+
+def test_what_is_to_be_compiled_is_pushed_no_faster_than_asked_and_again_where_the_link_breaks(
+    target: Target, tmp_path: Path
+) -> None:
+    portions: list[int] = []
+
+    class Link(LocalAgent):
+        breaks = True
+
+        def open_receive(self, deadline: Deadline) -> tuple[Channel, int]:
+            channel, protocol = super().open_receive(deadline)
+            assert isinstance(channel, ProcessChannel)
+            send = channel.sendall
+
+            def sendall(data: bytes | memoryview, /) -> None:
+                if self.breaks and len(portions) > 9:
+                    self.breaks = False
+                    channel._process.kill()
+                portions.append(len(data))
+                send(data)
+
+            channel.sendall = sendall  # type: ignore[method-assign]
+            return channel, protocol
+
+    link = Link(tmp_path / "device")
+    with contextlib.closing(link):
+        link.start(Deadline.after(30, "the test"))
+        release = planned(small_model(tmp_path), target, tmp_path)
+        limit = 4 * release.manifest.total_bytes
+        cache = EngineCache(tmp_path / "cache")
+        _, built = engine_on_device(link, target, release, silent, cache=cache, limit_bytes_per_s=limit)
+    assert built
+    assert not link.breaks
+    assert max(portions) < release.manifest.total_bytes // 2
 
 
 def test_a_workspace_that_is_too_small_is_raised_on_the_device(

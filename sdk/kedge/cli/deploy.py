@@ -69,7 +69,15 @@ def deploy(
                 older = downgrade(given, key, floor, last_serial)
             with out.progress(keep=True) as progress:
                 # Where the release has a build plan: from the cache, or compiled on the device.
-                found = prepared(transport, kind, given, Path(folder) / "release", progress.share, downgrade=older)
+                found = prepared(
+                    transport,
+                    kind,
+                    given,
+                    Path(folder) / "release",
+                    progress.share,
+                    downgrade=older,
+                    limit_bytes_per_s=limit,
+                )
 
                 def state(name: str) -> None:
                     reached.append(name)

@@ -23,18 +23,18 @@ from ..errors import IncompatibleError, IntegrityError, KedgeError
 from ..release.bundle import ATTESTATION, BASE, DOWNGRADE, Release, write_release, write_side
 from ..report.text import printable
 from ..targets import Target
-from ..transport.base import Deadline, Transport
+from ..transport.base import Transport
 from ..transport.client import AgentClient
-from ..transport.upload import upload
 from .identity import require_target
 from .pull_engine import nonsense, pull_engine, pull_report, stated
+from .sending import send
 from .vouching import as_builder, has_engine, may_run, require_vouched
 
 __all__ = ["complete", "engine_on_device", "needs_engine", "prepared", "with_engine"]
 
 Progress = Callable[[str, float], None]
 
-_CONNECT_S = 30.0
+_PATIENCE_S = 60.0
 _CANCEL_S = 5.0
 _POLL_S = 0.02
 # What a compiler says of itself in each build; of no news to anyone.
@@ -54,6 +54,7 @@ def engine_on_device(
     *,
     cache: EngineCache | None = None,
     downgrade: Signed | None = None,
+    limit_bytes_per_s: int | None = None,
 ) -> tuple[CachedEngine, bool]:
     """The engine of a release for a device: from the cache where one fits, else built there and pulled back.
 
@@ -61,6 +62,7 @@ def engine_on_device(
 
     Args:
         downgrade: a statement that this version is wanted, though the device may have had a later one.
+        limit_bytes_per_s: push no faster.
 
     Returns:
         The engine, and whether it was built now.
@@ -99,7 +101,10 @@ def engine_on_device(
                 progress(f"not taking the engine of {whose}: nobody attested it (kedge release attest)", 0.0)
             offer = release.offer()
             offer = replace(offer, downgrade=downgrade or offer.downgrade)
-            return _built(transport, client, release, offer, order, onnx, here, kept, progress), True
+            _sent(transport, release, offer, progress, limit_bytes_per_s)
+            # The push may have outlasted the connection that this client knows.
+            client.close()
+            return _built(transport, client, release, order, onnx, here, kept, progress), True
     finally:
         client.close()
 
@@ -160,24 +165,32 @@ def _passport(transport: Transport, client: AgentClient, target: Target, order: 
     return here, isinstance(signatures, dict) and signatures.get("required") is True
 
 
+def _sent(
+    transport: Transport, release: Release, offer: Offer, progress: Progress, limit_bytes_per_s: int | None
+) -> None:
+    step = "pushing what is to be compiled"
+    progress(step, 0.0)
+    send(
+        transport,
+        release,
+        offer,
+        progress=lambda done, total: progress(step, done / total if total else 1.0),
+        state=lambda name: None,
+        limit_bytes_per_s=limit_bytes_per_s,
+        patience_s=_PATIENCE_S,
+    )
+
+
 def _built(
     transport: Transport,
     client: AgentClient,
     release: Release,
-    offer: Offer,
     order: Order,
     onnx: str,
     here: Passport,
     cache: EngineCache,
     progress: Progress,
 ) -> CachedEngine:
-    progress("pushing what is to be compiled", 0.0)
-    channel, protocol = transport.open_receive(Deadline.after(_CONNECT_S, f"reaching {transport.name}"))
-
-    def sent(done: int, total: int) -> None:
-        progress("pushing what is to be compiled", done / total if total else 1.0)
-
-    upload(channel, transport.name, release.manifest_bytes, release.files(), sent, offer=offer, protocol=protocol)
     asked = client.post("/kedge/v1/build", {"release": release.digest}, expect=("job", "state"))
     key = str(asked["job"])
     if not is_digest(key):
@@ -257,12 +270,13 @@ def prepared(
     progress: Progress,
     *,
     downgrade: Signed | None = None,
+    limit_bytes_per_s: int | None = None,
 ) -> Release:
     """A release as it can be deployed to a device: with an engine for it, where it had a build plan.
 
     Args:
         folder: where a completed release is written.
-        downgrade: as `engine_on_device` takes it.
+        downgrade, limit_bytes_per_s: as `engine_on_device` takes them.
 
     Raises:
         IntegrityError: it has an engine of another device, for which nobody vouches.
@@ -279,5 +293,7 @@ def prepared(
         )
     release.verify()
     _require_runtime(transport, artefact.runtime)
-    engine, _ = engine_on_device(transport, target, release, progress, downgrade=downgrade)
+    engine, _ = engine_on_device(
+        transport, target, release, progress, downgrade=downgrade, limit_bytes_per_s=limit_bytes_per_s
+    )
     return complete(release, engine, folder)
