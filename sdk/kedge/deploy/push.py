@@ -22,6 +22,7 @@ from .follow import RUNNING, Event, deploy_state, ended, follow, require_done
 from .history import read_history
 from .pending import Pending
 from .sending import send
+from .told import require
 
 __all__ = ["DEVICE_STEPS", "Deployed", "deploy", "rollback"]
 
@@ -316,11 +317,8 @@ def rollback(transport: Transport, model: str) -> dict[str, Any]:
     """
     client = AgentClient(transport)
     try:
-        answer: dict[str, Any] = client.post(
-            f"/kedge/v1/models/{model}/rollback",
-            timeout_s=_ACTIVATE_S,
-            expect=("model", "version", "release", "previous"),
-        )
+        answer = client.post(f"/kedge/v1/models/{model}/rollback", timeout_s=_ACTIVATE_S)
     finally:
         client.close()
-    return answer
+    told: dict[str, Any] = require(transport.name, "rollback", answer)
+    return told
