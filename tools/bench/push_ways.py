@@ -197,6 +197,10 @@ def bench(asyncssh_python: str | None) -> Iterator[Bench]:
         shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
         # OpenSSH's server wants a folder that a system without one does not have; only this mount namespace gets it.
         server.mounts = "mount -t tmpfs tmpfs /run\nmkdir /run/sshd"
+        # What this machine's shell does at its start is no device's; and sftp, which runs in sshd here, has no shell.
+        start_up = Path(pwd.getpwuid(os.getuid()).pw_dir, ".bashrc")
+        if start_up.exists():
+            server.mounts += f"\nmount --bind /dev/null {shlex.quote(str(start_up))}"
         made = Bench(folder, server, make_release(folder, version=1, name="push"), asyncssh_python)
         launcher = made.state / "bin" / "kedge-agent"
         launcher.parent.mkdir(parents=True)
