@@ -109,14 +109,16 @@ def deploy(
 @output_options
 def status(device: str, inventory_path: Path | None, out: Output) -> None:
     """What a device serves, and what it would roll back to."""
+    from ..deploy.told import require
     from ..fleet.inventory import open_device
     from ..transport.client import AgentClient
 
     with open_device(device, read_inventory(inventory_path)) as (transport, target):
         client = AgentClient(transport)
         try:
-            info = client.get("/kedge/v1/info", expect=("version", "python", "runtimes", "memory", "state"))
+            info = require(device, "info", client.get("/kedge/v1/info"))
             found = client.get("/kedge/v1/status", expect=("ready", "models"))
+            require(device, "models", found["models"])
         finally:
             client.close()
     document = {"device": device, "target": target.name, "agent": info, **found}

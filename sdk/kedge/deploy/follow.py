@@ -21,7 +21,7 @@ from ..errors import (
     UnreachableError,
     error_of_kind,
 )
-from ..transport.base import Transport
+from ..transport.base import Transport, agent_hint
 from ..transport.client import AgentClient
 from .patience import Patience, hang_up
 
@@ -52,7 +52,7 @@ def deploy_state(client: AgentClient, device: str, release: str, after: int = 0,
     if answer["state"] not in (RUNNING, *_ENDS) or type(following) is not int or not isinstance(events, list):
         raise IncompatibleError(
             f"{device}: the agent's answer makes no sense: a deploy that is {str(answer['state'])[:80]!r}",
-            hint=f"bring the agent to this version: kedge device upgrade {device}",
+            hint=agent_hint(device),
         )
     return answer
 

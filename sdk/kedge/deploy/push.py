@@ -217,7 +217,7 @@ class _Deploy:
             return False
         if known["state"] == "reverted":
             entries = read_history(self.transport, self.release.manifest.model)
-            last = next((entry for entry in reversed(entries) if entry.get("release") == digest), {})
+            last: dict[str, Any] = next((entry for entry in reversed(entries) if entry.get("release") == digest), {})
             return last.get("step") != "rolled-back"
         return known["state"] != "done" or self._live().get("release") == digest
 
