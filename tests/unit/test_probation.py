@@ -57,6 +57,7 @@ class Live:
 
     def __init__(self, latency: LatencyGate | None = None) -> None:
         self.statistics = ModelStatistics()
+        self.pool, self.patience_s, self.stuck_s = self, 60.0, lambda: 0.0
         self.manifest = type("Manifest", (), {"digest": "a" * 64, "gates": type("Gates", (), {"latency": latency})})
 
 

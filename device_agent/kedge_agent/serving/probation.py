@@ -17,7 +17,7 @@ from .gating import Tell
 from .loading import LiveModel
 from .statistics import ModelStatistics
 
-__all__ = ["LEAST_REQUESTS", "SUPERSEDED", "Findings", "Watch", "failing", "probation_rules", "slow"]
+__all__ = ["LEAST_REQUESTS", "SUPERSEDED", "Findings", "Watch", "failing", "hanging", "probation_rules", "slow"]
 
 LEAST_REQUESTS = 100
 """Requests that a 99th percentile is taken of, at least."""
@@ -78,6 +78,11 @@ def slow(found: Findings, limits: LatencyGate | None, before_p99_ms: float | Non
     return None
 
 
+def hanging(stuck_s: float, patience_s: float) -> str | None:
+    """That a request takes longer than one may (`Staged.patience_s`), in one line; None: none does."""
+    return None if stuck_s <= patience_s else f"a request has been computing for {stuck_s:.0f} s"
+
+
 class Watch:
     """A release on probation. Its time stands still while it does not serve: unloaded, or loaded anew.
 
@@ -130,11 +135,13 @@ class Watch:
         last_s = time.monotonic()
         while self.cut_by is None:
             now_s, wait_s = time.monotonic(), _STEP_S
-            if self._is_served():
+            if (live := self._served()) is not None:
                 self._elapsed_s += now_s - last_s
-                found = self.findings()
-                over = self._elapsed_s >= self._rules.seconds
-                broken = failing(found, self._rules)
+                found, stuck_s = self.findings(), live.pool.stuck_s()
+                left_s = self._rules.seconds - self._elapsed_s
+                # A run that began in time is waited for: it may be one that hangs.
+                over = left_s <= 0 and (self._rules.seconds == 0 or stuck_s <= -left_s)
+                broken = failing(found, self._rules) or hanging(stuck_s, live.patience_s)
                 if (too_slow := slow(found, limits, self._before_p99_ms)) is None:
                     slow_since_s = self._elapsed_s
                 elif over or self._elapsed_s - slow_since_s >= _SLOW_S:
@@ -144,18 +151,18 @@ class Watch:
                     told_s = self._elapsed_s + max(1.0, self._rules.seconds / _MOST_EVENTS)
                 if broken is not None or over:
                     return self._settled(broken)
-                wait_s = min(_STEP_S, self._rules.seconds - self._elapsed_s)
+                wait_s = min(_STEP_S, left_s) if left_s > 0 else _STEP_S
             last_s = now_s
             self._cut.wait(wait_s)
         return None
 
-    def _is_served(self) -> bool:
+    def _served(self) -> LiveModel | None:
         live = self._serving()
         if live is None or live.manifest.digest != self.manifest.digest:
-            return False
+            return None
         if live.statistics not in self._seen:
             self._seen.append(live.statistics)
-        return True
+        return live
 
     def _settled(self, broken: str | None) -> str | None:
         with self._guard:
