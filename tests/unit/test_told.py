@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from kedge.cli import main
+from kedge.deploy.follow import require_done
 from kedge.deploy.history import read_history
 from kedge.deploy.push import rollback
 from kedge.deploy.told import Told, require
-from kedge.errors import IncompatibleError
+from kedge.errors import GateRefusedError, IncompatibleError
 from kedge.fleet import inventory
 from kedge.targets import Target, host_target
 from kedge.transport.base import Channel, Deadline, Door
@@ -145,3 +146,11 @@ def test_a_status_that_makes_no_sense_is_no_defect_of_kedge(
     monkeypatch.setattr(inventory, "open_device", opened)
     assert main(["status", "--on", "nano"]) == code
     assert "defect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["reverted", "refused"])
+def test_what_to_do_after_a_deploy_that_ended_badly_is_a_command_that_runs(state: str) -> None:
+    error = {"error": "it was taken back", "hint": "see: kedge history --on DEVICE", "kind": "gate"}
+    with pytest.raises(GateRefusedError) as caught:
+        require_done("nano", {"state": state, "error": error})
+    assert caught.value.hint == "see: kedge history --on nano"

@@ -19,9 +19,8 @@ from ..errors import (
     KedgeError,
     OutcomeUnknownError,
     UnreachableError,
-    error_of_kind,
 )
-from ..transport.base import Transport, agent_hint
+from ..transport.base import Transport, agent_hint, told_error
 from ..transport.client import AgentClient
 from .patience import Patience, hang_up
 
@@ -167,7 +166,8 @@ def require_done(device: str, answer: Mapping[str, Any]) -> dict[str, Any]:
     error = answer.get("error")
     stated: Mapping[str, Any] = error if isinstance(error, dict) else {}
     reason, hint = str(stated.get("error") or "it gives no reason")[:1000], str(stated.get("hint") or "")[:1000]
+    told = told_error(device, str(stated.get("kind") or "gate"), reason, hint)
     if answer["state"] == "reverted":
         what = reason if "back" in reason else f"the release was taken back: {reason}"
-        raise GateRefusedError(f"{device}: {what}", hint=hint or f"see: kedge history --on {device}")
-    raise error_of_kind(str(stated.get("kind") or "gate"), f"{device}: {reason}", hint)
+        raise GateRefusedError(f"{device}: {what}", hint=told.hint or f"see: kedge history --on {device}")
+    raise told
