@@ -15,7 +15,7 @@ import pytest
 from kedge.release.bundle import Release
 from tests.support.agents import Device, assert_invariant
 from tests.support.bad_models import FOREVER, ask, crash, obedient_release, order
-from tests.support.deploys import clients, history, must_deploy, settled
+from tests.support.deploys import clients, eventually, history, must_deploy, settled
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def test_a_release_that_crashes_the_agent_twice_gives_way_to_the_one_before(
     up_again(device)
     row = assert_invariant(device.state, device.agent, {releases[0].digest})
     assert row is not None
-    assert "crash" in str(row["problem"]) + str(row.get("last"))
+    assert "crashed the agent 2 times in a row; the one before serves" in row["problem"]
     entry = history(device)[-1]
     assert entry["step"] in ("reverted", "rolled-back")
     assert "crash" in str(entry)
@@ -145,19 +145,67 @@ def test_a_crash_is_its_doer_s_and_not_that_of_a_model_which_only_served_beside_
     assert (speech["state"], speech["problem"]) == ("serving", None)
 
 
-def _ignored(agent: object, turns: int) -> None:
+def _ignored(agent: object, turns: int, model: str = "digits") -> None:
     with contextlib.suppress(OSError, http.client.HTTPException):
-        agent.request("POST", "/v2/models/digits/infer", ask(order(turns=turns)))  # type: ignore[attr-defined]
+        agent.request("POST", f"/v2/models/{model}/infer", ask(order(turns=turns)))  # type: ignore[attr-defined]
 
 
-def test_a_good_release_is_not_blamed_for_a_kill_from_outside(device: Device, releases: list[Release]) -> None:
+def test_a_good_release_is_not_blamed_for_stops_under_load_nor_for_one_kill(
+    device: Device, releases: list[Release]
+) -> None:
     for _ in range(3):
         with clients(device):
             time.sleep(0.3)
             device.stop()
         device.start()
+    with clients(device):
+        time.sleep(0.3)
+        assert device.agent is not None
+        device.agent.process.kill()
+        device.agent.process.wait(30)
+    up_again(device)
     assert_invariant(device.state, device.agent, {releases[1].digest})
     assert not (device.row() or {})["problem"]
+
+
+def test_kills_with_a_release_on_probation_take_it_back_at_the_second(
+    device: Device, releases: list[Release], tmp_path: Path
+) -> None:
+    third = obedient_release(tmp_path, version=3, probation_s=60)
+    device.push(third)
+    assert device.activate(third)[0] == 200
+    for expected in (third, releases[1]):
+        assert device.agent is not None
+        device.agent.process.kill()
+        device.agent.process.wait(30)
+        up_again(device)
+        assert_invariant(device.state, device.agent, {expected.digest})
+    entry = settled(device)
+    assert entry is not None
+    assert (entry["step"], entry["release"]) == ("reverted", third.digest)
+    assert not device.status().get("safe_mode")
+
+
+def test_of_two_models_that_compute_when_the_agent_is_killed_neither_is_taken_back(
+    device: Device, releases: list[Release]
+) -> None:
+    for _ in range(2):
+        agent = device.agent
+        assert agent is not None
+        asking = [
+            threading.Thread(target=lambda agent=agent, model=model: _ignored(agent, FOREVER, model))
+            for model in ("digits", "speech")
+        ]
+        for each in asking:
+            each.start()
+        time.sleep(1)
+        agent.process.kill()
+        agent.process.wait(30)
+        for each in asking:
+            each.join()
+        up_again(device)
+    assert_invariant(device.state, device.agent, {releases[1].digest})
+    assert [row["problem"] for row in device.status()["models"]] == [None, None]
 
 
 def test_an_agent_that_ends_again_and_again_without_a_model_s_doing_stands_in_safe_mode(
@@ -195,3 +243,4 @@ def test_safe_mode_is_left_by_loading_a_model_too(device: Device, releases: list
     status, said = device.request("POST", "/v2/repository/models/digits/load", {})
     assert status == 200, said
     assert_invariant(device.state, device.agent, {releases[1].digest})
+    assert eventually(lambda: [row["state"] for row in device.status()["models"]] == ["serving", "serving"])
