@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,19 @@ def test_a_probation_goes_on_over_an_unload_and_a_load_and_its_time_stands_still
     on_probation(device, second)
     device.fails(2)
     device.repository.unload("digits")
-    watch = device.deploys._watches["digits"]
-    assert not watch._is_served()
+
+    def elapsed_s() -> float:
+        return float(told(device)["probation"]["elapsed_s"])
+
+    def stands_still() -> bool:
+        before_s = elapsed_s()
+        time.sleep(0.3)
+        return elapsed_s() == before_s
+
+    assert eventually(stands_still)
+    stood_s = elapsed_s()
     device.repository.load("digits")
-    assert eventually(watch._is_served)
+    assert eventually(lambda: elapsed_s() > stood_s)
     device.fails(1)
     ended = device.ended(second)
     assert ended["state"] == "reverted"

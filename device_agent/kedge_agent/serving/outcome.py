@@ -9,7 +9,7 @@ from ..errors import AgentError
 from ..failpoints import reached
 from ..formats.manifest import Manifest
 from ..store.files import translate_os_error
-from ..store.models import ModelState, prepare_back, write_state
+from ..store.models import ModelState, prepare_back, prepare_switch, switch
 from ..store.releases import read_acceptance
 from .activation import committed_state
 from .loading import LiveModel
@@ -36,7 +36,9 @@ def commit(site: Site, manifest: Manifest) -> str | None:
         site.require_open()
         if state is not None and state.current == digest:
             new = committed_state(state, manifest, read_acceptance(site.layout, digest))
-            write_state(site.layout, model, new, _other_way(new))
+            prepare_switch(site.layout, model, new, _other_way(new))
+            site.require_open()
+            switch(site.layout, model)
         site.write_down(model, digest, "committed")
         reached("deploy.committed")
     except (OSError, AgentError) as error:

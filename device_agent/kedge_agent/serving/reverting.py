@@ -6,7 +6,7 @@ import logging
 
 from ..errors import AgentError
 from ..store.layout import Layout
-from ..store.models import ModelState, go_back, way_back, write_state
+from ..store.models import ModelState, go_back, prepare_switch, switch, way_back
 from .site import Site, known_state, note, state_of
 
 __all__ = ["back_of", "put_back", "take_back", "taken_back"]
@@ -69,7 +69,9 @@ def put_back(site: Site, model: str, back: ModelState) -> None:
         if prepared == back:
             go_back(layout, model)
         else:
-            write_state(layout, model, back)
+            prepare_switch(layout, model, back, None)
+            site.require_open()
+            switch(layout, model)
     except OSError as error:
         if state_of(layout, model) != back:
             raise
