@@ -21,8 +21,8 @@ __all__ = ["Frames", "Lanes", "OpenMore"]
 _MOST_LANES = 4
 # What an end of the encryption takes at best; a window that allows more binds nobody.
 _FASTEST_BYTES_PER_S = 300e6
-# Of what its window allows: a channel that carries less waits for something else.
-_BOUND_SHARE = 0.6
+# Of what its window allows: a channel that carries less waits for something else. Its first frame goes at half of it.
+_BOUND_SHARE = 0.45
 # What takes no longer is sent before other processes of the agent have started, and they would take the processor from
 # the one that is at it.
 _WORTH_BYTES = 32_000_000

@@ -15,6 +15,8 @@ __all__ = ["Link", "Pace"]
 
 # The least that a limited push sends at once: more often would cost more than it evens out.
 _PORTION_S = 0.05
+# What fills the window of a channel goes as fast as it is given.
+_BUFFERED_BYTES = 2 << 20
 _TELLING_BYTES = 4 << 20
 _MOST_AT_ONCE_BYTES = 1 << 20
 
@@ -60,6 +62,7 @@ class Link:
         self._channel = channel
         self._pace = pace
         self._told = told
+        self._sent = 0
         self._bytes = 0
         self._seconds = 0.0
 
@@ -76,13 +79,15 @@ class Link:
             part = data[start : start + portion]
             self._all(part)
             if kind is Message.FRAME:
-                self._bytes += len(part)
-                self._seconds += time.monotonic() - begin
+                self._sent += len(part)
+                if self._sent > _BUFFERED_BYTES:
+                    self._bytes += len(part)
+                    self._seconds += time.monotonic() - begin
                 self._told()
 
     def rate(self) -> float | None:
         """Bytes a second that the link took while it was given some; None while they tell of buffers alone."""
-        return self._bytes / max(self._seconds, 1e-6) if self._bytes >= _TELLING_BYTES else None
+        return self._bytes / max(self._seconds, 1e-6) if self._sent >= _TELLING_BYTES else None
 
     def _all(self, data: bytes | memoryview) -> None:
         self._pace.wait(len(data))
