@@ -84,6 +84,7 @@ class Device:
         ("info", INFO),
         ("history", [ENTRY, {**ENTRY, "step": "a later agent's", "version": 3}]),
         ("rollback", SWITCHED),
+        ("rollback", {**SWITCHED, "previous": None}),
     ],
 )
 def test_what_agents_tell_is_taken_as_it_is(told: Told, value: Any) -> None:
@@ -108,7 +109,7 @@ def test_what_agents_tell_is_taken_as_it_is(told: Told, value: Any) -> None:
         ("history", [ENTRY, "begun"]),
         ("history", [{**ENTRY, "model": [1]}]),
         ("history", [{**ENTRY, "release": {}}]),
-        ("rollback", {**SWITCHED, "previous": None}),
+        ("rollback", {**SWITCHED, "previous": []}),
         ("rollback", {**SWITCHED, "version": {}}),
     ],
 )

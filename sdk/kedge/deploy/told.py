@@ -43,7 +43,7 @@ def _object(must: Mapping[str, Check], **may: Check) -> Check:
     )
 
 
-_ROLLBACK = _object({"model": _text, "version": _number, "release": _text, "previous": _text})
+_ROLLBACK = _object({"model": _text, "version": _number, "release": _text, "previous": _or_null(_text)})
 _MODELS = _each(
     _object(
         {
