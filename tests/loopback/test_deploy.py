@@ -417,6 +417,19 @@ def test_an_interrupt_ends_the_command_and_says_that_the_device_goes_on(tmp_path
     assert "the same command picks up" in said
 
 
+def test_going_back_to_the_first_release_within_a_probation_leaves_nothing_to_go_back_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = make_release(tmp_path, version=1), gated(tmp_path, 2, probation_s=300)
+    assert main(["deploy", str(first.folder), "--to", "local", "--quiet"]) == 0
+    assert main(["deploy", str(second.folder), "--to", "local", "--no-wait", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["rollback", "digits", "--on", "local"]) == 0
+    shown = capsys.readouterr().out
+    assert f"version 1, release {first.digest[:12]}" in shown
+    assert "nothing" in shown
+
+
 def test_an_interrupt_before_the_device_says_anything_is_known_to_leave_it_at_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

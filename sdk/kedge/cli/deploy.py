@@ -178,7 +178,7 @@ def rollback(model: str, device: str, inventory_path: Path | None, out: Output) 
             [
                 ("device", device),
                 ("serves", f"{done['model']} version {done['version']}, release {done['release'][:12]}"),
-                ("rolls back to", done["previous"][:12]),
+                ("rolls back to", (done["previous"] or "nothing")[:12]),
             ]
         )
 
