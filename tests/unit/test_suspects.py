@@ -151,7 +151,7 @@ class Hanging(OnnxRuntime):
 
 @pytest.fixture
 def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    monkeypatch.setattr(repository, "_NEXT_S", 0.2)
+    monkeypatch.setattr(repository, "_LOOK_S", 0.1)
     monkeypatch.setattr(repository, "_PATIENCE_S", 0.2)
     monkeypatch.setattr(staging, "_CPU_S", 0.0)
     runtime = Hanging()

@@ -24,7 +24,7 @@ __all__ = ["Repository"]
 _LOG = logging.getLogger("kedge.repository")
 
 _START_WAIT_S = 300.0
-_NEXT_S = 60.0
+_LOOK_S = 0.5
 _PATIENCE_S = 5.0
 _DRAIN_S = 60.0
 
@@ -80,8 +80,8 @@ class Repository:
     ) -> None:
         """Load what each model last served; when that fails, what it served before. In safe mode, once it is left.
 
-        Never raises: a model that cannot be served is reported by `status`, the others serve on. One that takes long to
-        load goes on being loaded when the next ones are, and when this returns.
+        Never raises: a model that cannot be served is reported by `status`, the others serve on. One whose load
+        should have ended goes on being loaded when the next ones are, and when this returns.
 
         Args:
             held: models that are not to be loaded, and why.
@@ -95,9 +95,11 @@ class Repository:
             for model in models:
                 thread = threading.Thread(target=self._start, args=(model, held or {}, suspects, started), daemon=True)
                 thread.start()
-                thread.join(_NEXT_S)
+                thread.join(_LOOK_S)
+                while thread.is_alive() and all(late != model for late, _ in self._loads.late()):
+                    thread.join(_LOOK_S)
                 if thread.is_alive():
-                    _LOG.error("model %s is still being loaded after %g s", model, _NEXT_S)
+                    _LOG.error("model %s takes too long to load; the next ones do not wait for it", model)
         finally:
             self.ready.set()
 
