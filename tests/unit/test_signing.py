@@ -204,16 +204,15 @@ def test_a_key_signs_once_and_its_older_signature_goes(release: Release, keys: d
 
 
 def test_what_cannot_sign_is_told_and_leaves_the_signatures(
-    release: Release, keys: dict[str, Key], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    release: Release, keys: dict[str, Key], tmp_path: Path
 ) -> None:
     sign(release, keys["ed25519"].path)
     before = release.signatures
     (tmp_path / "rubbish").write_text("no key")
-    for path, message in ((tmp_path / "none", "there is no key"), (tmp_path / "rubbish", "could not sign")):
+    for path, message in ((tmp_path / "none", "there is no key"), (tmp_path / "rubbish", "is no SSH key")):
         with pytest.raises(BadInputError, match=message):
             sign(release, path)
     assert release.signatures == before
-    assert "rubbish" in capfd.readouterr().err
     (release.folder / "manifest.json.sig").write_text("these are no signatures")
     with pytest.raises(IntegrityError):
         sign(release, keys["ed25519"].path)

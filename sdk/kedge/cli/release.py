@@ -192,9 +192,10 @@ def sign_command(folder: Path, key: Path, downgrade: bool, from_version: int | N
     if from_version is not None:
         state_downgrade(found, key, from_version)
     count = len(signatures_of(found))
+    keys = "the only key so far" if count == 1 else f"one of {count} distinct keys"
     out.result(
         {"release": found.digest, "key": signature.fingerprint, "signatures": count, "downgrade": downgrade},
-        lambda: click.echo(f"{found.digest}: signed by {signature.fingerprint}; {count} distinct keys in all"),
+        lambda: click.echo(f"{found.digest}: signed by {signature.fingerprint}, {keys}"),
     )
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kedge_agent.formats.archive import ArchiveError, ArchiveReader, write_archive
+from kedge_agent.formats.archive import ARCHIVE_MAGIC, ArchiveError, ArchiveReader, write_archive
 from kedge_agent.formats.manifest import MANIFEST_NAME, ManifestError
 
 from ..errors import BadInputError, IntegrityError
@@ -52,7 +52,7 @@ def import_release(
         folder: must not exist.
 
     Raises:
-        BadInputError: there is no archive, or the folder exists.
+        BadInputError: there is no archive, the file is something else, or the folder exists.
         IntegrityError: the archive is damaged, or holds more than it says.
     """
     if folder.exists():
@@ -61,6 +61,11 @@ def import_release(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with archive.open("rb") as source:
+            if source.read(len(ARCHIVE_MAGIC)) != ARCHIVE_MAGIC:
+                raise BadInputError(
+                    f"{archive} is neither a release folder nor an archive of one", hint="make a release: kedge build"
+                )
+            source.seek(0)
             _unpack(ArchiveReader(source), partial, progress)
         partial.chmod(0o755)
         open_release(partial)

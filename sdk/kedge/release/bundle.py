@@ -72,7 +72,10 @@ class Release:
         expected = {entry.name for entry in self.manifest.files} | {MANIFEST_NAME}
         stray = sorted(set(os.listdir(self.folder)) - expected - SIDE_FILES)
         if stray:
-            raise IntegrityError(f"{self.folder} holds files the manifest does not name: {', '.join(stray[:5])}")
+            raise IntegrityError(
+                f"{self.folder} holds files the manifest does not name: {', '.join(stray[:5])}",
+                hint="move them elsewhere",
+            )
         done = 0
         for entry, path in self.files():
             try:
@@ -224,7 +227,7 @@ def open_release(folder: Path) -> Release:
         size = file.stat().st_size if file.is_file() else None
         if size != entry.size_bytes:
             found = "is missing" if size is None else f"has {size} bytes"
-            raise IntegrityError(f"{file} {found}; the manifest names {entry.size_bytes}", hint="build it again")
+            raise IntegrityError(f"{file} {found}; the manifest names {entry.size_bytes} bytes", hint="build it again")
     return release
 
 

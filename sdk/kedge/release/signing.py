@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ __all__ = ["check_signatures", "downgrade", "sign", "sign_document", "signatures
 
 # A passphrase and a touch take the time that they take.
 _TIMEOUT_S = 600.0
+_KEY = re.compile(rb"-----BEGIN |(ssh|ecdsa|sk)-")
 
 
 def sign_document(document: bytes, key: Path, namespace: str, signatures: bytes = b"") -> bytes:
@@ -37,7 +40,7 @@ def sign_document(document: bytes, key: Path, namespace: str, signatures: bytes 
         signatures: that the document has already.
 
     Raises:
-        BadInputError: ssh-keygen could not sign; it has said why on standard error.
+        BadInputError: ssh-keygen could not sign; where standard error is a terminal it has said why there.
         IntegrityError: the signatures that were there cannot be read.
     """
     own = _split(_signed_by(document, key, namespace))
@@ -63,6 +66,7 @@ def sign(release: Release, key: Path) -> Signature:
     Raises:
         KedgeError: as `sign_document`; the folder cannot be written.
     """
+    signatures_of(release)
     signatures = sign_document(release.manifest_bytes, key, RELEASE_NAMESPACE, release.signatures)
     write_side(release.folder, MANIFEST_NAME, Signed(release.manifest_bytes, signatures))
     return _split(signatures)[-1]
@@ -74,7 +78,7 @@ def signatures_of(release: Release) -> tuple[Signature, ...]:
     Raises:
         IntegrityError: they cannot be read.
     """
-    return _split(release.signatures)
+    return _split(release.signatures, _signatures_path(release))
 
 
 def check_signatures(release: Release, signers: Path, revoked: Path | None = None) -> tuple[Finding, ...]:
@@ -94,7 +98,7 @@ def check_signatures(release: Release, signers: Path, revoked: Path | None = Non
             Signers(signers.absolute(), revoked),
         )
     except SignatureError as error:
-        raise _unreadable(error) from error
+        raise _unreadable(error, _signatures_path(release)) from error
 
 
 def downgrade(release: Release, key: Path | None, from_floor: int, last_serial: int = 0) -> Signed:
@@ -130,6 +134,7 @@ def state_downgrade(release: Release, key: Path, from_floor: int) -> Signed:
         signed = downgrade(release, key, from_floor)
     else:
         _require_same(release, there, from_floor)
+        _split(there.signatures, release.folder / f"{DOWNGRADE}.sig")
         signatures = sign_document(there.document, key, DOWNGRADE_NAMESPACE, there.signatures)
         signed = Signed(there.document, signatures)
     write_side(release.folder, DOWNGRADE, signed)
@@ -148,15 +153,21 @@ def _require_same(release: Release, there: Signed, from_floor: int) -> None:
         )
 
 
-def _split(data: bytes) -> tuple[Signature, ...]:
+def _signatures_path(release: Release) -> Path:
+    return release.folder / f"{MANIFEST_NAME}.sig"
+
+
+def _split(data: bytes, path: Path | None = None) -> tuple[Signature, ...]:
     try:
         return split_signatures(data)
     except SignatureError as error:
-        raise _unreadable(error) from error
+        raise _unreadable(error, path) from error
 
 
-def _unreadable(error: SignatureError) -> IntegrityError:
-    return IntegrityError(str(error), hint="sign again: kedge release sign")
+def _unreadable(error: SignatureError, path: Path | None) -> IntegrityError:
+    if path is None:
+        return IntegrityError(str(error), hint="sign again: kedge release sign")
+    return IntegrityError(f"{path}: {error}", hint="remove that file, and sign again: kedge release sign")
 
 
 def _signed_by(document: bytes, key: Path, namespace: str) -> bytes:
@@ -166,15 +177,33 @@ def _signed_by(document: bytes, key: Path, namespace: str) -> bytes:
         raise BadInputError(what, hint=hint)
     if not key.is_file():
         raise BadInputError(f"there is no key {key}", hint="make one: ssh-keygen -t ed25519 -f KEY")
+    with key.open("rb") as file:
+        if _KEY.match(file.read(64)) is None:
+            raise BadInputError(
+                f"{key} is no SSH key", hint="give the file of a key, or make one: ssh-keygen -t ed25519 -f KEY"
+            )
     command = [program, "-q", "-Y", "sign", "-f", str(key), "-n", namespace]
     try:
-        # Its error output stays the user's terminal: it asks there for a touch, and says there what went wrong.
-        done = subprocess.run(command, input=document, stdout=subprocess.PIPE, check=False, timeout=_TIMEOUT_S)
+        # A terminal stays its error output: it asks there for a touch.
+        said = None if os.isatty(2) else subprocess.PIPE
+        done = subprocess.run(
+            command, input=document, stdout=subprocess.PIPE, stderr=said, check=False, timeout=_TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BadInputError(f"ssh-keygen could not sign with {key}: {error}") from error
     if done.returncode != 0:
-        raise BadInputError(
-            f"ssh-keygen could not sign with {key}",
-            hint="of a key in ssh-agent give the .pub file, and see that ssh-add -L lists it",
-        )
+        raise _not_signed(key, done.stderr or b"")
     return done.stdout
+
+
+def _not_signed(key: Path, said: bytes) -> BadInputError:
+    """Why ssh-keygen did not sign; `said` is empty where it has said so on a terminal."""
+    if b"incorrect passphrase" in said:
+        return BadInputError(f"the passphrase is not that of {key}", hint="run the command again")
+    if b"UNPROTECTED" in said:
+        return BadInputError(f"{key} is a file that others may read: it is not used", hint=f"chmod 600 {key}")
+    lines = said.decode("utf-8", "replace").strip().splitlines()
+    hint = "of a key in ssh-agent give the .pub file, and see that ssh-add -L lists it"
+    if key.suffix != ".pub":
+        hint = f"see whether it is a key that can be used: ssh-keygen -y -f {key}"
+    return BadInputError(f"ssh-keygen could not sign with {key}" + (f": {lines[-1][:200]}" if lines else ""), hint=hint)
