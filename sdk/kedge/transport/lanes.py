@@ -26,7 +26,7 @@ _BOUND_SHARE = 0.45
 # What takes no longer is sent before other processes of the agent have started, and they would take the processor from
 # the one that is at it.
 _WORTH_BYTES = 32_000_000
-_WORTH_S = 1.0
+_WORTH_S = 0.5
 _OPEN_S = 30.0
 # Less than the agent waits for the first channel, which is silent while the last frames are acknowledged elsewhere.
 _PATIENCE_S = 20.0
