@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -325,3 +327,13 @@ def test_an_agent_of_protocol_1_and_a_push_that_is_limited_have_one_channel(stat
 
     assert push(state, large, more, protocol=1).channels == 1
     assert push(state.with_name("other"), large, more, limit_bytes_per_s=20_000_000).channels == 1
+
+
+def test_a_process_that_receives_imports_no_server_and_no_runtime() -> None:
+    script = (
+        "import sys, kedge_agent.cli, kedge_agent.settings, kedge_agent.store.receive as _; "
+        "print(*(name for name in sys.modules if name.startswith(('kedge_agent.runtime.', 'kedge_agent.serving.'))))"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "kedge_agent.serving.limits" in said
+    assert not {"kedge_agent.serving.server", "kedge_agent.runtime.pool"} & set(said)
