@@ -119,7 +119,9 @@ def told_by_journal(site: Site, digest: str, after: int) -> dict[str, Any]:
         if (model := next(live, None)) is not None:
             return _told(digest, model, DONE, after, None)
         raise AgentError(
-            f"no deploy of release {digest[:12]} is known here", kind="not_found", hint="deploy it: kedge deploy"
+            f"no deploy of release {digest[:12]} is known here",
+            kind="not_found",
+            hint="deploy it: kedge deploy RELEASE --to DEVICE",
         )
     last = found[-1]
     state = _STATES[last.step] if last.step in FINAL_STEPS else RUNNING

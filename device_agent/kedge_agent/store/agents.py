@@ -72,7 +72,9 @@ def judge_slot(layout: Layout, rules: ReleaseRules, digest: str) -> None:
             raise ManifestError("its manifest is another one's")
     except (OSError, ManifestError) as error:
         raise AgentError(
-            f"agent {digest[:12]} is damaged: {error}", kind="integrity", hint="push it again: kedge device upgrade"
+            f"agent {digest[:12]} is damaged: {error}",
+            kind="integrity",
+            hint="push it again: kedge device upgrade DEVICE",
         ) from error
     judge_agent(rules, data, offer)
 

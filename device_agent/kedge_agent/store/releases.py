@@ -101,7 +101,9 @@ def read_release(layout: Layout, digest: str) -> Manifest:
         manifest = parse_manifest(read_bounded(path, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         raise AgentError(
-            f"release {digest[:12]} is not on this device", kind="not_found", hint="deploy it: kedge deploy"
+            f"release {digest[:12]} is not on this device",
+            kind="not_found",
+            hint="push it: kedge release push RELEASE --to DEVICE",
         ) from None
     except (OSError, ManifestError) as error:
         raise AgentError(
@@ -156,7 +158,9 @@ def read_acceptance(layout: Layout, digest: str) -> Acceptance:
     """
     if not has_release(layout, digest):
         raise AgentError(
-            f"release {digest[:12]} is not on this device", kind="not_found", hint="deploy it: kedge deploy"
+            f"release {digest[:12]} is not on this device",
+            kind="not_found",
+            hint="push it: kedge release push RELEASE --to DEVICE",
         )
     try:
         body = parse_json(read_bounded(layout.release(digest) / ACCEPTED_NAME, _MAX_ACCEPTED_BYTES))

@@ -17,6 +17,8 @@ from kedge_agent.formats.frames import frame_length
 from kedge_agent.formats.manifest import FileEntry
 from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, ENCODING_ZSTD, FRAME_BYTES
 
+from ..errors import BadInputError, first_line
+
 __all__ = ["Base", "EncodedFrame", "Encoder"]
 
 _SAMPLE_BYTES = 256 * 1024
@@ -185,7 +187,11 @@ class Encoder:
         base = self._bases.get(file)
         packed, encoding = b"", ENCODING_ZSTD
         if base is not None:
-            stored = self._bytes(base.path)
+            try:
+                stored = self._bytes(base.path)
+            except BadInputError:
+                # The cache let go of it: the frame travels as it is.
+                return None
             offset, length = slice_of(frame, len(stored))
             packed = BASE_INDEX.pack(base.index) + compress(raw, stored[offset : offset + length])
             encoding = ENCODING_DELTA
@@ -201,7 +207,13 @@ class Encoder:
     def _bytes(self, path: Path) -> memoryview:
         with self._guard:
             if path not in self._mapped:
-                with path.open("rb") as handle:
-                    # Unmapped when the last view of it is gone.
-                    self._mapped[path] = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+                try:
+                    with path.open("rb") as handle:
+                        # Unmapped when the last view of it is gone.
+                        self._mapped[path] = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+                except (OSError, ValueError) as error:
+                    # Not the link: the push is not to be taken up again.
+                    raise BadInputError(
+                        f"{path} cannot be read any more: {first_line(error)}", hint="build the release again"
+                    ) from error
             return self._mapped[path]

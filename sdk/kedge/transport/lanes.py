@@ -216,7 +216,7 @@ class _Lane(threading.Thread):
         listener = Listener(channel, lanes.device, self._on_ack, self._on_again, lanes.changed)
         lanes.hello(link)
         listener.start()
-        listener.wait_for(listener.want, Deadline.after(_PATIENCE_S, "joining"))
+        listener.wait_for(listener.has_want, Deadline.after(_PATIENCE_S, "joining"))
         with lanes.changed:
             if lanes.stopped:
                 return

@@ -12,8 +12,8 @@ from kedge_agent.formats.frames import frame_length
 from kedge_agent.formats.manifest import FileEntry, is_digest
 from kedge_agent.wire import ENCODING_RAW, FRAME_HEADER, Message, WireError, parse_json, read_message
 
-from ..errors import IncompatibleError, KedgeError, UnreachableError, error_of_kind
-from .base import Channel, Deadline
+from ..errors import IncompatibleError, KedgeError, UnreachableError
+from .base import Channel, Deadline, agent_hint, told_error
 
 __all__ = ["Listener", "Want", "parse_want"]
 
@@ -59,7 +59,10 @@ def parse_want(body: Any, files: Sequence[FileEntry], protocol: int) -> Want:
         if not all(is_digest(sha256) for objects in bases.values() for sha256, _ in objects):
             raise ValueError("a base without a hash")
         taken = tuple(int(each) for each in body["encodings"])
-        return Want(frames, int(body["copied"]), taken, bases, body.get("joins") is True)
+        copied = int(body["copied"])
+        if not 0 <= copied <= sum(entry.size_bytes for entry in files):
+            raise ValueError("copied more than there is")
+        return Want(frames, copied, taken, bases, body.get("joins") is True)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise IncompatibleError("the device asks for frames the release does not have") from error
 
@@ -89,6 +92,7 @@ class Listener(threading.Thread):
         self._changed = changed or threading.Condition()
         self._want: Any = None
         self._done = False
+        self._expected: str | None = None
         self._error: KedgeError | None = None
 
     def run(self) -> None:
@@ -101,12 +105,14 @@ class Listener(threading.Thread):
         except KedgeError as error:
             self._fail(error)
         except (WireError, struct.error, AttributeError) as error:
-            self._fail(IncompatibleError(f"{self._device}: {error}", hint="provision the device again"))
+            self._fail(IncompatibleError(f"{self._device}: {error}", hint=agent_hint(self._device)))
         except (OSError, EOFError) as error:
             reason = str(error) or "the connection closed"
             self._fail(UnreachableError(f"{self._device}: {reason} during the push", hint="run it again: it resumes"))
         except Exception as error:  # a thread's exception would vanish
-            self._fail(UnreachableError(f"{self._device}: {type(error).__name__}: {error}"))
+            # Not the link: the same push would end in the same way.
+            message = f"{self._device}: what it says makes no sense: {type(error).__name__}: {error}"
+            self._fail(IncompatibleError(message, hint=agent_hint(self._device)))
         finally:
             # A socket that was closed stays open for as long as a file made of it is; and paramiko's file must not live
             # to the interpreter's end, as it would in the traceback of an error that we keep.
@@ -115,18 +121,26 @@ class Listener(threading.Thread):
 
     def _take(self, kind: Message, payload: memoryview) -> None:
         with self._changed:
-            if kind is Message.WANT:
+            if kind is Message.WANT and self._want is None:
                 self._want = parse_json(payload)
+                if not isinstance(self._want, dict):
+                    raise WireError("WANT is no object")
             elif kind is Message.ACK:
                 self._acknowledged(*FRAME_HEADER.unpack(payload)[:2])
             elif kind is Message.AGAIN:
                 self._again(*FRAME_HEADER.unpack(payload)[:2])
             elif kind is Message.DONE:
+                told = parse_json(payload)
+                if self._expected is None or not isinstance(told, dict) or told.get("release") != self._expected:
+                    raise WireError("DONE of something else than was committed")
                 self._done = True
             elif kind is Message.ERROR:
                 body = parse_json(payload)
-                raise error_of_kind(
-                    body.get("kind"), f"{self._device}: {body.get('error')}", str(body.get("hint") or "")
+                raise told_error(
+                    self._device,
+                    str(body.get("kind")),
+                    str(body.get("error"))[:1000],
+                    str(body.get("hint") or "")[:1000],
                 )
             else:
                 raise WireError(f"unexpected message {kind.name}")
@@ -158,9 +172,18 @@ class Listener(threading.Thread):
                 raise self._error
             return condition()
 
+    def has_want(self) -> bool:
+        """Whether WANT came."""
+        return self._want is not None
+
     def want(self) -> Any:
         """The device's WANT, None until it came."""
         return self._want
+
+    def expect(self, digest: str) -> None:
+        """From now on DONE may come, of what has this name."""
+        with self._changed:
+            self._expected = digest
 
     def done(self) -> bool:
         """Whether DONE came."""

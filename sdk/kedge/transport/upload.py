@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kedge_agent.formats.delta import encodings
+from kedge_agent.formats.digests import sha256_hex
 from kedge_agent.formats.frames import frame_length
 from kedge_agent.formats.manifest import FileEntry
 from kedge_agent.formats.offer import AGENT, Offer, offer_bytes
-from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, FRAME_HEADER, Message
+from kedge_agent.wire import ENCODING_DELTA, ENCODING_RAW, FRAME_HEADER, Message, WireError
 
 from ..errors import IncompatibleError, UnreachableError
-from .base import Channel, Deadline
+from .base import Channel, Deadline, agent_hint
 from .encoding import Base, EncodedFrame, Encoder
 from .known import KnownObjects
 from .lanes import Frames, Lanes, OpenMore
@@ -82,7 +83,8 @@ def upload(
     try:
         if protocol == 1 and offer is not None and offer.kind == AGENT:
             raise IncompatibleError(
-                f"{device}: its agent is too old to be replaced by itself", hint=f"kedge device provision {device}"
+                f"{device}: its agent is too old to be replaced by itself",
+                hint=agent_hint(device, "provision", "install it anew"),
             )
         push = _Push(channel, device, files, progress, Pace(limit_bytes_per_s), open_more)
         result = push.run(manifest, offer or Offer(), protocol)
@@ -118,6 +120,8 @@ class _Push:
         self._listener = Listener(channel, device, self._on_ack, self._on_again, self._changed)
         self._total = 0
         self._acknowledged = 0
+        self._wanted: frozenset[tuple[int, int]] = frozenset()
+        self._on_disk: set[tuple[int, int]] = set()
         self._wire_bytes = 0
         self._delta_frames = 0
         self._resent_frames = 0
@@ -136,14 +140,21 @@ class _Push:
             self._link.send(Message.MANIFEST, data=manifest)
             self._listener.start()
             deadline = Deadline.after(_PATIENCE_S, f"{self._device}: checking what it has")
-            body = self._listener.wait_for(self._listener.want, deadline)
-            want = parse_want(body, [entry for entry, _ in self._files], protocol)
+            self._listener.wait_for(self._listener.has_want, deadline)
+            want = parse_want(self._listener.want(), [entry for entry, _ in self._files], protocol)
+            self._wanted = frozenset(want.frames)
             self._total = sum(self._length(file, frame) for file, frame in want.frames)
             self._progress(0, self._total)
             self._send_frames(want, manifest, offer)
+            self._listener.expect(sha256_hex(manifest))
             self._link.send(Message.COMMIT)
             deadline = Deadline.after(_PATIENCE_S, f"{self._device}: accepting what was pushed")
             self._listener.wait_for(self._listener.done, deadline)
+            if self._on_disk != self._wanted:
+                raise IncompatibleError(
+                    f"{self._device}: it is done, with {len(self._on_disk)} of {len(self._wanted)} frames acknowledged",
+                    hint=agent_hint(self._device),
+                )
         except OSError as error:
             # What the device said before it hung up explains more than the broken pipe does.
             self._listener.join(2.0) if self._listener.is_alive() else None
@@ -238,6 +249,11 @@ class _Push:
         self._count(file, frame)
 
     def _count(self, file: int, frame: int) -> None:
+        if (file, frame) not in self._wanted:
+            raise WireError(f"frame {frame} of file {file} was acknowledged, and never asked for")
+        if (file, frame) in self._on_disk:
+            return
+        self._on_disk.add((file, frame))
         self._acknowledged += self._length(file, frame)
         self._progress(self._acknowledged, self._total)
 
