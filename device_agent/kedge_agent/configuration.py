@@ -87,4 +87,6 @@ class Configuration:
 
     def to_json(self) -> Mapping[str, Any]:
         """As the agent's information has it: the file, and what keeps its present content from being in force."""
+        # As the file is now, not as it was when somebody last deployed.
+        self.releases()
         return {"file": str(self.path), "problem": self.problem or self._unreadable}

@@ -14,8 +14,8 @@ CLIENTS = 8
 ACTIVATIONS = 50
 ROLLBACKS = 5
 
-SLOW = order(turns=3000)
-"""Some 50 ms; golden inputs take a small part of a millisecond."""
+SLOW = order(turns=5000)
+"""Some 80 ms; golden inputs take a small part of a millisecond. The limit is 30 ms."""
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_no_request_is_lost_across_fifty_activations_and_ten_forced_rollbacks(tm
     device = Device(tmp_path / "device")
     releases = [obedient_release(tmp_path, version=version) for version in (1, 2)]
     # It keeps what it promises on its golden inputs, and not on what these clients send.
-    hasty = obedient_release(tmp_path, version=3, gates={"latency": {"p99_ms": "40"}}, probation_s=60)
+    hasty = obedient_release(tmp_path, version=3, gates={"latency": {"p99_ms": "30"}}, probation_s=60)
     device.start("--threads", "1")
     try:
         for release in releases:
