@@ -18,6 +18,7 @@ from ..wire import MAX_JSON_BYTES, MAX_MANIFEST_BYTES, WireError, parse_json
 from .files import read_bounded
 from .layout import Layout
 from .proof import good_frames, is_whole
+from .verdict import Verdict
 
 __all__ = [
     "ACCEPTED_NAME",
@@ -61,22 +62,13 @@ class DamagedError(AgentError):
 
 
 @dataclass(frozen=True)
-class Acceptance:
-    """What was found about a release when it was accepted, as `signers.Verdict` has it, and when that was.
+class Acceptance(Verdict):
+    """What was found about a release when it was accepted, and when that was.
 
     sequence: counts acceptances of this store, whatever its clock says; 0 for one that an agent accepted which kept no
     record, and which therefore counts as not signed. at_s: seconds since 1970 by the device's clock, for people.
     """
 
-    signed: bool
-    keys: tuple[str, ...] = ()
-    threshold: int = 0
-    downgrade_floor: int | None = None
-    downgrade_serial: int = 0
-    attested: str | None = None
-    downgrade_from: int = 0
-    downgrade_keys: tuple[str, ...] = ()
-    attestation_keys: tuple[str, ...] = ()
     sequence: int = 0
     at_s: int = 0
 
