@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "ssh-command", help="what a key may do that may push and call alone (authorized_keys names this)"
     )
+    look = commands.add_parser("diagnose", help="facts, recordings, logs or a snapshot (the host runs this)")
+    look.add_argument("words", nargs=argparse.REMAINDER)
     dial = commands.add_parser("dial-stdio", help="join standard input and output to a door (the host runs this)")
     dial.add_argument("door", choices=DOORS)
     return parser
@@ -141,6 +143,8 @@ def _run(arguments: argparse.Namespace, state: Path) -> None:
 
         with _greeted_with_the_reason():
             dial(state, arguments.door)
+    elif arguments.command == "diagnose":
+        _diagnose(state, arguments.words)
     elif arguments.command == "ssh-command":
         from .forced import allowed_command
 
@@ -176,6 +180,15 @@ def _receive(state: Path) -> None:
     from .store.receive import receive
 
     receive(Layout(state), source, sys.stdout.buffer, rules)
+
+
+def _diagnose(state: Path, words: list[str]) -> None:
+    from .diagnose.command import diagnose, parse_words
+
+    with _greeted_with_the_reason():
+        asked = parse_words(words)
+    _greet(Greeting(PROTOCOLS_SPOKEN, __version__))
+    diagnose(state, asked, sys.stdout.buffer)
 
 
 def _import(state: Path, archive: str) -> None:

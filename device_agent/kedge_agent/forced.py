@@ -2,7 +2,8 @@
 
     command="STATE/bin/kedge-agent ssh-command",restrict ssh-ed25519 …
 
-It may push and call, and nothing else: no shell, no files, no forwarding. Signatures then bind whoever holds the key.
+It may push, call and diagnose, and nothing else: no shell, no files, no forwarding. Signatures then bind whoever holds
+the key.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from .wire import DOORS
 __all__ = ["allowed_command"]
 
 _ALLOWED = (["receive"], *(["dial-stdio", door] for door in DOORS))
+# It changes nothing; what may follow it, it says itself.
+_LOOK = "diagnose"
 _MAX_COMMAND = 4096
 
 
@@ -33,10 +36,10 @@ def allowed_command(asked: str) -> list[str]:
         words = []
     if words[:1] == ["exec"]:
         del words[0]
-    if words and PurePosixPath(words[0]).name == "kedge-agent" and words[1:] in _ALLOWED:
+    if words and PurePosixPath(words[0]).name == "kedge-agent" and (words[1:] in _ALLOWED or words[1:2] == [_LOOK]):
         return words[1:]
     raise AgentError(
-        f"this key may push releases and call the agent, and nothing else; asked for: {asked[:80]!r}",
+        f"this key may push releases, call the agent and diagnose, and nothing else; asked for: {asked[:80]!r}",
         kind="forbidden",
         hint="log in with another key for what needs a shell or files, as kedge device provision does",
     )

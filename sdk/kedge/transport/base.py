@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
 
@@ -103,6 +104,17 @@ class Transport(Protocol):
 
     def open_receive(self, deadline: Deadline) -> tuple[Channel, int]:
         """A stream to a `receive` process, ready for a push, and the protocol to speak. Raises as `open_door`."""
+        ...
+
+    def open_diagnose(self, words: Sequence[str], deadline: Deadline) -> Channel:
+        """A stream of parts (`kedge_agent.formats.parts`) from a `diagnose` process; it needs no running agent.
+
+        Args:
+            words: what is asked for, as `kedge_agent.diagnose.command` reads them: letters, digits and hyphens.
+
+        Raises:
+            As `open_door`; BadInputError: the agent knows no such words.
+        """
         ...
 
     def close(self) -> None:

@@ -159,6 +159,10 @@ class LocalAgent:
         """See `Transport.open_receive`."""
         return self._open(["receive"], deadline)
 
+    def open_diagnose(self, words: Sequence[str], deadline: Deadline) -> Channel:
+        """See `Transport.open_diagnose`."""
+        return self._open(["diagnose", *words], deadline)[0]
+
     def _open(self, arguments: list[str], deadline: Deadline) -> tuple[Channel, int]:
         channel = ProcessChannel([*self._command, *arguments])
         try:

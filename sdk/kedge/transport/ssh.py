@@ -7,7 +7,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,10 @@ class SshTransport:
         channel, protocol = self._open_agent("receive", deadline)
         channel.bound_in_flight(self._round_trip_s)
         return channel, protocol
+
+    def open_diagnose(self, words: Sequence[str], deadline: Deadline) -> Channel:
+        """See `Transport.open_diagnose`."""
+        return self._open_agent(shlex.join(["diagnose", *words]), deadline)[0]
 
     def run(self, command: str, deadline: Deadline, data: bytes = b"") -> Completed:
         """Run a shell command to its end, `data` on its standard input.
