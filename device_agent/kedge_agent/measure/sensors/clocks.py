@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .figures import Figure, Found, channel_name
 from .files import number
 
-__all__ = ["Clock", "find_clocks"]
+__all__ = ["Clock", "clock_figures", "find_clocks"]
 
 _CPUFREQ = "sys/devices/system/cpu/cpufreq"
 _DEVFREQ = "sys/class/devfreq"
@@ -61,6 +62,17 @@ def find_clocks(root: Path) -> tuple[list[Clock], list[str]]:
     if not found:
         missing.append("clock of a GPU: none in devfreq here")
     return [*clocks, *found], missing
+
+
+def clock_figures(root: Path) -> Found:
+    """The same clocks as channels: `clock.cpu`, `clock.gpu`."""
+    clocks, missing = find_clocks(root)
+    names = {"processor": "cpu", "GPU": "gpu"}
+    figures = [
+        Figure(channel_name("clock", names.get(clock.name, clock.name)), clock.current, float(clock.unit_hz))
+        for clock in clocks
+    ]
+    return Found(tuple(figures), missing=tuple(missing))
 
 
 def _clock(name: str, folders: list[Path], file: str, unit_hz: int) -> Clock:

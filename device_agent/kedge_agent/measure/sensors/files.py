@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-__all__ = ["number", "text"]
+__all__ = ["KeptFile", "number", "parse_number", "text"]
 
 _MAX_BYTES = 1 << 16
 
@@ -22,4 +23,38 @@ def text(path: Path) -> str | None:
 def number(path: Path) -> int | None:
     """The one decimal number in the file, never negative; None where there is none."""
     said = text(path)
-    return int(said) if said is not None and said.isascii() and said.isdigit() and len(said) <= 20 else None
+    return None if said is None else parse_number(said)
+
+
+def parse_number(said: str, *, signed: bool = False) -> int | None:
+    """The one decimal number that is all of a text; None where there is none, or a sign that is not asked for."""
+    digits = said[1:] if signed and said.startswith("-") else said
+    return int(said) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else None
+
+
+class KeptFile:
+    """A file that is read again and again through one descriptor, from its beginning each time.
+
+    The kernel makes a file of /proc or /sys anew for each read at offset 0. One whose device went away is opened anew
+    by the next read, for its device may have come back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = os.fspath(path)
+        self._descriptor: int | None = None
+
+    def text(self) -> str | None:
+        """What the file says, without white space around it; None where it does not."""
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            return os.pread(self._descriptor, _MAX_BYTES, 0).decode("ascii", "replace").strip()
+        except OSError:
+            self.close()
+            return None
+
+    def close(self) -> None:
+        """Give the descriptor back; a later read opens the file again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

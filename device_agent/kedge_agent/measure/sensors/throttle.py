@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .figures import Figure, Found, channel_name
 from .files import number, text
 
-__all__ = ["read_throttles"]
+__all__ = ["read_throttles", "throttle_figures"]
 
 _X86 = "sys/devices/system/cpu"
 _HWMON = "sys/class/hwmon"
@@ -23,20 +24,33 @@ def read_throttles(root: Path) -> tuple[dict[str, int], list[str]]:
     Cores are summed. The package's own counter stands in each of its cores: the largest counts.
     """
     counters: dict[str, int] = {}
-    cores = _numbers(root / _X86, "cpu*/thermal_throttle/core_throttle_count")
-    packages = _numbers(root / _X86, "cpu*/thermal_throttle/package_throttle_count")
+    for figure in _figures(root):
+        values = [value for path in figure.paths if (value := number(path)) is not None]
+        if values:
+            counters[figure.channel.partition(".")[2]] = int(figure.combine(values))
+    return counters, [] if counters else [_NONE]
+
+
+def throttle_figures(root: Path) -> Found:
+    """The same counters as channels, `throttle.` and a counter's name."""
+    figures = _figures(root)
+    return Found(tuple(figures), missing=() if figures else (_NONE,))
+
+
+_NONE = "throttling: no counter here"
+
+
+def _figures(root: Path) -> list[Figure]:
+    out = []
+    cores = tuple(sorted((root / _X86).glob("cpu*/thermal_throttle/core_throttle_count")))
+    packages = tuple(sorted((root / _X86).glob("cpu*/thermal_throttle/package_throttle_count")))
     if cores:
-        counters["thermal throttling of cores"] = sum(cores)
+        out.append(Figure(channel_name("throttle", "thermal throttling of cores"), cores, combine=sum))
     if packages:
-        counters["thermal throttling of the package"] = max(packages)
+        out.append(Figure(channel_name("throttle", "thermal throttling of the package"), packages))
     for folder in sorted((root / _HWMON).glob("hwmon*")):
         if text(folder / "name") == "soctherm_oc":
             for path in sorted(folder.glob("oc*_event_cnt")):
-                value = number(path)
-                if value is not None:
-                    counters[f"over-current {path.name.removesuffix('_event_cnt')}"] = value
-    return counters, [] if counters else ["throttling: no counter here"]
-
-
-def _numbers(folder: Path, pattern: str) -> list[int]:
-    return [value for path in folder.glob(pattern) if (value := number(path)) is not None]
+                name = path.name.removesuffix("_event_cnt")
+                out.append(Figure(channel_name("throttle", f"over-current {name}"), (path,)))
+    return out
