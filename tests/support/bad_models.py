@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,34 @@ def order(*, turns: int = 1, divisor: int = 1, index: int = 0, size: int = 1) ->
     size: numbers of four bytes that are allocated, and summed.
     """
     return np.array([turns, divisor, index, size], np.int64)
+
+
+def slow_order(at_least_ms: float) -> np.ndarray:
+    """An order that takes this machine about so long where nothing else runs on it, and longer where something does.
+
+    A limit that it is to break lies at a third of that at most: what ran beside the measuring made it seem slower.
+    """
+    return order(turns=int(at_least_ms * _turns_per_ms()) + 1)
+
+
+@cache
+def _turns_per_ms() -> float:
+    """How fast this machine turns at its best: of many short runs the quickest, with one thread and with several."""
+    import onnxruntime
+
+    best_s = float("inf")
+    turns = 200
+    with TemporaryDirectory() as folder:
+        path = obedient(Path(folder) / "model.onnx")
+        for threads in (1, 0):
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            for _ in range(50):
+                began = time.perf_counter()
+                session.run(None, {"x": X, "order": order(turns=turns)})
+                best_s = min(best_s, time.perf_counter() - began)
+    return turns / best_s / 1e3
 
 
 def crash() -> np.ndarray:

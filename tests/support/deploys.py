@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,17 @@ def eventually(holds: Callable[[], bool], timeout_s: float = _WAIT_S) -> bool:
 class Clients:
     """Clients that ask a model for something all the time; what they were answered.
 
-    order: the body of their requests, which may be changed while they run.
+    order: the body of their requests, which may be changed while they run. every: one in so many of each client's
+    requests is that order, and the others are harmless.
     """
 
-    def __init__(self, device: Device, count: int = 2, model: str = MODEL, order: Any = None) -> None:
-        self._device, self._model = device, model
+    def __init__(self, device: Device, number: int, model: str, order: Any, every: int) -> None:
+        self._device, self._model, self._every = device, model, every
         self.order = order
         self.answered = 0
         self.failed: list[str] = []
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
+        self._threads = [threading.Thread(target=self._run) for _ in range(number)]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -116,14 +118,17 @@ class Clients:
         connection = http.client.HTTPConnection("agent", timeout=30)
         try:
             connection.sock = agent.connect("infer")
-            while not self._stop.is_set():
-                connection.request("POST", f"/v2/models/{self._model}/infer", json.dumps(ask(self.order)).encode())
+            for turn in count():
+                if self._stop.is_set():
+                    break
+                body = ask(self.order if turn % self._every == 0 else None)
+                connection.request("POST", f"/v2/models/{self._model}/infer", json.dumps(body).encode())
                 answer = connection.getresponse()
-                body = answer.read()
+                said = answer.read()
                 if answer.status == 200:
                     self.answered += 1
                 else:
-                    self.failed.append(f"{answer.status}: {body[:500]!r}")
+                    self.failed.append(f"{answer.status}: {said[:500]!r}")
         except (OSError, http.client.HTTPException) as error:
             if not self._stop.is_set():
                 self.failed.append(repr(error))
@@ -132,9 +137,11 @@ class Clients:
 
 
 @contextlib.contextmanager
-def clients(device: Device, count: int = 2, *, model: str = MODEL, order: Any = None) -> Iterator[Clients]:
+def clients(
+    device: Device, number: int = 2, *, model: str = MODEL, order: Any = None, every: int = 1
+) -> Iterator[Clients]:
     """Clients of `obedient` that are there while the context is open."""
-    made = Clients(device, count, model, order)
+    made = Clients(device, number, model, order, every)
     made.start()
     try:
         yield made

@@ -19,7 +19,7 @@ from kedge_agent.runtime.pool import Timing
 from kedge_agent.serving import repository, staging
 from kedge_agent.serving.stability import Stability
 from kedge_agent.store.crashes import Marks
-from tests.support.bad_models import X, obedient_release, order
+from tests.support.bad_models import X, obedient_release, slow_order
 from tests.unit.test_deploys import LONG, Device
 from tests.unit.test_store import deliver
 
@@ -252,17 +252,17 @@ def test_a_suspect_is_served_where_the_disk_has_no_room_for_its_trial(
 def test_a_request_that_hangs_in_probation_takes_the_release_back(
     tmp_path: Path, made: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = made(1), made(2, 1)
+    first, second, hangs = made(1), made(2, 1), slow_order(1500)
     device = Device(tmp_path / "state")
     device.deploy(first)
-    monkeypatch.setattr(staging, "_CPU_S", 0.5)
+    monkeypatch.setattr(staging, "_CPU_S", 0.2)
     on_probation(device, second)
     live = device.repository.get("digits")
 
     def ask() -> None:
         with live.pool.request({"x": (4,), "order": (4,)}, Timing()) as binding:
             binding.inputs["x"][...] = X
-            binding.inputs["order"][...] = order(turns=100_000)
+            binding.inputs["order"][...] = hangs
             live.pool.run(binding, Timing())
 
     asking = threading.Thread(target=ask)
