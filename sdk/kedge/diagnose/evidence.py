@@ -1,0 +1,135 @@
+"""What the doctor judges: the facts that a device tells of itself, and what this host saw of the way to it.
+
+Devices lie, by defect or on purpose: the document is bounded, and read through `Node`, which believes nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import BadInputError
+from ..targets import Target
+from .node import NOTHING, Node
+
+__all__ = ["Clock", "Evidence", "Link", "Section", "evidence_of"]
+
+HostKeyState = Literal["pinned", "not pinned", "changed"]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How far the device's clock is behind this host's (negative: ahead of it), and by how much that may be wrong: half
+    of the time between the question and the answer, somewhere in which the device looked at its clock."""
+
+    behind_s: float
+    uncertainty_s: float
+
+
+@dataclass(frozen=True)
+class Link:
+    """What this host saw of the way to a device.
+
+    over: "ssh"; "local": the device is this machine. address: `user@host`; port: of its sshd.
+    host_key, login: None where it did not come to that, or there is no SSH.
+    problem, hint: of what ended the looking; None: nothing did.
+    agent_problem, agent_hint: the device was reached, and its agent did not tell its facts.
+    """
+
+    over: Literal["ssh", "local"]
+    reachable: bool
+    address: str | None = None
+    port: int = 22
+    connect_ms: float | None = None
+    round_trip_ms: float | None = None
+    host_key: HostKeyState | None = None
+    login: bool | None = None
+    clock: Clock | None = None
+    problem: str | None = None
+    hint: str | None = None
+    agent_problem: str | None = None
+    agent_hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one collector found. why: that nothing is known of it, and the reason; None: `data` hold something."""
+
+    data: Node
+    why: str | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """device: its name here. target: its profile, None where it is not known. link: None: out of a snapshot.
+
+    facts: the document of docs/diagnose.md; empty where the device told none.
+    """
+
+    device: str
+    target: Target | None
+    link: Link | None
+    facts: Node = NOTHING
+
+    @property
+    def told(self) -> bool:
+        """Whether the device told its facts."""
+        return bool(self.facts.child("collectors"))
+
+    @property
+    def at_s(self) -> float | None:
+        """When the facts were told, by the device's clock: seconds since 1970."""
+        return self.facts.amount("at_s")
+
+    @property
+    def facts_seconds(self) -> float | None:
+        """How long the device took to tell them."""
+        return self.facts.amount("seconds")
+
+    def section(self, collector: str) -> Section:
+        """What a collector found, or why it found nothing."""
+        if not self.told:
+            return Section(NOTHING, "not looked at: the device told no facts")
+        entry = self.facts.child("collectors", collector)
+        status, reason, data = entry.text("status"), entry.text("reason"), entry.child("data")
+        if status == "ok" and data:
+            return Section(data, None)
+        words = {
+            "unavailable": "unavailable",
+            "failed": "the collector failed",
+            "timeout": "cut: it took too long",
+        }.get(status or "", "the device does not tell" if not entry else "the device tells nothing")
+        return Section(data, f"{words}: {reason}" if reason else words)
+
+    def data(self, collector: str) -> Node:
+        """What a collector found, where it matters little why it found nothing."""
+        return self.section(collector).data
+
+    def shell(self, command: str) -> str:
+        """The command, to be pasted on this host: run by SSH where the device is another machine.
+
+        Out of a snapshot it is to be run on the device itself: the address is not in there.
+        """
+        if self.link is None or self.link.address is None:
+            return command
+        port = "" if self.link.port == 22 else f"-p {self.link.port} "
+        return f"ssh {port}{shlex.quote(self.link.address)} {shlex.quote(command)}"
+
+
+def evidence_of(device: str, document: Any, target: Target | None = None, link: Link | None = None) -> Evidence:
+    """Evidence from a facts document, as a device sent it or a snapshot holds it.
+
+    Raises:
+        BadInputError: it is no such document.
+    """
+    if not isinstance(document, Mapping) or not isinstance(document.get("collectors"), dict):
+        raise BadInputError(f"{device}: what it tells of itself is no document of facts", hint="docs/diagnose.md")
+    version = document.get("kedge_facts")
+    if version != 1 or isinstance(version, bool):
+        raise BadInputError(
+            f"{device}: its facts are of form {str(version)[:20]!r}, this kedge reads 1",
+            hint="agent and host may be of different versions",
+        )
+    return Evidence(device, target, link, Node(dict(document)))
