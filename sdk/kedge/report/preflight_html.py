@@ -12,6 +12,7 @@ from .text import sentence
 
 __all__ = ["grouped", "headline", "preflight_html"]
 
+_STATES = {"error": "fault", "warning": "warning", "info": "info"}
 _TITLES = {"error": "What will not run", "warning": "What may not run, or not well", "info": "Worth knowing"}
 
 
@@ -29,7 +30,7 @@ def preflight_html(document: Mapping[str, Any]) -> str:
                 {
                     "severity": severity,
                     "title": title,
-                    "rows": grouped(found),
+                    "rows": [_shown(each) for each in grouped(found)],
                     "left_out": document["counts"][severity] - len(found),
                 }
             )
@@ -48,6 +49,18 @@ def preflight_html(document: Mapping[str, Any]) -> str:
         "memory": sentence(memory_sentence(document["memory"])),
     }
     return render_page("preflight.html.j2", view)
+
+
+def _shown(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group of findings as a page's finding."""
+    return {
+        "state": _STATES[group["severity"]],
+        "word": group["severity"] if group["severity"] != "info" else "note",
+        "title": f"{group['op']}: {group['message']}" if group["op"] else group["message"],
+        "text": f"To do: {group['suggestion']}" if group["suggestion"] else "",
+        "nodes": group["nodes"],
+        "judge": group["judge"],
+    }
 
 
 def grouped(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

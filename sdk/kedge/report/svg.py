@@ -28,6 +28,7 @@ __all__ = [
     "ORANGE",
     "PANEL_PX",
     "PURPLE",
+    "RED",
     "WIDE_PX",
     "draw",
     "elide",
@@ -41,10 +42,12 @@ WIDE_PX, NARROW_PX, PANEL_PX = 580, 440, 320
 
 # Drawn with these, and found again by them in the SVG; so no two are alike.
 INK, MUTED, GRID = "#1c2430", "#5b6472", "#d9dee6"
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0068a8", "#c8500b", "#00805e", "#b0609a", "#808894"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0068a8", "#b84800", "#00805e", "#b0609a", "#808894"
+RED = "#b8202c"
 
 #: Role → (on a light page, on a dark page). Hues after Okabe and Ito (2008), told apart in every common kind of
-#: colour blindness; lightness changed so that each has a contrast of 3:1 at least against its page.
+#: colour blindness; lightness changed so that each has a contrast of 3:1 at least against its page, and those that
+#: colour words too (ink, muted, blue, orange, green, red) 4.5:1 (WCAG 2.2, 1.4.3 and 1.4.11).
 COLOURS: dict[str, tuple[str, str]] = {
     "ink": (INK, "#e8ebf0"),
     "muted": (MUTED, "#a7b0bd"),
@@ -54,6 +57,7 @@ COLOURS: dict[str, tuple[str, str]] = {
     "green": (GREEN, "#37c796"),
     "purple": (PURPLE, "#e3a1d2"),
     "grey": (GREY, "#959eab"),
+    "red": (RED, "#ff8a8a"),
 }
 
 _STYLE: dict[Any, Any] = {
