@@ -1,0 +1,12 @@
+"""What the sensors say."""
+
+from __future__ import annotations
+
+from ..device import Collected, Device
+
+__all__ = ["collect"]
+
+
+def collect(device: Device) -> Collected:
+    """See docs/diagnose.md."""
+    return Collected({"facts": {}, "readings": [], "unavailable": [], "throttles": {}})

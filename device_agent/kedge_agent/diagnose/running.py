@@ -1,0 +1,313 @@
+"""Run collectors, each in a process of its own with a deadline: one that hangs or crashes takes nothing with it.
+
+A collector touches what may be broken: a disk that does not answer, a driver that kills whoever asks it. It is forked,
+so that it starts at once, and leads a process group, so that what it started ends with it. One that not even SIGKILL
+ends (it waits for a device) is left behind, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import resource
+import select
+import signal
+import struct
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .device import Collected, Device, UnavailableError
+
+__all__ = ["MAX_DATA_BYTES", "MAX_MEMBERS_BYTES", "Collector", "Outcome", "run_collectors"]
+
+MAX_DATA_BYTES = 4 << 20
+MAX_MEMBERS_BYTES = 64 << 20
+"""Of one collector: its document, and its raw files together."""
+
+_AT_ONCE = 6
+_REAP_S = 0.3
+_MAX_TEXT = 4096
+_MAX_REASON = 500
+_PR_SET_PDEATHSIG = 1
+
+_HEADER = struct.Struct(">BI")
+_NAME = struct.Struct(">H")
+_DATA, _MEMBER, _DONE, _UNAVAILABLE, _FAILED = range(1, 6)
+
+
+@dataclass(frozen=True)
+class Collector:
+    """heavy: for snapshots alone."""
+
+    name: str
+    collect: Callable[[Device], Collected]
+    deadline_s: float
+    heavy: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a collector.
+
+    status: "ok", "unavailable" (what it looks at is not here), "failed" or "timeout". reason: None where it is ok.
+    data: None where it is not. members: raw files by name, for whoever is told of the outcome alone.
+    """
+
+    name: str
+    status: str
+    reason: str | None
+    ms: float
+    data: dict[str, Any] | None
+    members: tuple[tuple[str, bytes], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As the facts have it (docs/diagnose.md)."""
+        return {"status": self.status, "reason": self.reason, "ms": round(self.ms, 3), "data": self.data}
+
+
+def run_collectors(
+    collectors: Sequence[Collector],
+    device: Device,
+    deadline_s: float,
+    tell: Callable[[Outcome], object] = lambda outcome: None,
+) -> dict[str, Outcome]:
+    """Run all of them, a few at a time in their order, and end within the deadline; the process has no other thread.
+
+    Args:
+        deadline_s: for all of them; each has its own too.
+        tell: called with each as it ends; while it takes its time, no collector's runs.
+
+    Returns:
+        Outcomes by name, in the order of `collectors`, without members.
+    """
+    end = time.monotonic() + deadline_s
+    waiting = deque(collectors)
+    running: dict[int, _Child] = {}
+    left: list[int] = []
+    outcomes: dict[str, Outcome] = {}
+
+    def told(outcome: Outcome) -> None:
+        begin = time.monotonic()
+        tell(outcome)
+        for child in running.values():
+            child.pause(time.monotonic() - begin, end)
+        outcomes[outcome.name] = replace(outcome, members=())
+
+    while waiting or running:
+        while waiting and len(running) < _AT_ONCE and time.monotonic() < end:
+            collector = waiting.popleft()
+            try:
+                child = _Child(collector, device, end)
+            except OSError as error:
+                told(Outcome(collector.name, "failed", f"no process could be made for it: {error.strerror}", 0.0, None))
+                continue
+            running[child.handle] = child
+        if not running:
+            break
+        due = min(child.end for child in running.values())
+        ready, _, _ = select.select(list(running), [], [], max(0.0, due - time.monotonic()))
+        for handle in list(running):
+            child = running[handle]
+            outcome = child.read() if handle in ready else None
+            if outcome is None and time.monotonic() >= child.end:
+                outcome = child.cut()
+            if outcome is not None:
+                del running[handle]
+                left += child.close()
+                told(outcome)
+    for collector in waiting:
+        told(Outcome(collector.name, "timeout", "not begun: the time for all was over", 0.0, None))
+    for pid in left:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return {collector.name: outcomes[collector.name] for collector in collectors}
+
+
+@dataclass
+class _Received:
+    """What a child has said so far."""
+
+    data: dict[str, Any] | None = None
+    members: list[tuple[str, bytes]] = field(default_factory=list)
+    members_bytes: int = 0
+
+
+class _Child:
+    """A collector's process, as its parent sees it."""
+
+    def __init__(self, collector: Collector, device: Device, end: float) -> None:
+        self._name = collector.name
+        self._deadline_s = collector.deadline_s
+        self._begin = time.monotonic()
+        self._paused_s = 0.0
+        self.end = min(end, self._begin + collector.deadline_s)
+        self._buffer = bytearray()
+        self._received = _Received()
+        self.handle, write_end = os.pipe()
+        try:
+            self._pid = os.fork()
+        except OSError:
+            os.close(self.handle)
+            os.close(write_end)
+            raise
+        if self._pid == 0:
+            _collect(collector, device, write_end)
+        os.close(write_end)
+        # Both sides do so: whoever comes first.
+        with contextlib.suppress(OSError):
+            os.setpgid(self._pid, self._pid)
+
+    def pause(self, seconds: float, end: float) -> None:
+        """Nobody listened for so long: it does not count."""
+        self._paused_s += seconds
+        self.end = min(self.end + seconds, end)
+
+    def read(self) -> Outcome | None:
+        """Take in what there is; the outcome, where it is told, or the child has ended."""
+        data = os.read(self.handle, 1 << 20)
+        self._buffer += data
+        try:
+            outcome = self._parse()
+        except ValueError as error:
+            return self._outcome("failed", str(error))
+        if outcome is None and not data:
+            return self._outcome("failed", self._how_it_ended())
+        return outcome
+
+    def cut(self) -> Outcome:
+        """It had its time."""
+        mine = time.monotonic() - self._begin - self._paused_s >= self._deadline_s
+        return self._outcome(
+            "timeout", f"no end within {self._deadline_s:g} s" if mine else "the time for all was over"
+        )
+
+    def close(self) -> list[int]:
+        """End it and all that it started; its process id, where it does not end now."""
+        os.close(self.handle)
+        with contextlib.suppress(OSError):
+            os.killpg(self._pid, signal.SIGKILL)
+        return [] if self._reaped() is not None else [self._pid]
+
+    def _parse(self) -> Outcome | None:
+        while len(self._buffer) >= _HEADER.size:
+            kind, length = _HEADER.unpack_from(self._buffer)
+            limit = MAX_MEMBERS_BYTES - self._received.members_bytes if kind == _MEMBER else MAX_DATA_BYTES
+            if length > limit:
+                raise ValueError("it told more than it may")
+            if len(self._buffer) < _HEADER.size + length:
+                return None
+            body = bytes(memoryview(self._buffer)[_HEADER.size : _HEADER.size + length])
+            del self._buffer[: _HEADER.size + length]
+            outcome = self._take(kind, body)
+            if outcome is not None:
+                return outcome
+        return None
+
+    def _take(self, kind: int, body: bytes) -> Outcome | None:
+        if kind == _DATA:
+            self._received.data = json.loads(body)
+        elif kind == _MEMBER:
+            (size,) = _NAME.unpack_from(body)
+            name = body[_NAME.size : _NAME.size + size].decode()
+            self._received.members.append((name, body[_NAME.size + size :]))
+            self._received.members_bytes += len(body)
+        elif kind == _DONE:
+            return self._outcome("ok", None)
+        elif kind in (_UNAVAILABLE, _FAILED):
+            return self._outcome("unavailable" if kind == _UNAVAILABLE else "failed", body.decode())
+        else:
+            raise ValueError("what it told makes no sense")
+        return None
+
+    def _outcome(self, status: str, reason: str | None) -> Outcome:
+        ms = (time.monotonic() - self._begin - self._paused_s) * 1000
+        if status != "ok":
+            return Outcome(self._name, status, reason, ms, None)
+        return Outcome(self._name, status, reason, ms, self._received.data, tuple(self._received.members))
+
+    def _how_it_ended(self) -> str:
+        status = self._reaped()
+        code = None if status is None else os.waitstatus_to_exitcode(status)
+        if code is None or code >= 0:
+            return "it ended without a word"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"it was ended by {name}" + ("; memory may have run out" if name == "SIGKILL" else "")
+
+    def _reaped(self) -> int | None:
+        """Its status, once it has ended; None: it does not end."""
+        end = time.monotonic() + _REAP_S
+        while True:
+            try:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:
+                return 0
+            if pid:
+                return status
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.002)
+
+
+def _collect(collector: Collector, device: Device, handle: int) -> None:
+    """What the child does; it never returns."""
+    try:
+        os.setpgid(0, 0)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # A disk that is full is not to be filled with the memory of what crashed.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # Standard output carries parts to the host.
+        null = os.open(os.devnull, os.O_RDWR)
+        for each in range(3):
+            os.dup2(null, each)
+        collected = collector.collect(device)
+        _send(handle, _DATA, json.dumps(_plain(collected.data), allow_nan=False).encode())
+        for name, data in collected.members:
+            encoded = name.encode()
+            _send(handle, _MEMBER, _NAME.pack(len(encoded)) + encoded + data)
+        _send(handle, _DONE, b"")
+    except UnavailableError as error:
+        _send(handle, _UNAVAILABLE, str(error)[:_MAX_REASON].encode("utf-8", "replace"))
+    except BaseException as error:
+        _send(handle, _FAILED, _described(error).encode("utf-8", "replace"))
+    finally:
+        os._exit(0)
+
+
+def _described(error: BaseException) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({os.path.basename(frame.filename)}:{frame.lineno})" for frame in place)
+    return f"{type(error).__name__}: {str(error)[:_MAX_REASON]}{where}"
+
+
+def _send(handle: int, kind: int, body: bytes) -> None:
+    for piece in (_HEADER.pack(kind, len(body)), body):
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(handle, view) :]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON and its readers take: no NaN, no half characters, no endless numbers or texts."""
+    if isinstance(value, str):
+        return value[:_MAX_TEXT].encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 63 else None
+    if isinstance(value, dict):
+        return {_plain(str(key)): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(each) for each in value]
+    return str(value)[:_MAX_TEXT]
