@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from .layout import Layout
 from .locks import deploying
 from .models import read_state
 from .objects import link_everywhere, link_names, store_files
+from .parcel import Parcel
 from .releases import (
     ACCEPTED_NAME,
     OFFER_NAME,
@@ -37,7 +39,13 @@ __all__ = ["ReleaseParcel", "accept"]
 
 
 def accept(
-    layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer, verdict: Verdict, staging: Path
+    layout: Layout,
+    manifest: Manifest,
+    manifest_data: bytes,
+    offer: Offer,
+    verdict: Verdict,
+    staging: Path,
+    proven: Collection[str] = frozenset(),
 ) -> None:
     """Make a release a part of the store; of one that is there already, mend the files and keep the better verdict.
 
@@ -46,6 +54,7 @@ def accept(
     Args:
         staging: a folder on the store's file system. A file of the release lies there under its sha256, or the caller
             has found it in the store with every byte as it should be. The folder is gone afterwards.
+        proven: `store_files` has it.
 
     Raises:
         AgentError: files are not what the manifest names (integrity).
@@ -54,7 +63,7 @@ def accept(
     reached("accept.judged")
     # Until there is a release that names them, a collection finds here which objects are needed.
     write_atomic(staging / MANIFEST_NAME, manifest_data)
-    store_files(layout, manifest.files, staging)
+    store_files(layout, manifest.files, staging, proven)
     link_everywhere(layout, {entry.sha256 for entry in manifest.files})
     reached("accept.objects")
     release = layout.release(manifest.digest)
@@ -72,11 +81,11 @@ def _make(layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer
     partial = release.with_name(f".{manifest.digest}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    _write(partial / MANIFEST_NAME, manifest_data)
+    _write(partial / OFFER_NAME, offer_bytes(offer))
+    _write(partial / ACCEPTED_NAME, acceptance_bytes(manifest.digest, _acceptance(layout, verdict)))
+    # The last of it, because its fsync of the folder makes all of these names durable.
     link_names(layout, partial, manifest.files)
-    write_atomic(partial / MANIFEST_NAME, manifest_data, mode=0o444)
-    write_atomic(partial / OFFER_NAME, offer_bytes(offer), mode=0o444)
-    record = acceptance_bytes(manifest.digest, _acceptance(layout, verdict))
-    write_atomic(partial / ACCEPTED_NAME, record, mode=0o444)
     reached("accept.folder")
     with contextlib.suppress(FileNotFoundError):
         # No folder, whatever it is: it would be in the way.
@@ -89,6 +98,15 @@ def _make(layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer
         # It may not be durable, and another fsync would not tell: the next acceptance renames it anew.
         release.rename(partial)
         raise
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file on disk, its name not yet, in a folder that nobody looks into before all of it is there."""
+    with path.open("xb") as out:
+        os.fchmod(out.fileno(), 0o444)
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _renew(layout: Layout, manifest: Manifest, manifest_data: bytes, offer: Offer, verdict: Verdict) -> None:
@@ -145,26 +163,16 @@ def _acceptance(layout: Layout, verdict: Verdict) -> Acceptance:
     return Acceptance(**vars(verdict), sequence=last + 1, at_s=int(time.time()))
 
 
-class ReleaseParcel:
-    """A release that is being pushed: a `parcel.Parcel`.
-
-    Args:
-        manifest_data: its manifest's very bytes.
-        offer: what came before it; `Offer()` where nothing did.
+class ReleaseParcel(Parcel):
+    """A release that is being pushed.
 
     Raises:
-        ManifestError: it is none.
+        ManifestError: `manifest_data` is no manifest of one.
     """
 
     def __init__(self, layout: Layout, rules: ReleaseRules, manifest_data: bytes, offer: Offer) -> None:
-        self._layout = layout
-        self._rules = rules
-        self._data = manifest_data
-        self._offer = offer
         self._manifest = parse_manifest(manifest_data)
-        self.digest = self._manifest.digest
-        self.label = f"release {self.digest[:12]}"
-        self.files = self._manifest.files
+        super().__init__("release", layout, rules, self._manifest, manifest_data, offer)
 
     def lock(self) -> AbstractContextManager[None]:
         """No other deploy of its model."""
@@ -183,7 +191,7 @@ class ReleaseParcel:
             digests.sort(key=lambda digest: first.index(digest) if digest in first else len(first))
         return [read_release(self._layout, digest).files for digest in digests if digest != self.digest]
 
-    def accept(self, staging: Path) -> None:
+    def accept(self, staging: Path, proven: Collection[str] = frozenset()) -> None:
         """Judge it once more, with all of it here, and make it a part of the store: `accept`."""
         verdict = judge(self._layout, self._rules, self._data, self._offer)
-        accept(self._layout, self._manifest, self._data, self._offer, verdict, staging)
+        accept(self._layout, self._manifest, self._data, self._offer, verdict, staging, proven)

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ..wire import MAX_JSON_BYTES
 from .files import fsync_directory, read_bounded, write_atomic
 from .layout import Layout
 from .objects import store_files
+from .parcel import Parcel
 from .releases import OFFER_NAME
 from .rules import ReleaseRules
 from .signers import judge_agent
@@ -79,26 +80,16 @@ def judge_slot(layout: Layout, rules: ReleaseRules, digest: str) -> None:
     judge_agent(rules, data, offer)
 
 
-class AgentParcel:
-    """An agent that is being pushed: a `parcel.Parcel`.
-
-    Args:
-        manifest_data: the very bytes of its bundle's manifest.
-        offer: what came before it.
+class AgentParcel(Parcel):
+    """An agent that is being pushed.
 
     Raises:
-        ManifestError: it is none.
+        ManifestError: `manifest_data` is no manifest of a bundle.
     """
 
     def __init__(self, layout: Layout, rules: ReleaseRules, manifest_data: bytes, offer: Offer) -> None:
-        self._layout = layout
-        self._rules = rules
-        self._data = manifest_data
-        self._offer = offer
         self._bundle = parse_bundle(manifest_data)
-        self.digest = self._bundle.digest
-        self.label = f"agent {self.digest[:12]}"
-        self.files = self._bundle.files
+        super().__init__("agent", layout, rules, self._bundle, manifest_data, offer)
 
     def lock(self) -> AbstractContextManager[None]:
         """No other push of an agent, no upgrade, no provisioning; agents that came before and were not kept go."""
@@ -137,7 +128,7 @@ class AgentParcel:
                     found.append(_read_bundle(slot(self._layout, digest)).files)
         return found
 
-    def accept(self, staging: Path) -> None:
+    def accept(self, staging: Path, proven: Collection[str] = frozenset()) -> None:
         """Judge it once more, keep its wheels, and unpack them into a slot. It is started by an upgrade, not by this.
 
         One that has a slot is unpacked anew, which mends it, but for the one that runs: of that, the signatures alone
@@ -148,7 +139,7 @@ class AgentParcel:
             OSError: as the file system says.
         """
         judge_agent(self._rules, self._data, self._offer)
-        store_files(self._layout, self.files, staging)
+        store_files(self._layout, self.files, staging, proven)
         final = slot(self._layout, self.digest)
         if has_slot(self._layout, self.digest) and self.digest == slot_named(self._layout, "current"):
             self._describe(final)

@@ -69,6 +69,7 @@ class IncomingFrames:
         led: of a process that joined a push; called with a file before a frame of it is written, and before it is
             acknowledged. It raises where nobody gathers that file any more. Frames are then proven before they are
             written: what lies in their place may be good.
+        landed: told each file and frame that is on the disk.
     """
 
     def __init__(
@@ -83,6 +84,8 @@ class IncomingFrames:
         send: Send,
         failed: Callable[[Exception], object],
         led: Callable[[int], object] | None = None,
+        *,
+        landed: Callable[[int, int], object] = lambda file, frame: None,
     ) -> None:
         self._layout = layout
         self._files = files
@@ -94,6 +97,7 @@ class IncomingFrames:
         self._send = send
         self._failed = failed
         self._led = led
+        self._landed = landed
         self._raw_only: set[tuple[int, int]] = set()
         self._failure: Exception | None = None
         self._guard = threading.Lock()
@@ -264,6 +268,7 @@ class IncomingFrames:
                     if self._led is not None:
                         self._led(each.file)
                     self._send(Message.ACK, FRAME_HEADER.pack(each.file, each.frame, each.encoding))
+                    self._landed(each.file, each.frame)
                     reached("receive.acknowledged")
         except Exception as error:  # as above
             self._fail(error)

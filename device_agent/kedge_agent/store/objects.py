@@ -22,48 +22,67 @@ def is_intact(layout: Layout, entry: FileEntry) -> bool:
     return is_whole(layout.object(entry.sha256), entry)
 
 
-def place_object(layout: Layout, entry: FileEntry, staged: Path) -> Path:
+def place_object(layout: Layout, entry: FileEntry, staged: Path) -> None:
     """Move a proven file, that is on disk, to where its object lies, by one rename.
 
-    Returns:
-        The folder, whose fsync is left to the caller.
+    The folder is there, and its fsync is left to the caller.
 
     Raises:
         OSError: as the file system says.
     """
     final = layout.object(entry.sha256)
-    make_directory(final.parent)
     move_aside(final)
     staged.chmod(0o444)
     staged.replace(final)
-    return final.parent
 
 
-def store_files(layout: Layout, files: Sequence[FileEntry], staging: Path) -> None:
+def store_files(
+    layout: Layout, files: Sequence[FileEntry], staging: Path, proven: Collection[str] = frozenset()
+) -> None:
     """Move files that lie under their sha256 in a staging folder into the store, proven whole and on disk.
 
     One that is not there is in the store already, as the caller has found.
+
+    Args:
+        proven: sha256 of staged files that the caller has read whole, as `RunningProof.finish` tells, and synced. They
+            are neither read nor synced again.
 
     Raises:
         AgentError: a file is not what the manifest names (integrity).
         OSError: as the file system says; a file that may not have reached the disk is gone then.
     """
     for entry in files:
-        _prove(layout, entry, staging / entry.sha256)
-    folders = {
-        place_object(layout, entry, staging / entry.sha256) for entry in files if (staging / entry.sha256).exists()
-    }
+        _prove(layout, entry, staging / entry.sha256, proven)
+    arrived = {entry.sha256: entry for entry in files if (staging / entry.sha256).exists()}
+    if not arrived:
+        return
+    folders = {layout.object(sha256).parent for sha256 in arrived}
+    _make_folders(folders)
+    for sha256, entry in arrived.items():
+        place_object(layout, entry, staging / sha256)
     for folder in folders:
         fsync_directory(folder)
 
 
-def _prove(layout: Layout, entry: FileEntry, staged: Path) -> None:
+def _make_folders(folders: Collection[Path]) -> None:
+    """Make folders of one parent, all durable by one fsync of it."""
+    parent = next(iter(folders)).parent
+    make_directory(parent)
+    for folder in folders:
+        folder.mkdir(mode=0o755, exist_ok=True)
+    # Where all were there, too: whoever made them may have been killed before their names were on disk.
+    fsync_directory(parent)
+
+
+def _prove(layout: Layout, entry: FileEntry, staged: Path, proven: Collection[str]) -> None:
     if not staged.exists():
         if layout.object(entry.sha256).is_file():
             return
         if entry.size_bytes:
             raise AgentError(f"{entry.name} is neither here nor in the store", kind="integrity", hint="run it again")
         staged.touch()
+    if entry.sha256 in proven and staged.stat().st_size == entry.size_bytes:
+        return
     if not is_whole(staged, entry):
         bad = len(entry.frames) - len(good_frames(staged, entry))
         if bad:

@@ -27,6 +27,7 @@ from .incoming import IncomingFrames
 from .joining import join
 from .layout import Layout
 from .parcel import Parcel
+from .proof import RunningProof
 from .room import room_for
 from .rules import ReleaseRules
 
@@ -164,9 +165,9 @@ class _Push:
                 exclusive_lock(staging / ".lock", busy),
                 room_for(self._layout, self._rules, parcel, staging) as missing,
             ):
-                self._gather(parcel, staging, missing, None if offer is None else offer.encodings)
+                proven = self._gather(parcel, staging, missing, None if offer is None else offer.encodings)
                 reached("receive.committed")
-                parcel.accept(staging)
+                parcel.accept(staging, proven)
         # The locks are free by now: what the host does next may need them.
         self._voice.send(Message.DONE, json.dumps({"release": parcel.digest}).encode())
         return parcel.digest
@@ -175,11 +176,16 @@ class _Push:
         make = AgentParcel if offer.kind == AGENT else ReleaseParcel
         return make(self._layout, self._rules, data, offer)
 
-    def _gather(self, parcel: Parcel, staging: Path, missing: Frames, offered: tuple[int, ...] | None) -> None:
+    def _gather(
+        self, parcel: Parcel, staging: Path, missing: Frames, offered: tuple[int, ...] | None
+    ) -> frozenset[str]:
         """Make or receive the missing frames, until COMMIT.
 
         Args:
             offered: encodings that the sender can send; None: it speaks protocol 1.
+
+        Returns:
+            sha256 of the files that gathered frames and have been read whole; all that was written to them is on disk.
         """
         files = parcel.files
         with contextlib.ExitStack() as stack:
@@ -200,14 +206,26 @@ class _Push:
                     bases = find_bases(self._layout, files, missing, parcel.relatives())
                 want |= {"copied": copied, "encodings": taken, "bases": _bases(bases), "joins": True}
             self._voice.send(Message.WANT, json.dumps(want).encode())
+            proof = RunningProof(files, handles, missing)
+            stack.callback(proof.close)
             incoming = IncomingFrames(
-                self._layout, files, staging, handles, missing, bases, taken, self._voice.send, self._voice.fail
+                self._layout,
+                files,
+                staging,
+                handles,
+                missing,
+                bases,
+                taken,
+                self._voice.send,
+                self._voice.fail,
+                landed=proof.landed,
             )
             stack.callback(incoming.close)
             self._take(incoming)
             find_joined(files, staging, handles, missing)
             if missing:
                 raise WireError(f"the push ended with {len(missing)} frames missing")
+            return proof.finish()
 
     def _take(self, incoming: IncomingFrames) -> None:
         """Take FRAMEs until COMMIT, and until they are on the disk."""

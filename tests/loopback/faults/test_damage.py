@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from kedge_agent.formats.offer import Offer
+from kedge_agent.store import receive as receive_module
+from kedge_agent.store.layout import Layout
 from kedge_agent.wire import FRAME_BYTES
 from tests.support.agents import Device, assert_invariant, damaged_files
-from tests.support.receivers import frame_message, push, receiver
+from tests.support.receivers import PushError, frame_message, push, receiver
 from tests.support.weights import weighty_release
+from tests.unit.test_store import deliver
 
 pytestmark = pytest.mark.slow
 
 
 def flip(path: Path, offset: int, bit: int = 3) -> None:
     """Turn over one bit, in the file itself: whatever is linked to it has it too."""
+    mode = stat.S_IMODE(path.stat().st_mode)
     path.chmod(0o644)
     with path.open("r+b") as handle:
         handle.seek(offset)
         value = handle.read(1)[0]
         handle.seek(offset)
         handle.write(bytes([value ^ 1 << bit]))
-    path.chmod(0o444)
+    path.chmod(mode)
 
 
 def file_number(release, name: str) -> int:
@@ -51,6 +56,59 @@ def test_a_bit_that_flips_in_a_staged_frame_between_two_pushes_has_that_frame_se
     assert device.activate(release)[0] == 200
     assert device.agent is not None
     assert_invariant(device.state, device.agent, {release.digest})
+
+
+@pytest.mark.parametrize("frame", [1, 2])
+def test_a_bit_that_flips_in_a_frame_that_was_not_read_yet_is_refused_at_the_acceptance_and_mended_by_that_frame(
+    device: Device, tmp_path: Path, frame: int
+) -> None:
+    first, second = (weighty_release(tmp_path, version=n, seed=n) for n in (1, 2))
+    device.start()
+    device.serve(first)
+    bulk = file_number(second, "bulk.bin")
+    with receiver(device.state) as process:
+        wanted = process.want(second, Offer())
+        # The agent reads behind what arrives, in order: nothing of the file before its first frame is there.
+        before = [each for each in wanted if each != (bulk, 0)]
+        for each in before:
+            process.send(frame_message(second, *each))
+        while process.acknowledged != set(before):
+            assert process.heard() is not None
+        staged = device.state / "incoming" / second.digest / second.manifest.file("bulk.bin").sha256
+        flip(staged, frame * FRAME_BYTES + 77)
+        process.send(frame_message(second, bulk, 0))
+        with pytest.raises(PushError, match=r"bulk.bin: 1 frames have other bytes on the device's disk") as caught:
+            process.commit()
+    assert caught.value.kind == "integrity"
+    assert not (device.state / "releases" / second.digest).exists()
+    assert push(device.state, second, offer=Offer()) == [(bulk, frame)]
+    assert device.activate(second)[0] == 200
+    assert device.agent is not None
+    assert_invariant(device.state, device.agent, {second.digest})
+
+
+def test_a_bit_that_flips_after_it_was_read_and_before_the_acceptance_is_refused_before_it_is_served(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (weighty_release(tmp_path, version=n, seed=n) for n in (1, 2))
+    device.start()
+    device.serve(first)
+    staged = device.state / "incoming" / second.digest / second.manifest.file("bulk.bin").sha256
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            receive_module,
+            "reached",
+            lambda name: flip(staged, FRAME_BYTES + 77) if name == "receive.committed" else None,
+        )
+        deliver(Layout(device.state), second)
+    status, said = device.activate(second)
+    assert (status, said["kind"]) == (422, "integrity")
+    assert "bulk.bin" in said["error"]
+    assert device.agent is not None
+    assert_invariant(device.state, device.agent, {first.digest})
+    assert push(device.state, second, offer=Offer()) == [(file_number(second, "bulk.bin"), 1)]
+    assert device.activate(second)[0] == 200
+    assert_invariant(device.state, device.restart(), {second.digest})
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "bulk.bin"])
