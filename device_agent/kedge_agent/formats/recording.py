@@ -1,0 +1,229 @@
+"""A recording of the flight recorder: read, merged into longer steps, and summed up.
+
+On a device and on a host alike; of what a device sent, nothing is believed: `read_records` is bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .histogram import Histogram
+from .record import COUNT, ModelRecord, Record, Start
+from .recording_bytes import Encoder, read_records
+from .recording_frames import Skipped, pack
+
+__all__ = [
+    "THROTTLE",
+    "Encoder",
+    "Histogram",
+    "Merger",
+    "ModelRecord",
+    "Record",
+    "Skipped",
+    "Start",
+    "pack",
+    "read_records",
+    "resample",
+    "summarise",
+]
+
+THROTTLE = "throttle."
+"""Channels that begin so count what slowed the device down."""
+
+_GAP_S = 1.5
+_JUMP_S = 2.0
+
+
+class Merger:
+    """Many records as one; where a model's release changes, the last one names what all of them did."""
+
+    def __init__(self) -> None:
+        self._last: Record | None = None
+        self._seconds = 0.0
+        self._models: dict[str, ModelRecord] = {}
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._lasts: dict[str, float] = {}
+        self._lows: dict[str, float] = {}
+        self._highs: dict[str, float] = {}
+        self._units: dict[str, str] = {}
+        self._throttled = self._watched = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How much has been recorded of the time."""
+        return self._seconds
+
+    def add(self, record: Record) -> None:
+        """Merge one, which is no start."""
+        self._last = record
+        self._seconds += record.seconds
+        self._units.update(record.units)
+        for name, each in record.models.items():
+            self._models[name] = _joined(self._models.get(name), each, late=not record.seconds)
+        for name, value in record.channels.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * record.seconds
+            self._weights[name] = self._weights.get(name, 0.0) + record.seconds
+            self._lasts[name] = value
+            self._lows[name] = min(self._lows.get(name, math.inf), record.lows.get(name, value))
+            self._highs[name] = max(self._highs.get(name, -math.inf), record.highs.get(name, value))
+        if record.throttled is not None:
+            self._throttled += record.throttled * record.seconds
+            self._watched += record.seconds
+
+    def merged(self) -> Record | None:
+        """All that were added; None: none was."""
+        if self._last is None:
+            return None
+        means = {name: self._mean(name) for name in self._sums}
+        return Record(
+            self._last.at_s,
+            self._last.boot,
+            self._last.monotonic_s,
+            self._seconds,
+            self._models,
+            means,
+            self._lows,
+            self._highs,
+            self._units,
+            self._throttled / self._watched if self._watched else None,
+        )
+
+    def last(self, name: str) -> float:
+        """The newest value of a channel."""
+        return self._lasts[name]
+
+    def _mean(self, name: str) -> float:
+        weight = self._weights[name]
+        return self._lasts[name] if self._units.get(name) == COUNT or not weight else self._sums[name] / weight
+
+
+def _joined(sofar: ModelRecord | None, each: ModelRecord, *, late: bool) -> ModelRecord:
+    """late: it is of a release that has been replaced."""
+    if sofar is None:
+        # A merger writes into its own histograms alone.
+        total, compute = Histogram(), Histogram()
+        failures: dict[str, int] = {}
+        waiting = 0
+    else:
+        total, compute, failures, waiting = sofar.total, sofar.compute, dict(sofar.failures), sofar.waiting
+    total.merge(each.total)
+    compute.merge(each.compute)
+    for kind, count in each.failures.items():
+        failures[kind] = failures.get(kind, 0) + count
+    named = sofar if late and sofar is not None else each
+    return ModelRecord(named.release, named.version, total, compute, failures, max(waiting, each.waiting))
+
+
+def resample(records: Iterable[Record], step_s: float) -> Iterator[Record]:
+    """Records merged into steps of the wall clock, in order; a step of which nothing was recorded is not there.
+
+    Starts are passed on as they come.
+    """
+    merger = Merger()
+    step: int | None = None
+    for record in records:
+        if record.start is not None:
+            yield record
+            continue
+        # A record tells of the time that ends with it.
+        now = math.ceil(record.at_s / step_s) - 1
+        if step is not None and now != step and (merged := merger.merged()) is not None:
+            yield merged
+            merger = Merger()
+        step = now
+        merger.add(record)
+    if (merged := merger.merged()) is not None:
+        yield merged
+
+
+def summarise(records: Iterable[Record]) -> dict[str, Any]:
+    """What happened in all, as JSON: times in seconds of the wall clock, latencies in milliseconds.
+
+    {from_s, to_s, seconds (recorded), models: {name: {release, version, requests, failures: {kind: n}, waiting,
+    total_p50_ms, total_p99_ms, compute_p50_ms, compute_p99_ms}}, channels: {name: {min, mean, max, last, unit}},
+    throttled_share, throttles: {name: count}, gaps, clock_jumps}. What is not known is None.
+
+    A model's figures are those of its last release; `requests` are those that were answered, and percentiles are of
+    these. `gaps` are times of more than 1.5 s that nobody recorded, and starts of the system; `clock_jumps` moved the
+    wall clock by 2 s or more.
+    """
+    merger = Merger()
+    models: dict[str, ModelRecord] = {}
+    throttles: dict[str, float] = {}
+    counted: dict[str, float] = {}
+    first: Record | None = None
+    last: Record | None = None
+    gaps = jumps = 0
+    for record in records:
+        if record.start is not None:
+            continue
+        for name, each in record.models.items():
+            sofar = models.get(name)
+            if sofar is None or sofar.release == each.release:
+                models[name] = _joined(sofar, each, late=False)
+            elif record.seconds:
+                models[name] = _joined(None, each, late=False)
+        if record.seconds == 0:
+            continue
+        first = first or record
+        if last is not None:
+            same = last.boot == record.boot
+            passed = record.monotonic_s - last.monotonic_s
+            gaps += not same or passed - record.seconds > _GAP_S
+            jumps += same and abs(record.at_s - last.at_s - passed) >= _JUMP_S
+            if not same:
+                counted = {}
+        for name, value in record.channels.items():
+            if name.startswith(THROTTLE):
+                rise = max(value - counted.get(name, value), 0.0)
+                throttles[name] = throttles.get(name, 0.0) + rise
+                counted[name] = value
+        last = record
+        merger.add(record)
+    whole = merger.merged()
+    return {
+        "from_s": None if first is None else first.at_s - first.seconds,
+        "to_s": None if last is None else last.at_s,
+        "seconds": merger.seconds,
+        "models": {name: _figures(each) for name, each in models.items()},
+        "channels": {} if whole is None else _channels(whole, merger),
+        "throttled_share": None if whole is None else whole.throttled,
+        "throttles": {name.removeprefix(THROTTLE): int(count) for name, count in throttles.items()},
+        "gaps": gaps,
+        "clock_jumps": jumps,
+    }
+
+
+def _figures(each: ModelRecord) -> dict[str, Any]:
+    total, compute = (histogram.percentiles_ns((50, 99)) for histogram in (each.total, each.compute))
+    return {
+        "release": each.release,
+        "version": each.version,
+        "requests": each.total.count,
+        "failures": dict(each.failures),
+        "waiting": each.waiting,
+        "total_p50_ms": _ms(total[0]),
+        "total_p99_ms": _ms(total[1]),
+        "compute_p50_ms": _ms(compute[0]),
+        "compute_p99_ms": _ms(compute[1]),
+    }
+
+
+def _ms(ns: float | None) -> float | None:
+    return None if ns is None else ns / 1e6
+
+
+def _channels(whole: Record, merger: Merger) -> dict[str, Any]:
+    return {
+        name: {
+            "min": whole.lows[name],
+            "mean": mean,
+            "max": whole.highs[name],
+            "last": merger.last(name),
+            "unit": whole.units.get(name, ""),
+        }
+        for name, mean in whole.channels.items()
+    }
