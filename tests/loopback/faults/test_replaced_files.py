@@ -1,10 +1,15 @@
-"""Files of the store that something else lies in the place of: folders, links, pipes, rubbish."""
+"""Files of the store that something else lies in the place of: folders, links, pipes, rubbish.
+
+What concerns one model is tried with many models on one device, each of which has something else done to it.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -62,60 +67,128 @@ OF_A_MODEL = ["state.json", "state.back", "state.next", "state.undo", "current"]
 OF_THE_STORE = ["running", "locks", "locks/digits", "store.lock", "incoming"]
 
 
+Versions = dict[str, list[Release]]
+"""By model, three versions."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The state folder of a device that has been stopped: of each model two versions are there, the second one live."""
+
+    state: Path
+    versions: Versions
+
+    def device(self, folder: Path) -> Device:
+        """A device of its own, with links where the seed has them."""
+        folder.mkdir(exist_ok=True)
+        subprocess.run(["cp", "-a", str(self.state), str(folder / "state")], check=True)
+        return Device(folder / "state")
+
+
+def seed(folder: Path, models: list[str]) -> Seed:
+    """Deploy two versions of every model. No two releases have weights in common: what hurts one hurts no other."""
+    versions = {
+        model: [obedient_release(folder, version=10 * number + each, name=model) for each in (1, 2, 3)]
+        for number, model in enumerate(models)
+    }
+    made = Device(folder / "state")
+    made.start()
+    try:
+        for releases in versions.values():
+            made.serve(releases[0])
+            must_deploy(made, releases[1])
+        made.stop()
+    finally:
+        made.kill()
+    return Seed(made.state, versions)
+
+
+def called(what: str) -> str:
+    """A model's name of its own for what is done to it."""
+    return what.lower().replace(" ", "-")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Seed:
+    """A device of one model, digits."""
+    return seed(tmp_path_factory.mktemp("one"), ["digits"])
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Seed:
+    """A device of a model for each thing that may lie in a file's place."""
+    return seed(tmp_path_factory.mktemp("many"), [called(what) for what in WITH])
+
+
 @pytest.fixture
-def releases(device: Device, tmp_path: Path) -> list[Release]:
-    """Two versions in the store, the second one live; the third is not there yet. The agent is stopped."""
-    found = [obedient_release(tmp_path, version=n) for n in (1, 2, 3)]
-    device.start()
-    for release in found[:2]:
-        must_deploy(device, release)
-    device.stop()
-    return found
+def device(one: Seed, tmp_path: Path) -> Iterator[Device]:
+    found = one.device(tmp_path)
+    yield found
+    found.kill()
 
 
-def recovers(device: Device, releases: list[Release]) -> None:
-    """One of the two serves, or the API lives and says what is wrong; a deploy mends it for good."""
-    agent = device.restart()
-    assert_invariant(device.state, agent, {release.digest for release in releases[:2]}, safe=True)
-    device.push(releases[2])
-    ended = deploy(device, releases[2])
-    assert ended["state"] == "done", ended
-    row = assert_invariant(device.state, agent, {releases[2].digest})
-    assert row is not None
-    assert not row["problem"], row
-    agent = device.restart()
-    row = assert_invariant(device.state, agent, {releases[2].digest})
-    assert row is not None
-    assert not row["problem"], row
+@pytest.fixture
+def crowd(many: Seed, tmp_path: Path) -> Iterator[Device]:
+    found = many.device(tmp_path)
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def releases(one: Seed) -> list[Release]:
+    return one.versions["digits"]
+
+
+def nothing_outside_has_changed(device: Device) -> None:
     found = device.state.parent / "outside"
     if found.exists():
         assert found.read_text() == "not the agent's"
 
 
-@pytest.mark.parametrize("what", WITH)
+def whole(device: Device, model: str, release: Release) -> None:
+    """This one is live, it serves, and nothing is said against it."""
+    assert device.agent is not None
+    row = assert_invariant(device.state, device.agent, {release.digest}, model=model)
+    assert row is not None
+    assert not row["problem"], row
+
+
 @pytest.mark.parametrize("name", OF_A_MODEL)
 def test_what_lies_in_the_place_of_a_models_file_keeps_the_device_neither_from_serving_nor_from_the_next_deploy(
-    device: Device, releases: list[Release], name: str, what: str
+    crowd: Device, many: Seed, name: str
 ) -> None:
-    path = device.state / "models" / "digits" / name
-    remove(path)
-    WITH[what](path)
-    recovers(device, releases)
+    for what, act in WITH.items():
+        path = crowd.state / "models" / called(what) / name
+        remove(path)
+        act(path)
+    agent = crowd.restart()
+    # One of the two serves, or the API lives and says what is wrong;
+    for model, releases in many.versions.items():
+        expected = {release.digest for release in releases[:2]}
+        assert_invariant(crowd.state, agent, expected, model=model, safe=True)
+    # a deploy mends it
+    for model, releases in many.versions.items():
+        must_deploy(crowd, releases[2])
+        whole(crowd, model, releases[2])
+    # for good.
+    crowd.restart()
+    for model, releases in many.versions.items():
+        whole(crowd, model, releases[2])
+    nothing_outside_has_changed(crowd)
 
 
-@pytest.mark.parametrize("what", [what for what in WITH if what != "nothing"])
-def test_a_state_that_cannot_be_read_is_told_by_what_else_the_device_knows(
-    device: Device, releases: list[Release], what: str
-) -> None:
-    path = device.state / "models" / "digits" / "state.json"
-    remove(path)
-    WITH[what](path)
-    agent = device.restart()
-    # The journal and the way back still tell which one it was.
-    row = assert_invariant(device.state, agent, {releases[1].digest})
-    assert row is not None
-    # What was live is not gone for that: back to the one before, where the device knows it.
-    assert_invariant(device.state, device.restart(), {releases[1].digest})
+def test_a_state_that_cannot_be_read_is_told_by_what_else_the_device_knows(crowd: Device, many: Seed) -> None:
+    for what, act in WITH.items():
+        if what != "nothing":
+            path = crowd.state / "models" / called(what) / "state.json"
+            remove(path)
+            act(path)
+    # The journal and the way back still tell which one it was. What was live is not gone for that: back to the one
+    # before, where the device knows it.
+    for _ in range(2):
+        agent = crowd.restart()
+        for model, releases in many.versions.items():
+            assert assert_invariant(crowd.state, agent, {releases[1].digest}, model=model) is not None
 
 
 @pytest.mark.parametrize("what", COARSELY)
@@ -124,8 +197,6 @@ def test_what_lies_in_the_place_of_a_file_of_the_store_keeps_no_model_from_being
     device: Device, releases: list[Release], name: str, what: str
 ) -> None:
     path = device.state / name
-    if what == "nothing" and not path.exists():
-        pytest.skip("it is not there to be removed")
     remove(path)
     path.parent.mkdir(exist_ok=True)
     WITH[what](path)
@@ -134,43 +205,40 @@ def test_what_lies_in_the_place_of_a_file_of_the_store_keeps_no_model_from_being
     # What is no file of ours may keep deploys away, with a reason; it may not be followed, and it may not kill.
     assert device.rollback()[0] in (200, 403, 500, 503, 507)
     assert_invariant(device.state, agent, {releases[0].digest, releases[1].digest})
-    found = device.state.parent / "outside"
-    if found.exists():
-        assert found.read_text() == "not the agent's"
+    nothing_outside_has_changed(device)
 
 
-@pytest.mark.parametrize("what", COARSELY)
 @pytest.mark.parametrize("which", ["the live one", "the one before"])
 @pytest.mark.parametrize("name", ["", "manifest.json", "accepted.json", "offer.json", "model.onnx"])
 def test_a_release_that_something_else_lies_in_the_place_of_is_not_served_and_a_redeploy_mends_it(
-    device: Device, releases: list[Release], name: str, which: str, what: str
+    crowd: Device, many: Seed, name: str, which: str
 ) -> None:
-    hurt = releases[1] if which == "the live one" else releases[0]
-    path = device.state / "releases" / hurt.digest / name
-    if name in ("model.onnx", "golden-in-0.bin") and what in ("rubbish", "zeros"):
-        # Not in the place of a hard link, but through it: the object is hurt too.
-        path.chmod(0o644)
-        path.write_bytes(os.urandom(path.stat().st_size))
-    else:
-        remove(path)
-        WITH[what](path)
-    agent = device.restart()
-    row = assert_invariant(device.state, agent, {release.digest for release in releases[:2]})
-    assert row is not None
-    if which == "the one before":
-        assert row["release"] == releases[1].digest
-    elif name not in ("accepted.json", "offer.json"):
-        assert row["release"] == releases[0].digest
-        assert row["problem"]
+    hurt = {called(what): many.versions[called(what)][which == "the live one"] for what in COARSELY}
+    for what in COARSELY:
+        path = crowd.state / "releases" / hurt[called(what)].digest / name
+        if name == "model.onnx" and what == "rubbish":
+            # Not in the place of a hard link, but through it: the object is hurt too.
+            path.chmod(0o644)
+            path.write_bytes(os.urandom(path.stat().st_size))
+        else:
+            remove(path)
+            WITH[what](path)
+    agent = crowd.restart()
+    for model, releases in many.versions.items():
+        row = assert_invariant(crowd.state, agent, {release.digest for release in releases[:2]}, model=model)
+        assert row is not None
+        if model not in hurt or which == "the one before":
+            assert row["release"] == releases[1].digest
+        elif name not in ("accepted.json", "offer.json"):
+            assert row["release"] == releases[0].digest
+            assert row["problem"]
     # The same release, pushed again, is whole again.
-    device.push(hurt)
-    ended = deploy(device, hurt)
-    assert ended["state"] == "done", ended
-    row = assert_invariant(device.state, agent, {hurt.digest})
-    assert row is not None
-    assert not row["problem"]
-    agent = device.restart()
-    assert_invariant(device.state, agent, {hurt.digest})
+    for model, release in hurt.items():
+        must_deploy(crowd, release)
+        whole(crowd, model, release)
+    agent = crowd.restart()
+    for model, release in hurt.items():
+        assert_invariant(crowd.state, agent, {release.digest}, model=model)
 
 
 def test_files_that_something_else_replaces_while_the_agent_runs_are_noticed_when_they_are_used(
