@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .memory import activation_rows, memory_sentence
-from .page import render_page
+from .page import cell, render_page
 from .text import NOT_MEASURED, byte_size, sentence
 
 __all__ = ["build_html", "share_bars"]
@@ -27,7 +27,7 @@ def build_html(document: Mapping[str, Any]) -> str:
     report = {} if engine is None else engine["report"]
     view = {
         "d": document,
-        "state": "passed" if engine is not None or document["plan"]["where"] == "nowhere" else "",
+        "state": "ok" if engine is not None or document["plan"]["where"] == "nowhere" else "none",
         "headline": _headline(document),
         "sentences": _sentences(document),
         "tiles": _tiles(document, report),
@@ -37,14 +37,17 @@ def build_html(document: Mapping[str, Any]) -> str:
         if engine is None
         else [(key.replace("_", " "), _text(v)) for key, v in engine["passport"].items()],
         "profiles": [
-            (name, ["×".join(map(str, shape)) for shape in shapes])
+            (cell(name, code=True), *("×".join(map(str, shape)) for shape in shapes))
             for name, shapes in document["plan"]["profiles"].items()
         ],
         "network": _network(report.get("network", [])),
-        "engine_layers": report.get("engine_layers", "")[:_SHOWN_CHARACTERS],
+        "engine_layers": report.get("engine_layers", "")[:_SHOWN_CHARACTERS].splitlines(),
         "no_engine_layers": _why_no_layers(document),
-        "attempts": report.get("attempts", []),
-        "log": None if engine is None else "\n".join(report.get("log", [])),
+        "attempts": [
+            (byte_size(each["workspace_bytes"]), byte_size(each["available_bytes"]), each["outcome"], each["reason"])
+            for each in report.get("attempts", [])
+        ],
+        "log": None if engine is None else [line for told in report.get("log", []) for line in told.splitlines()],
     }
     return render_page("build.html.j2", view)
 
@@ -120,16 +123,17 @@ def _network(layers: list[Mapping[str, Any]]) -> dict[str, Any] | None:
         counts.setdefault(layer["kind"], Counter())[kind] += 1
     types = sorted({kind for row in counts.values() for kind in row})
     rows = [
-        {"kind": kind, "counts": [row[each] for each in types], "all": sum(row.values())}
+        (kind, *(cell(row[each] or "–", row[each]) for each in types), sum(row.values()))
         for kind, row in sorted(counts.items(), key=lambda entry: -sum(entry[1].values()))
     ]
     shown = [
-        {
-            "name": layer["name"],
-            "kind": layer["kind"],
-            "outputs": ", ".join(f"{out['datatype']} {list(out['shape'])}" for out in layer["outputs"]),
-        }
-        for layer in layers[:_SHOWN_LAYERS]
+        (
+            place,
+            cell(layer["name"], code=True),
+            layer["kind"],
+            ", ".join(f"{out['datatype']} {list(out['shape'])}" for out in layer["outputs"]),
+        )
+        for place, layer in enumerate(layers[:_SHOWN_LAYERS])
     ]
     return {
         "count": len(layers),

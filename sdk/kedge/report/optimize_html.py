@@ -1,12 +1,13 @@
-"""The report of an optimisation as one HTML page: no script, nothing fetched."""
+"""The report of an optimisation as one HTML page: what goes into its sections and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import charts, layer_charts
 from .optimize_words import (
+    Verdict,
     amount,
     before_after_rows,
     compact,
@@ -16,7 +17,7 @@ from .optimize_words import (
     points,
     verdict,
 )
-from .page import render_page
+from .page import cell, markup, render_page
 from .text import NOT_MEASURED, byte_size, milliseconds, per_cent
 
 __all__ = ["optimize_html"]
@@ -27,6 +28,20 @@ _WORST_LAYERS = 10
 _HISTOGRAMS = 12
 _DETAIL_LINES = 1000
 
+# (its id, its name, what of the view it shows; None: always there).
+_SECTIONS = (
+    ("before-after", "Before and after", None),
+    ("passes", "Passes", None),
+    ("data", "Data", None),
+    ("sensitivity", "Sensitivity", "sensitivity"),
+    ("search", "Search", "search"),
+    ("activations", "Activations", "histograms"),
+    ("layers", "Layers", "layers"),
+    ("robustness", "Robustness", "robustness"),
+    ("gate", "Gate", None),
+    ("environment", "Environment", None),
+)
+
 
 def optimize_html(document: Mapping[str, Any]) -> str:
     """The page of one report (docs/optimize-report.md), complete in itself; the same document gives the same text.
@@ -36,43 +51,59 @@ def optimize_html(document: Mapping[str, Any]) -> str:
     Raises:
         IncompatibleError: jinja2 or matplotlib is not installed.
     """
-    view = {
+    gate, found = document["gate"], verdict(document)
+    allowed = points(gate["max_drop"], sign=False) if gate else ""
+    view: dict[str, Any] = {
         "d": document,
-        "verdict": verdict(document),
+        "verdict": found,
+        "state": found.state if gate else "none",
+        "badge": f"Gate {'passed' if gate['passed'] else 'not passed'}: a drop of {allowed} is allowed" if gate else "",
+        "allowed": allowed,
+        "sentences": _sentences(found, gate),
         "tiles": _tiles(document),
-        "rows": before_after_rows(document),
-        "before_after": _chart(charts.before_after(document["before"], document["after"])),
+        "rows": [(row.name, row.before, row.after, row.change) for row in before_after_rows(document)],
+        "before_after": markup(charts.before_after(document["before"], document["after"])),
         "conditions": _conditions(document),
+        "outputs": _outputs(document["comparison"]),
         "classes": _classes(document),
         "passes": [_pass(entry) for entry in document["passes"]],
+        "data": [_data(use, document["data"][use]) for use in ("calibration", "train", "evaluation")],
         "sensitivity": _sensitivity(document),
         "search": _search(document),
         "histograms": [
-            _chart(layer_charts.histogram(item, index))
+            markup(layer_charts.histogram(item, index))
             for index, item in enumerate(document["histograms"][:_HISTOGRAMS])
         ],
         "layers": _layers(document["layers"]),
         "robustness": _robustness(document["robustness"]),
         "not_measured": not_measured(document),
     }
-    filters: dict[str, Callable[..., Any]] = {
-        "amount": amount,
-        "figure": _figure,
-        "interval": interval,
-        "points": points,
-        "seconds": _seconds,
-    }
-    return render_page("optimize.html.j2", view, filters)
+    view["sections"] = [(key, name) for key, name, of in _SECTIONS if of is None or view[of]]
+    return render_page("optimize.html.j2", view)
 
 
-def _chart(svg: str) -> Any:
-    from markupsafe import Markup
+def _sentences(found: Verdict, gate: Json | None) -> list[str]:
+    accuracy = [found.accuracy] if found.accuracy else []
+    to_do = [f"Next: {gate['next']}"] if gate and not gate["passed"] and gate["next"] else []
+    return [*accuracy, *found.sentences, *to_do]
 
-    return Markup(svg)  # noqa: S704  (serialised by an XML library, which escapes every name)
+
+def _outputs(comparison: Json | None) -> list[tuple[Any, ...]]:
+    return [
+        (cell(each["name"], code=True), _figure(each["mse"]), _figure(each["psnr_db"]), _figure(each["cosine"], 6))
+        for each in (comparison or {}).get("outputs") or []
+    ]
 
 
-def _figure(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+def _data(use: str, data: Json | None) -> tuple[Any, ...]:
+    if data is None:
+        return use, "none given", "", ""
+    return use, data["name"], f"{data['count']:,}", cell(data["sha256"], code=True)
+
+
+def _figure(value: float | None, digits: int = 3, unit: str = "") -> dict[str, Any]:
+    text = "–" if value is None else f"{value:.{digits}g}{unit}".replace("-", "\N{MINUS SIGN}")
+    return cell(text, value)
 
 
 def _seconds(value: float) -> str:
@@ -127,7 +158,7 @@ def _sentence(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def _classes(document: Json) -> list[dict[str, Any]]:
+def _classes(document: Json) -> list[tuple[Any, ...]]:
     """Accuracy per class, the largest loss first."""
     sides = [(document[side]["metrics"] or {}).get("per_class") for side in ("before", "after")]
     if not sides[0] or not sides[1]:
@@ -137,20 +168,28 @@ def _classes(document: Json) -> list[dict[str, Any]]:
     for entry in sides[1]:
         was, now = before.get(entry["label"], {}).get("share"), entry["share"]
         change = None if was is None or now is None else now - was
-        rows.append({"label": entry["label"], "count": entry["count"], "before": was, "after": now, "change": change})
-    return sorted(rows, key=lambda row: (row["change"] is None, row["change"] or 0.0, row["label"]))
+        rows.append((entry["label"], entry["count"], was, now, change))
+    rows.sort(key=lambda row: (row[4] is None, row[4] or 0.0, row[0]))
+    return [
+        (label, cell(f"{count:,}", count), _share(was), _share(now), cell("" if by is None else points(by), by))
+        for label, count, was, now, by in rows
+    ]
+
+
+def _share(share: float | None) -> dict[str, Any]:
+    return cell(per_cent(share), share)
 
 
 def _pass(entry: Json) -> dict[str, Any]:
     changed = entry["changed"]
     lines = list(_lines(changed))
+    cut = ["… (the rest is in the JSON report)"] if len(lines) > _DETAIL_LINES else []
     return {
         "kind": entry["kind"],
-        "seconds": entry["seconds"],
+        "took": _seconds(entry["seconds"]),
         "parameters": [(key, compact(value)) for key, value in entry["parameters"].items()],
         "changed": [(key, compact(value)) for key, value in changed.items()],
-        "whole": lines[:_DETAIL_LINES] if len(lines) > len(changed) else [],
-        "cut": len(lines) > _DETAIL_LINES,
+        "whole": [*lines[:_DETAIL_LINES], *cut] if len(lines) > len(changed) else [],
         "notes": entry["notes"],
     }
 
@@ -170,12 +209,22 @@ def _sensitivity(document: Json) -> dict[str, Any] | None:
     if not rows:
         return None
     chosen = {layer["name"]: layer["precision"] for layer in document["layers"]}
+    layers, shown = len({row["layer"] for row in rows}), layer_charts.SENSITIVITY_BARS
+    some = f"; the {shown} most sensitive of {layers} layers" if layers > shown else ""
     return {
-        "chart": _chart(layer_charts.sensitivity(rows, chosen)),
-        "rows": sorted(rows, key=lambda row: (-row["error"], row["layer"])),
-        "layers": len({row["layer"] for row in rows}),
-        "shown": layer_charts.SENSITIVITY_BARS,
-        "chosen": chosen,
+        "chart": markup(layer_charts.sensitivity(rows, chosen)),
+        "caption": f"Error of the output when one layer alone is changed{some}."
+        " Pale: a precision that the result does not use for this layer.",
+        "rows": [
+            (
+                cell(row["layer"], code=True),
+                row["op"],
+                row["precision"],
+                _figure(row["error"]),
+                chosen.get(row["layer"], "–"),
+            )
+            for row in sorted(rows, key=lambda row: (-row["error"], row["layer"]))
+        ],
     }
 
 
@@ -184,12 +233,24 @@ def _search(document: Json) -> dict[str, Any] | None:
     if search is None or not search["trials"]:
         return None
     wanted = {*search["front"], search["chosen"]}
-    rows = sorted((t for t in search["trials"] if t["number"] in wanted), key=lambda t: (t["cost"], t["drop"]))
+    trials = sorted((t for t in search["trials"] if t["number"] in wanted), key=lambda t: (t["cost"], t["drop"]))
     gate = document["gate"]
+    measured = any(trial["measured_ms"] is not None for trial in trials)
+    rows = [
+        (
+            trial["number"],
+            _figure(trial["cost"], 4, f" {trial['cost_unit']}"),
+            cell(points(trial["drop"]), trial["drop"]),
+            *([cell(milliseconds(trial["measured_ms"]), trial["measured_ms"])] if measured else []),
+            compact(trial["counts"]),
+            "★ chosen" if trial["number"] == search["chosen"] else "",
+        )
+        for trial in trials
+    ]
     return {
-        "chart": _chart(charts.pareto(search, gate["max_drop"] if gate else None)),
-        "rows": [trial | {"plan": compact(trial["counts"])} for trial in rows],
-        "measured": any(trial["measured_ms"] is not None for trial in rows),
+        "chart": markup(charts.pareto(search, gate["max_drop"] if gate else None)),
+        "columns": ["Trial", "Cost", "Drop", *(["Measured"] if measured else []), "Layers by precision", ""],
+        "rows": rows,
     }
 
 
@@ -198,13 +259,26 @@ def _layers(layers: Sequence[Json]) -> dict[str, Any] | None:
     if not layers:
         return None
     numbered = [{"place": place, **layer} for place, layer in enumerate(layers, start=1)]
-    rows = sorted(numbered, key=lambda row: (row["snr_db"] is None, row["snr_db"] or 0.0, row["place"]))
+    ranked = sorted(numbered, key=lambda row: (row["snr_db"] is None, row["snr_db"] or 0.0, row["place"]))
+    rows = [_layer(row) for row in ranked]
     known = any(layer["snr_db"] is not None for layer in layers)
     return {
-        "chart": _chart(layer_charts.error_profile(layers)) if known else None,
+        "chart": markup(layer_charts.error_profile(layers)) if known else None,
         "worst": rows[:_WORST_LAYERS],
         "rows": rows if len(rows) > _WORST_LAYERS else [],
     }
+
+
+def _layer(layer: Json) -> tuple[Any, ...]:
+    exact = layer["snr_db"] is None and layer["cosine"] == 1
+    return (
+        layer["place"],
+        cell(layer["name"], code=True),
+        layer["op"],
+        layer["precision"],
+        cell("exact") if exact else _figure(layer["snr_db"]),
+        _figure(layer["cosine"], 5),
+    )
 
 
 def _robustness(robustness: Json | None) -> dict[str, Any] | None:
@@ -216,8 +290,22 @@ def _robustness(robustness: Json | None) -> dict[str, Any] | None:
         shares = [f"{per_cent(clean[side]['share'])} {side}" for side in ("before", "after") if clean[side]]
         undamaged = f"On the same samples undamaged: {', '.join(shares)}."
     return {
-        "charts": [_chart(svg) for svg in charts.robustness(robustness["points"])],
-        "rows": robustness["points"],
+        "charts": [markup(svg) for svg in charts.robustness(robustness["points"])],
+        "rows": [
+            (
+                point["kind"],
+                _figure(point["strength"], 4, f" {point['unit']}"),
+                _accuracy(point["before"]),
+                _accuracy(point["after"]),
+            )
+            for point in robustness["points"]
+        ],
         "conditions": _sentence(robustness["conditions"]),
         "undamaged": undamaged,
     }
+
+
+def _accuracy(accuracy: Json | None) -> dict[str, Any]:
+    if accuracy is None:
+        return cell(NOT_MEASURED)
+    return cell(f"{per_cent(accuracy['share'])} ({interval(accuracy)})", accuracy["share"])
