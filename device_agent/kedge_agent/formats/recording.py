@@ -11,7 +11,7 @@ from typing import Any
 
 from .histogram import Histogram
 from .record import COUNT, ModelRecord, Record, Start
-from .recording_bytes import Encoder, read_records
+from .recording_bytes import Encoder, read_ends, read_records, read_starts
 from .recording_frames import Skipped, pack
 
 __all__ = [
@@ -23,8 +23,11 @@ __all__ = [
     "Record",
     "Skipped",
     "Start",
+    "latest_models",
     "pack",
+    "read_ends",
     "read_records",
+    "read_starts",
     "resample",
     "summarise",
 ]
@@ -139,6 +142,24 @@ def resample(records: Iterable[Record], step_s: float) -> Iterator[Record]:
         yield merged
 
 
+def latest_models(records: Iterable[Record]) -> dict[str, ModelRecord]:
+    """What the last release of each model did, by name."""
+    models: dict[str, ModelRecord] = {}
+    for record in records:
+        _follow(models, record)
+    return models
+
+
+def _follow(models: dict[str, ModelRecord], record: Record) -> None:
+    for name, each in record.models.items():
+        sofar = models.get(name)
+        if sofar is None or sofar.release == each.release:
+            models[name] = _joined(sofar, each, late=False)
+        elif record.seconds:
+            # What a release did that has been replaced is no part of the one that replaced it.
+            models[name] = _joined(None, each, late=False)
+
+
 def summarise(records: Iterable[Record]) -> dict[str, Any]:
     """What happened in all, as JSON: times in seconds of the wall clock, latencies in milliseconds.
 
@@ -160,12 +181,7 @@ def summarise(records: Iterable[Record]) -> dict[str, Any]:
     for record in records:
         if record.start is not None:
             continue
-        for name, each in record.models.items():
-            sofar = models.get(name)
-            if sofar is None or sofar.release == each.release:
-                models[name] = _joined(sofar, each, late=False)
-            elif record.seconds:
-                models[name] = _joined(None, each, late=False)
+        _follow(models, record)
         if record.seconds == 0:
             continue
         first = first or record

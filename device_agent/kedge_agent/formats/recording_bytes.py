@@ -22,7 +22,7 @@ from .histogram import Histogram, read_varint, varint
 from .record import ModelRecord, Record, Start
 from .recording_frames import Kind, Skipped, frame, read_frames
 
-__all__ = ["Encoder", "read_records"]
+__all__ = ["Encoder", "read_ends", "read_records", "read_starts"]
 
 
 _HEAD = struct.Struct("<IddffBH")
@@ -41,9 +41,10 @@ class _Table:
     channels: Sequence[tuple[str, str]]
     models: Sequence[tuple[str, str, int]]
     kinds: Sequence[str]
+    units: Mapping[str, str]
 
-    def units(self) -> dict[str, str]:
-        return dict(self.channels)
+
+_Tables = dict[int, _Table]
 
 
 class Encoder:
@@ -127,26 +128,60 @@ def read_records(data: bytes, skipped: Skipped | None = None) -> Iterator[Record
         skipped: counts what was.
     """
     lost = Skipped() if skipped is None else skipped
-    tables: dict[int, _Table] = {}
+    tables: _Tables = {}
     for kind, payload in read_frames(data, lost):
-        try:
-            if kind == Kind.TABLE:
-                if len(tables) >= _MAX_TABLES:
-                    del tables[next(iter(tables))]
-                tables[zlib.crc32(payload)] = _read_table(payload)
-            elif kind == Kind.START:
-                yield _read_start(payload)
-            elif kind == Kind.RECORD:
-                yield _read_record(payload, tables)
-        except (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, WireError):
-            lost.frames += 1
+        record = _record(kind, payload, tables, lost)
+        if record is not None:
+            yield record
+
+
+def read_starts(data: bytes) -> Iterator[Record]:
+    """The starts alone, in order, which takes a fraction of the time."""
+    lost = Skipped()
+    for kind, payload in read_frames(data, lost):
+        record = _record(kind, payload, {}, lost) if kind == Kind.START else None
+        if record is not None:
+            yield record
+
+
+def read_ends(data: bytes) -> tuple[Record, Record] | None:
+    """The first and the last record of a recording, starts included; None: there is none."""
+    lost = Skipped()
+    first = last = None
+    tables: _Tables = {}
+    for kind, payload in read_frames(data, lost):
+        if kind == Kind.TABLE:
+            _record(kind, payload, tables, lost)
+        elif first is None:
+            first = _record(kind, payload, tables, lost)
+        elif kind in (Kind.RECORD, Kind.START):
+            last = kind, payload
+    if first is None:
+        return None
+    return first, (None if last is None else _record(*last, tables, lost)) or first
+
+
+def _record(kind: int, payload: memoryview, tables: _Tables, lost: Skipped) -> Record | None:
+    try:
+        if kind == Kind.TABLE:
+            if len(tables) >= _MAX_TABLES:
+                del tables[next(iter(tables))]
+            tables[zlib.crc32(payload)] = _read_table(payload)
+        elif kind == Kind.START:
+            return _read_start(payload)
+        elif kind == Kind.RECORD:
+            return _read_record(payload, tables)
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, WireError):
+        lost.frames += 1
+    return None
 
 
 def _read_table(payload: memoryview) -> _Table:
     body = parse_json(bytes(payload), limit=_MAX_TABLE)
     channels = [(_text(name), _text(unit)) for name, unit in body["channels"][:_MAX_NAMES]]
     models = [(_text(name), _text(release), _whole(version)) for name, release, version in body["models"][:_MAX_NAMES]]
-    return _Table(_text(body["boot"]), channels, models, [_text(each) for each in body["kinds"][:_MAX_NAMES]])
+    kinds = [_text(each) for each in body["kinds"][:_MAX_NAMES]]
+    return _Table(_text(body["boot"]), channels, models, kinds, dict(channels))
 
 
 def _read_start(payload: memoryview) -> Record:
@@ -175,7 +210,7 @@ def _read_record(payload: memoryview, tables: Mapping[int, _Table]) -> Record:
     share = float(f"{throttled:.7g}") if 0 <= throttled <= 1 else None
     return Record(
         _time(at_s), table.boot, _time(monotonic_s), float(f"{seconds:.7g}"), models, rows[0], lows, highs,
-        table.units(), share,
+        table.units, share,
     )  # fmt: skip
 
 
