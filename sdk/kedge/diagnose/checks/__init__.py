@@ -1,0 +1,1 @@
+"""What the doctor looks at: pure functions of the evidence, one module a subject."""

@@ -1,0 +1,97 @@
+"""The agent that is installed: that there is one, of which version, and no second one beside it."""
+
+from __future__ import annotations
+
+import re
+
+from kedge_agent import __version__ as OURS  # noqa: N812
+
+from ...transport.base import LOCAL, agent_hint
+from ..evidence import Evidence
+from ..finding import Finding, fault, ok, unknown, warning
+from .words import counted, restart_command
+
+__all__ = ["agent", "installs"]
+
+_NUMBER = re.compile(r"\d+")
+
+
+def agent(evidence: Evidence) -> Finding:
+    """Whether it could be asked at all, and how its version compares with this host's."""
+    name, link = "agent", evidence.link
+    if not evidence.told:
+        problem = None if link is None else link.agent_problem
+        if link is None or problem is None:
+            return unknown(name, "not looked at: the device cannot be reached")
+        return fault(
+            name,
+            problem,
+            brief="no agent tells anything",
+            cause="none is installed, or it is damaged, or of another version than this kedge",
+            cure=link.agent_hint or f"kedge device provision {evidence.device} --force",
+        )
+    installed = evidence.facts.text("agent_version") or "unknown"
+    running = evidence.data("agent").child("info").text("version")
+    figures = {"installed": installed, "running": running, "host": OURS}
+    if running is not None and running != installed:
+        return warning(
+            name,
+            f"the agent that runs is {running}, the installed one {installed}",
+            brief="an old agent still runs",
+            cause="it was replaced on the disk and not started again",
+            cure=restart_command(evidence),
+            figures=figures,
+        )
+    if link is None or installed == OURS:
+        return ok(name, f"version {installed}{'' if link is None else ', as this kedge'}", **figures)
+    older = _parts(installed) < _parts(OURS)
+    return warning(
+        name,
+        f"version {installed}, this kedge is {OURS}",
+        brief="the agent is older than this kedge" if older else "this kedge is older than the agent",
+        cause="what one of them has the other may not know",
+        cure=(agent_hint(LOCAL) if evidence.device == LOCAL else f"kedge device upgrade {evidence.device}")
+        if older
+        else "pip install --upgrade kedge",
+        figures=figures,
+    )
+
+
+def installs(evidence: Evidence) -> Finding:
+    """Whether two agents, or two that own the same files, are installed or run."""
+    name, section = "installs", evidence.section("installs")
+    if section.why:
+        return unknown(name, section.why)
+    twice, agents = section.data.texts("duplicates"), section.data.nodes("agents")
+    running = [each for each in agents if each.text("what") == "process" and each.flag("running") is not False]
+    figures = {"agents": len(agents), "running": len(running), "duplicates": twice}
+    if not twice:
+        return ok(name, f"one installation, {counted(len(running), 'process', 'processes')}", **figures)
+    more = f"; and {len(twice) - 1} more" if len(twice) > 1 else ""
+    return fault(
+        name,
+        f"{twice[0]}{more}",
+        brief="two agents are installed",
+        cause="they share the device's memory and ports, or own the same files: which one answers is chance",
+        cure=_remove(evidence),
+        figures=figures,
+    )
+
+
+def _remove(evidence: Evidence) -> str:
+    agents = evidence.data("installs").nodes("agents")
+    state = evidence.facts.text("state")
+    for other in agents:
+        pid, theirs = other.size("pid"), other.text("state")
+        if other.text("what") == "process" and pid and theirs and theirs != state:
+            return evidence.shell(f"kill {pid}") + f"  # the agent of {theirs}; or keep that one, and stop this"
+    both = {each.text("name"): each for each in agents if each.text("what") == "distribution"}
+    if {"kedge", "kedge-agent"} <= set(both):
+        return evidence.shell(
+            "python3 -m pip uninstall -y kedge-agent && python3 -m pip install --force-reinstall --no-deps kedge"
+        )
+    return f"kedge device provision {evidence.device} --force"
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part[:9]) for part in _NUMBER.findall(version)[:4])

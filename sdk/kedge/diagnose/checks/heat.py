@@ -1,0 +1,127 @@
+"""What slows the device down against its will: throttling, and how near it is.
+
+Sources: NVIDIA, Jetson Linux Developer Guide, "Over-Current Event Handling" (soctherm's counters) and "jetson_clocks"
+(`--fan`); Linux, Documentation/driver-api/thermal/sysfs-api.rst (trip points); NVML, "Clocks Event Reasons".
+"""
+
+from __future__ import annotations
+
+from ..evidence import Evidence
+from ..finding import Finding, fault, ok, unknown, warning
+from ..node import Node
+from ..thresholds import limit
+from .words import counted, share
+
+__all__ = ["thermal", "throttling"]
+
+# NVML's reasons that hold something back; the others are choices: idle, application clocks, a display's.
+_SLOWING = ("thermal", "power_brake", "power brake", "slowdown", "hw_slowdown", "sw_power_cap", "power cap")
+
+
+def throttling(evidence: Evidence) -> Finding:
+    """Counters since the system started, and the recorder's last hour."""
+    name, sensors = "throttling", evidence.section("sensors")
+    hour = evidence.data("recorder").child("hour")
+    part, risen = hour.amount("throttled_share"), _risen(hour.child("throttles"))
+    counts = _risen(sensors.data.child("throttles"))
+    now = _gpu_reasons(sensors.data.child("facts", "gpu"))
+    known = sensors.data.child("throttles").numbers()
+    figures = {"throttled_share": part, "last_hour": risen, "since_boot": known, "gpu_now": now}
+    most = max(risen or counts or {"": 0.0}, key=(risen or counts or {"": 0.0}).__getitem__)
+    since = "; ".join(f"{what}: {counted(count, 'time')}" for what, count in sorted(counts.items())[:4])
+    if part is not None and part >= limit("throttled_fault_share"):
+        by = "; ".join(f"{what}: {counted(count, 'time')}" for what, count in sorted(risen.items())[:4])
+        told = [f"throttled {share(part)} of the last hour{f' ({by})' if by else ''}"]
+        told += [f"since it started {since}"] if since else []
+        return fault(
+            name,
+            "; ".join(told),
+            brief=f"throttled {share(part)} of the last hour",
+            cause=_cause(most, now),
+            cure=_cure(evidence, most, now),
+            figures=figures,
+        )
+    if part or now or (part is None and counts):
+        told = [
+            f"throttled {share(part)} of the last hour" if part else "",
+            f"the GPU is held back now: {', '.join(now)}" if now else "",
+            f"since it started {since}" if since else "",
+            "" if part is not None else "when is not known: nothing was recorded in the last hour",
+        ]
+        return warning(
+            name,
+            "; ".join(filter(None, told)),
+            brief=next(filter(None, told)),
+            cause=_cause(most, now),
+            cure=_cure(evidence, most, now),
+            figures=figures,
+        )
+    if part is None and not known:
+        why = sensors.why or next((line for line in sensors.data.texts("unavailable") if "throttl" in line), None)
+        return unknown(name, why or "nothing here counts it", **figures)
+    if part is None:
+        return ok(name, "not once since it started", **figures)
+    return ok(name, f"not in the last hour{f'; since it started {since}' if since else ''}", **figures)
+
+
+def thermal(evidence: Evidence) -> Finding:
+    """How many degrees are left until something is slowed down."""
+    name, section = "thermal", evidence.section("sensors")
+    if section.why:
+        return unknown(name, section.why)
+    facts = section.data.child("facts")
+    zones = [(left, each) for each in facts.nodes("headroom") if (left := each.number("celsius")) is not None]
+    if not zones:
+        hot = [(degrees, each) for each in facts.nodes("thermal") if (degrees := each.number("celsius")) is not None]
+        said = next((line for line in section.data.texts("unavailable") if "therm" in line or "temper" in line), None)
+        if hot:
+            degrees, zone = max(hot, key=lambda each: each[0])
+            where = zone.text("zone")
+            return unknown(
+                name, f"{where} has {degrees:.0f} °C; at which it is slowed down is not told", celsius=degrees
+            )
+        return unknown(name, said or "no temperature can be read")
+    left, zone = min(zones, key=lambda each: each[0])
+    figures = {"zone": zone.text("zone"), "headroom_celsius": left}
+    if left >= limit("headroom_warning"):
+        return ok(name, f"{left:.0f} °C to throttling, in {zone.text('zone')}", **figures)
+    hot_now = left < limit("headroom_fault")
+    return (fault if hot_now else warning)(
+        name,
+        f"{zone.text('zone')} is {max(left, 0):.0f} °C from throttling"
+        if left >= 0
+        else f"{zone.text('zone')} is {-left:.0f} °C above its throttling point",
+        brief=f"{max(left, 0):.0f} °C to throttling",
+        cause=_cause("thermal", []),
+        cure=_cure(evidence, "thermal", []),
+        figures=figures,
+    )
+
+
+def _risen(counters: Node) -> dict[str, float]:
+    return {name: count for name, count in counters.numbers().items() if count}
+
+
+def _gpu_reasons(gpu: Node) -> list[str]:
+    return [reason for reason in gpu.texts("throttle_reasons") if any(word in reason.lower() for word in _SLOWING)]
+
+
+def _electrical(counter: str, reasons: list[str]) -> bool:
+    return "current" in counter or (not counter and any("power" in reason.lower() for reason in reasons))
+
+
+def _cause(counter: str, reasons: list[str]) -> str:
+    if _electrical(counter, reasons):
+        return "it draws more than its supply or its power budget gives"
+    return "it is too hot: the room, a fan that does not turn, dust, or a heat sink that does not touch"
+
+
+def _cure(evidence: Evidence, counter: str, reasons: list[str]) -> str:
+    target = evidence.target
+    jetson = target.family == "jetson" if target is not None else bool(evidence.data("system").text("l4t"))
+    if _electrical(counter, reasons):
+        look = "sudo nvpmodel -q" if jetson else "nvidia-smi -q -d POWER"
+        return evidence.shell(look) + "  # a stronger power supply, or a lower power mode"
+    if jetson:
+        return evidence.shell("sudo jetson_clocks --fan") + "  # and let air to it"
+    return evidence.shell("grep . /sys/class/thermal/thermal_zone*/temp") + "  # clean the fan, let air to it"

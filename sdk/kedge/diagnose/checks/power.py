@@ -1,0 +1,156 @@
+"""How fast the device is allowed to be: its power mode, and the limits of its clocks.
+
+Sources: NVIDIA, Jetson Linux Developer Guide, "Platform Power and Performance" (`nvpmodel -m`, `jetson_clocks`);
+Linux, Documentation/admin-guide/pm/cpufreq.rst (`scaling_max_freq`, `cpuinfo_max_freq`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..evidence import Evidence
+from ..finding import Finding, fault, ok, unknown, warning
+from ..node import Node
+from ..thresholds import limit
+from .words import share
+
+__all__ = ["clocks", "mode_below", "power_mode"]
+
+
+def power_mode(evidence: Evidence) -> Finding:
+    """The power mode, against the one that engines were built in, or the highest."""
+    name, section = "power-mode", evidence.section("sensors")
+    if section.why:
+        return unknown(name, section.why)
+    mode = section.data.child("facts", "power_mode")
+    if not mode:
+        if not _jetson(evidence):
+            return ok(name, "this kind of device has none")
+        return unknown(name, _missing(section.data, "power mode") or "nvpmodel's state cannot be read")
+    now, modes = _id(mode, "id"), _modes(mode)
+    called = mode.text("name") or modes.get(now or "", now) or "?"
+    highest = _id(mode, "highest")
+    was = _built_in(evidence)
+    best = was if was is not None and was in modes else highest
+    figures = {"id": now, "name": called, "was": None if was is None else modes.get(was, was), "highest": highest}
+    if now is None:
+        return unknown(name, f"power mode {called}; its number is not known", **figures)
+    if was is not None and was != now and mode_below(evidence, now, was):
+        before = modes.get(was, f"number {was}")
+        return fault(
+            name,
+            f"power mode {called}, was {before} when what is live was built",
+            brief=f"power mode {called}, was {before}",
+            cause="somebody chose a lower mode, or an update of Jetson Linux set its default again",
+            cure=evidence.shell(f"sudo nvpmodel -m {best}"),
+            figures=figures,
+        )
+    if was is None and highest is not None and highest != now:
+        top = modes.get(highest, f"number {highest}")
+        return warning(
+            name,
+            f"power mode {called}, the highest is {top}",
+            brief=f"power mode {called}, not {top}",
+            cause="the device's default, or chosen to save power: clocks and cores are limited",
+            cure=evidence.shell(f"sudo nvpmodel -m {highest}"),
+            figures=figures,
+        )
+    return ok(name, f"power mode {called}{', the highest' if now == highest else ''}", **figures)
+
+
+def clocks(evidence: Evidence) -> Finding:
+    """Whether a clock may not go as high as the hardware can."""
+    name, section = "clocks", evidence.section("sensors")
+    if section.why:
+        return unknown(name, section.why)
+    facts = section.data.child("facts")
+    found, locked = facts.nodes("clocks"), facts.flag("jetson_clocks")
+    lowered = [
+        each for each in found if (part := _part(each)) is not None and part < limit("clock_limit_warning_share")
+    ]
+    figures = {
+        "clocks": [{key: each.number(key) for key in ("hz", "high_hz", "hardware_high_hz")} for each in found[:16]],
+        "jetson_clocks": locked,
+    }
+    if not found:
+        return unknown(name, _missing(section.data, "clock") or "no clock can be read", **figures)
+    if lowered:
+        clock = min(lowered, key=lambda each: _part(each) or 0)
+        high, most = clock.amount("high_hz") or 0, clock.amount("hardware_high_hz") or 0
+        jetson = _jetson(evidence)
+        return warning(
+            name,
+            f"the clock of the {clock.text('name')} is limited to {high / 1e6:,.0f} of {most / 1e6:,.0f} MHz",
+            brief=f"{clock.text('name')} limited to {share(high / most)} of its clock",
+            cause="the power mode limits it, or somebody lowered its limit"
+            if jetson
+            else "a tool, a power profile, or the firmware lowered its limit",
+            cure=evidence.shell(
+                "sudo nvpmodel -q && sudo jetson_clocks --show"
+                if jetson
+                else f"echo {most / 1e3:.0f} | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_max_freq"
+            ),
+            figures=figures,
+        )
+    words = [
+        f"{each.text('name')} up to {high / 1e6:,.0f} MHz{', locked' if each.flag('locked') else ''}"
+        for each in found
+        if (high := each.amount("high_hz")) is not None
+    ]
+    return ok(name, "; ".join(words[:4]) or "no limit is lowered", **figures)
+
+
+def mode_below(evidence: Evidence, now: str, other: str) -> bool:
+    """Whether a power mode is lower than another, by its budget in the profile; where that is silent: not the highest.
+
+    nvpmodel's numbers are in no order.
+    """
+    mode = evidence.data("sensors").child("facts", "power_mode")
+    modes = _modes(mode)
+    target = evidence.target
+    budgets = {} if target is None else {each.name: each.watts or math.inf for each in target.power_modes}
+    mine, theirs = budgets.get(modes.get(now, "")), budgets.get(modes.get(other, ""))
+    if mine is not None and theirs is not None:
+        return mine < theirs
+    return now != _id(mode, "highest")
+
+
+def _built_in(evidence: Evidence) -> str | None:
+    """The number of the power mode in which a live engine was built."""
+    live = {
+        state.text("current")
+        for model in evidence.data("releases").nodes("models")
+        if (state := model.child("state")).text("current")
+    }
+    for engine in evidence.data("engines").nodes("engines"):
+        mode = engine.child("passport").text("power_mode")
+        if mode is not None and (not live or engine.text("release") in live):
+            return mode
+    return None
+
+
+def _id(node: Node, key: str) -> str | None:
+    number = node.number(key)
+    return node.text(key) if number is None else str(int(number))
+
+
+def _modes(mode: Node) -> dict[str, str]:
+    return {
+        number: called for each in mode.nodes("modes") if (number := _id(each, "id")) and (called := each.text("name"))
+    }
+
+
+def _part(clock: Node) -> float | None:
+    high, most = clock.amount("high_hz"), clock.amount("hardware_high_hz")
+    return high / most if high is not None and most else None
+
+
+def _jetson(evidence: Evidence) -> bool:
+    if evidence.target is not None:
+        return evidence.target.family == "jetson"
+    facts = evidence.data("sensors").child("facts")
+    return bool(facts.text("l4t") or evidence.data("system").text("l4t"))
+
+
+def _missing(sensors: Node, what: str) -> str | None:
+    return next((line for line in sensors.texts("unavailable") if what in line.lower()), None)

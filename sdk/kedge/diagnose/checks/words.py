@@ -1,0 +1,86 @@
+"""Figures as the doctor words them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from ..evidence import Evidence
+
+__all__ = [
+    "OFFLINE",
+    "counted",
+    "duration",
+    "moment",
+    "restart_command",
+    "seconds_of",
+    "service_command",
+    "share",
+    "start_command",
+]
+
+OFFLINE = "not looked at: this is a snapshot"
+_LARGEST_S = 4e9
+
+
+def share(value: float) -> str:
+    """`31 %`, `0.4 %`."""
+    per_cent = value * 100
+    return f"{per_cent:.0f} %" if per_cent >= 9.95 or per_cent == 0 else f"{per_cent:.1f} %"
+
+
+def counted(count: float, thing: str, things: str | None = None) -> str:
+    """`1 file`, `3 files`."""
+    return f"{count:,.0f} {thing if count == 1 else things or thing + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `5 min`, `3 h`, `9 days`."""
+    size = abs(seconds)
+    for unit, length, from_s in (("days", 86_400, 172_800), ("h", 3600, 7200), ("min", 60, 120)):
+        if size >= from_s:
+            return f"{size / length:.0f} {unit}"
+    return f"{size:.0f} s" if size >= 9.95 else f"{size:.2g} s"
+
+
+def moment(at_s: float | None) -> str:
+    """`2026-11-26 04:12 UTC`, by whatever clock it was told."""
+    if at_s is None or not 0 <= at_s <= _LARGEST_S:
+        return "at an unknown time"
+    return datetime.fromtimestamp(at_s, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def seconds_of(text: str | None) -> float | None:
+    """Seconds since 1970 of a time in ISO 8601; one without a zone is UTC."""
+    try:
+        at = datetime.fromisoformat((text or "").replace("Z", "+00:00"))
+        return (at if at.tzinfo is not None else at.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def service_command(evidence: Evidence, action: str) -> str | None:
+    """What has systemd start or restart the agent; None where it is no service."""
+    unit = evidence.data("agent").child("service").text("unit")
+    if unit is None:
+        return None
+    # `kedge device provision` makes it a service of the user's own, unless that is root.
+    system = evidence.facts.text("state") == "/var/lib/kedge"
+    return f"sudo systemctl {action} {unit}" if system else f"systemctl --user {action} {unit}"
+
+
+def start_command(evidence: Evidence) -> str:
+    """What starts the agent, to be pasted."""
+    state = evidence.facts.text("state") or "STATE"
+    if evidence.link is not None and evidence.link.over == "local":
+        return f"kedge status --on {evidence.device}"
+    return evidence.shell(service_command(evidence, "start") or f"{state}/bin/kedge-agent start")
+
+
+def restart_command(evidence: Evidence, *, hung: bool = False) -> str:
+    """What ends the agent, by force where it hangs, and starts it again, to be pasted."""
+    command = service_command(evidence, "restart")
+    if command is None:
+        program = f"{evidence.facts.text('state') or 'STATE'}/bin/kedge-agent"
+        pid = evidence.data("agent").size("pid")
+        command = f"kill -9 {pid}; {program} start" if hung and pid else f"{program} stop; {program} start"
+    return evidence.shell(command)
