@@ -25,43 +25,55 @@ UNITS: Mapping[str, str] = {
     "fan": "ratio",
     "throttle": "count",
 }
-"""By kind; a fan whose turns are counted is in rpm instead, and called `fan.…_rpm`. A ratio is 0 to 1."""
+"""By kind; a ratio is 0 to 1."""
+
+_ENDINGS = {"_rpm": "rpm", "_per_s": "bytes/s"}
+"""Of names whose unit is another than their kind's."""
 
 _LONGEST_NAME = 48
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that is one number of a file, or made of one number of each of several.
+    """A figure that is one number of a file, or made of one number of each of several that can be read.
 
-    combine: of those numbers that can be read; needs_all: it says nothing unless all can. scale: from the files' unit
-    to the channel's. every_s: not read more often, where reading is slow.
+    scale: from the files' unit to the channel's. least: what is below it is no reading. tally: the figure is how often
+    it was read and above 0, since that began. every_s: it is not read more often, where reading is slow.
     """
 
     channel: str
     paths: tuple[Path, ...]
     scale: float = 1.0
     combine: Callable[[Iterable[int]], float] = max
-    needs_all: bool = False
+    least: int = -(1 << 62)
+    tally: bool = False
     every_s: float = 0.0
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The one."""
+        return (self.channel,)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Several figures of one file. parse: the text to figures by channel, in the channels' units; what makes no sense is
-    left out."""
+    """Several figures of one file, or of several that belong together.
 
-    path: Path
+    parse: what each file says, None for one that cannot be read, and the time in seconds by a clock that only goes
+    forward, to figures by channel, in the channels' units; what makes no sense is left out.
+    """
+
+    paths: tuple[Path, ...]
     channels: tuple[str, ...]
-    parse: Callable[[str], Mapping[str, float]]
+    parse: Callable[[tuple[str | None, ...], float], Mapping[str, float]]
+    every_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Found:
     """What a reader found under a root. missing: a line for each thing that is not there, with the reason."""
 
-    figures: tuple[Figure, ...] = ()
-    tables: tuple[Table, ...] = ()
+    sources: tuple[Figure | Table, ...] = ()
     missing: tuple[str, ...] = ()
 
 
@@ -72,4 +84,7 @@ def channel_name(kind: str, name: str) -> str:
 
 def unit_of(channel: str) -> str:
     """The unit in which a channel is told."""
-    return "rpm" if channel.startswith("fan.") and channel.endswith("_rpm") else UNITS[channel.partition(".")[0]]
+    for ending, unit in _ENDINGS.items():
+        if channel.endswith(ending):
+            return unit
+    return UNITS[channel.partition(".")[0]]

@@ -35,11 +35,12 @@ def parse_number(said: str, *, signed: bool = False) -> int | None:
 class KeptFile:
     """A file that is read again and again through one descriptor, from its beginning each time.
 
-    The kernel makes a file of /proc or /sys anew for each read at offset 0. One whose device went away is opened anew
-    by the next read, for its device may have come back.
+    The kernel makes a file of /proc or /sys anew for each read at offset 0. One that cannot be read is opened anew by
+    the next read: what it tells of may have come back. problem: why the last read failed, None where it did not.
     """
 
     def __init__(self, path: Path) -> None:
+        self.problem: str | None = None
         self._path = os.fspath(path)
         self._descriptor: int | None = None
 
@@ -48,10 +49,13 @@ class KeptFile:
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            return os.pread(self._descriptor, _MAX_BYTES, 0).decode("ascii", "replace").strip()
-        except OSError:
+            said = os.pread(self._descriptor, _MAX_BYTES, 0)
+        except OSError as error:
+            self.problem = error.strerror
             self.close()
             return None
+        self.problem = None
+        return said.decode("ascii", "replace").strip()
 
     def close(self) -> None:
         """Give the descriptor back; a later read opens the file again."""
