@@ -25,6 +25,7 @@ from .runtime.table import RUNTIMES, runtime_named
 from .serving.agent_routes import with_agent_routes
 from .serving.building import Builds
 from .serving.deploys import Deploys
+from .serving.recorded import recorder_of, with_recorder
 from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
 from .serving.shared_memory import Regions
@@ -156,8 +157,14 @@ def _serve(
         stack.callback(deploys.close)
         stack.callback(builds.close)
         control = control_handler(repository, regions, layout, runtimes, builds, deploys, configuration.to_json)
-        control = with_agent_routes(upgrades, control)
-        doors = Doors(folder, inference_handler(repository, regions), control, configuration.settings)
+        control, inference = with_agent_routes(upgrades, control), inference_handler(repository, regions)
+        if configuration.settings.recorder.enabled:
+            how = "takeover" if standby is not None else "after-crash" if marks.unclean else "start"
+            recorder = recorder_of(layout, repository, configuration.settings.recorder.limit_bytes, how)
+            recorder.start()
+            stack.callback(recorder.close)
+            control, inference = with_recorder(recorder, control), with_recorder(recorder, inference)
+        doors = Doors(folder, inference, control, configuration.settings)
         stack.callback(doors.close)
         _LOG.info("kedge-agent %s serving on %s", __version__, folder)
         notifier.ready("loading models")

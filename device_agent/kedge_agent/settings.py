@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SYSTEM_SETTINGS",
+    "RecorderRules",
     "Settings",
     "parse_settings",
     "read_settings",
@@ -46,6 +47,19 @@ _HINT = "docs/agent.md lists every setting and its bounds"
 
 
 @dataclass(frozen=True)
+class RecorderRules:
+    """Whether the flight recorder records, and the megabytes (10^6 bytes) that it may take of the disk."""
+
+    enabled: bool = True
+    mb: int = 32
+
+    @property
+    def limit_bytes(self) -> int:
+        """Of the disk, in bytes."""
+        return self.mb * 1_000_000
+
+
+@dataclass(frozen=True)
 class Settings:
     """How the agent serves.
 
@@ -55,6 +69,7 @@ class Settings:
     limits: of each door.
     releases: what may be deployed, and for how long it is watched.
     models: rules by model name; `*` stands for every other model.
+    recorder: what the flight recorder keeps.
     drain_s: how long requests inside may take to finish when the agent stops.
     stuck_s: how long a request may compute until systemd's watchdog is fed no more.
     """
@@ -65,6 +80,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     releases: ReleaseRules = field(default_factory=ReleaseRules)
     models: Mapping[str, PoolRules] = field(default_factory=dict)
+    recorder: RecorderRules = field(default_factory=RecorderRules)
     drain_s: float = 20.0
     stuck_s: float = 300.0
 
@@ -289,6 +305,11 @@ _RELEASES: Mapping[str, _Reader] = {
     "probation_s": _whole(0, 86400),
 }
 
+_RECORDER: Mapping[str, _Reader] = {
+    "enabled": _truth,
+    "mb": _whole(4, 4096),
+}
+
 _SETTINGS: Mapping[str, _Reader] = {
     "tcp_port": _or_null(_whole(1, 65535)),
     "threads": _whole(0, 1024),
@@ -296,6 +317,7 @@ _SETTINGS: Mapping[str, _Reader] = {
     "limits": lambda value, name: Limits(**_each(value, f"{name}.", _LIMITS)),
     "releases": lambda value, name: ReleaseRules(**_each(value, f"{name}.", _RELEASES)),
     "models": _models,
+    "recorder": lambda value, name: RecorderRules(**_each(value, f"{name}.", _RECORDER)),
     "drain_s": _seconds(0, 3600),
     "stuck_s": _seconds(1, 86400),
 }

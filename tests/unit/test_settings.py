@@ -12,7 +12,15 @@ import pytest
 from kedge_agent.errors import AgentError
 from kedge_agent.runtime.pool import PoolRules
 from kedge_agent.serving.limits import Limits
-from kedge_agent.settings import SYSTEM_SETTINGS, SYSTEM_STATE, Settings, parse_settings, read_settings, settings_path
+from kedge_agent.settings import (
+    SYSTEM_SETTINGS,
+    SYSTEM_STATE,
+    RecorderRules,
+    Settings,
+    parse_settings,
+    read_settings,
+    settings_path,
+)
 from kedge_agent.store.rules import ReleaseRules
 
 
@@ -56,6 +64,7 @@ def test_every_setting_is_read() -> None:
                     "max_delay_us": 0,
                 },
             },
+            "recorder": {"enabled": False, "mb": 4},
             "drain_s": 2.5,
             "stuck_s": 60,
         }
@@ -69,6 +78,7 @@ def test_every_setting_is_read() -> None:
             "*": PoolRules(queue=4),
             "camera": PoolRules(2, 1, 100, drop_stale=True, max_batch=8, max_delay_us=0),
         },
+        recorder=RecorderRules(enabled=False, mb=4),
         drain_s=2.5,
         stuck_s=60.0,
     )
@@ -171,7 +181,12 @@ def test_the_document_s_example_is_accepted_and_every_setting_is_in_the_document
     assert example.rules_of("camera").drop_stale
     names = [
         *(f"`releases.{each.name}`" for each in fields(ReleaseRules) if each.name not in ("thresholds", "settings")),
-        *(f"`{each.name}`" for each in fields(Settings) if each.name not in ("limits", "models", "releases")),
+        *(f"`recorder.{each.name}`" for each in fields(RecorderRules)),
+        *(
+            f"`{each.name}`"
+            for each in fields(Settings)
+            if each.name not in ("limits", "models", "recorder", "releases")
+        ),
         *(f"`limits.{each.name}`" for each in fields(Limits)),
         *(f"`.{each.name}`" for each in fields(PoolRules)),
     ]

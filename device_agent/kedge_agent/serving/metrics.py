@@ -10,11 +10,12 @@ from typing import Any
 
 from .. import __version__
 from ..measure.memory import read_memory
+from ..measure.recorder.recorder import Recorder
 from .loading import LiveModel
 from .repository import Repository
 from .statistics import BUCKETS_S
 
-__all__ = ["CONTENT_TYPE", "render_metrics"]
+__all__ = ["CONTENT_TYPE", "render_metrics", "render_recorder"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -25,6 +26,9 @@ _PARTS = (
     ("nv_inference_compute_infer_duration_us", "Time of running the model", "compute_infer"),
     ("nv_inference_compute_output_duration_us", "Time of making responses", "compute_output"),
 )
+
+
+_PERCENTILES = (50, 99)
 
 
 def render_metrics(repository: Repository) -> str:
@@ -63,6 +67,35 @@ def render_metrics(repository: Repository) -> str:
     _drift(lines, [live for live, _ in entries])
     _deploys(lines, repository.deploys_ended)
     _process(lines)
+    return "\n".join(lines) + "\n"
+
+
+def render_recorder(recorder: Recorder) -> str:
+    """Metrics of the flight recorder: its last readings of the sensors, the last minute of each model, its own cost."""
+    lines: list[str] = []
+    sampled = recorder.sampled()
+    if sampled is not None:
+        _head(lines, "gauge", "kedge_sensor", "The last reading of a channel, in its unit")
+        for channel, value in sorted(sampled.channels.items()):
+            unit = sampled.units.get(channel, "")
+            lines.append(f"kedge_sensor{_pairs({'channel': channel, 'unit': unit})} {_number(value)}")
+    name = "kedge_inference_last_minute_seconds"
+    _head(lines, "gauge", name, "Latency of what was answered in the last minute: of the whole, and of the run alone")
+    for model, each in sorted(recorder.last_minute().items()):
+        for part, histogram in (("total", each.total), ("compute", each.compute)):
+            for percentile, ns in zip(_PERCENTILES, histogram.percentiles_ns(_PERCENTILES), strict=True):
+                # Where nothing was answered, there is no latency.
+                if ns is not None:
+                    pairs = {"model": model, "version": str(each.version), "part": part}
+                    pairs["quantile"] = f"{percentile / 100:g}"
+                    lines.append(f"{name}{_pairs(pairs)} {_number(ns / 1e9)}")
+    _head(lines, "gauge", "kedge_recorder_bytes", "What the flight recorder takes of the disk")
+    lines.append(f"kedge_recorder_bytes {recorder.bytes}")
+    _head(lines, "gauge", "kedge_recorder_writing", "1 where the disk took the flight recorder's last record")
+    lines.append(f"kedge_recorder_writing {int(recorder.writes)}")
+    if recorder.cpu_share is not None:
+        _head(lines, "gauge", "kedge_recorder_cpu_ratio", "Share of one core that the flight recorder takes")
+        lines.append(f"kedge_recorder_cpu_ratio {_number(recorder.cpu_share)}")
     return "\n".join(lines) + "\n"
 
 
@@ -119,7 +152,10 @@ def _head(lines: list[str], kind: str, name: str, text: str) -> None:
 
 
 def _labels(live: LiveModel, **more: str) -> str:
-    pairs = {"model": live.manifest.model, "version": str(live.manifest.version), **more}
+    return _pairs({"model": live.manifest.model, "version": str(live.manifest.version), **more})
+
+
+def _pairs(pairs: Mapping[str, str]) -> str:
     return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs.items()) + "}"
 
 

@@ -10,13 +10,16 @@ import threading
 import time
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import AgentError
+from ..formats.histogram import Histogram
 from ..formats.latency import percentile_index
 from ..runtime.pool import Timing
 
-__all__ = ["BUCKETS_S", "ModelStatistics"]
+__all__ = ["BUCKETS_S", "ModelStatistics", "Taken"]
 
 BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the latency histogram in seconds."""
@@ -25,6 +28,18 @@ BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 _MAX_BATCH_SIZES = 256
 _RECENT = 1024
 _PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What happened between two calls of `take`: times of what was answered, and failures by kind."""
+
+    total: Histogram = field(default_factory=Histogram)
+    compute: Histogram = field(default_factory=Histogram)
+    failures: Mapping[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.failures) or bool(self.total.count)
 
 
 class ModelStatistics:
@@ -41,6 +56,9 @@ class ModelStatistics:
         self._last_ms = 0
         self._copied = 0
         self._recent_ns: deque[int] = deque(maxlen=_RECENT)
+        self._total = Histogram()
+        self._compute = Histogram()
+        self._failed: dict[str, int] = {}
         self.failures: dict[str, int] = {}
 
     def success(self, timing: Timing, samples: int, total_ns: int, copied: int) -> None:
@@ -63,6 +81,8 @@ class ModelStatistics:
             self._recent_ns.append(timing.compute_ns)
             ns["compute_output"] += timing.output_ns
             self._buckets[bisect_left(BUCKETS_S, total_ns / 1e9)] += 1
+            self._total.record(total_ns)
+            self._compute.record(timing.compute_ns)
             self._inferences += samples
             self._copied += copied
             self._last_ms = now_ms
@@ -77,6 +97,14 @@ class ModelStatistics:
             self._failures += 1
             self._ns["fail"] += total_ns
             self.failures[kind] = self.failures.get(kind, 0) + 1
+            self._failed[kind] = self._failed.get(kind, 0) + 1
+
+    def take(self) -> Taken:
+        """What happened since the last call, for the flight recorder; nobody else is to call it."""
+        with self._guard:
+            total, compute, failed = self._total, self._compute, self._failed
+            self._total, self._compute, self._failed = Histogram(), Histogram(), {}
+        return Taken(total, compute, failed)
 
     def outcomes(self) -> tuple[int, int]:
         """Requests that reached the runtime and were answered, and those that failed there or by a defect of ours."""

@@ -7,6 +7,7 @@ otherwise, it says once too, and goes on.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -28,7 +29,10 @@ _SYNC_S = 10.0
 _AGAIN_S = 60.0
 _MINUTE_S = 60.0
 _CLOSE_S = 2.0
-_OWN_UNITS = {"recorder.cpu_share": "ratio", "recorder.bytes": "bytes"}
+_RSS = "memory.agent_rss"
+_OWN_UNITS = {"recorder.cpu_share": "ratio", "recorder.bytes": "bytes", _RSS: "bytes"}
+_STATM = Path("/proc/self/statm")
+_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 
 class Sensors(Protocol):
@@ -55,7 +59,7 @@ class Recorder:
         folder: of the rings; its parent must be there.
         take: what each model did since it was last asked, by name; first what is left of releases that were replaced,
             the live ones last. Called once a second by one thread.
-        sensors: what else is recorded.
+        sensors: makes what reads the rest; called in the thread, which then owns it.
         limit_bytes: of the disk, for all of it.
         began: how this daemon began.
     """
@@ -64,12 +68,13 @@ class Recorder:
         self,
         folder: Path,
         take: Callable[[], Sequence[Mapping[str, ModelRecord]]],
-        sensors: Sensors,
+        sensors: Callable[[], Sensors],
         limit_bytes: int,
         began: Start,
     ) -> None:
         self._take = take
-        self._sensors = sensors
+        self._open_sensors = sensors
+        self._sensors: Sensors | None = None
         self._boot = boot_id()
         self._began: Record | None = replace(self._now(), start=began)
         self._rings = {
@@ -152,21 +157,23 @@ class Recorder:
             self._keep(replace(record, seconds=0.0, models=models))
         self._turn += 1
         if self._turn % self._cost.every == 0:
-            channels = self._sensors.sample()
-            if not channels.keys() <= self._units.keys():
-                self._units = {**self._sensors.channels, **_OWN_UNITS}
-            share = self._cost.cpu_share
-            own = {"recorder.bytes": float(self.bytes), **({} if share is None else {"recorder.cpu_share": share})}
-            record = replace(
-                record, channels={**channels, **own}, units=self._units, throttled=self._throttled(channels)
-            )
-            self._sampled = record
+            record = self._sampled = self._with_readings(record)
         self._keep(record)
         if self._minute.seconds >= _MINUTE_S - 0.5:
             self._end_minute()
         if time.monotonic() - self._synced >= _SYNC_S:
             self._synced = time.monotonic()
             self._written(self._rings[SECONDS].sync)
+
+    def _with_readings(self, record: Record) -> Record:
+        if self._sensors is None:
+            self._sensors = self._open_sensors()
+        read = self._sensors.sample()
+        own = {"recorder.bytes": self.bytes, "recorder.cpu_share": self._cost.cpu_share, _RSS: _rss_bytes()}
+        channels = {**read, **{name: float(value) for name, value in own.items() if value is not None}}
+        if not channels.keys() <= self._units.keys():
+            self._units = {**self._sensors.channels, **_OWN_UNITS}
+        return replace(record, channels=channels, units=self._units, throttled=self._throttled(read))
 
     def _keep(self, record: Record) -> None:
         releases = {name: each.release for name, each in record.models.items()}
@@ -197,7 +204,8 @@ class Recorder:
         self._written(self._rings[SECONDS].sync)
         for ring in self._rings.values():
             ring.close()
-        self._sensors.close()
+        if self._sensors is not None:
+            self._sensors.close()
 
     def _written(self, write: Callable[[], object]) -> None:
         """Write, unless the disk took nothing within the last minute."""
@@ -227,3 +235,11 @@ class Recorder:
 
     def _now(self) -> Record:
         return Record(time.time(), self._boot, time.clock_gettime(time.CLOCK_BOOTTIME), 0.0)
+
+
+def _rss_bytes() -> int | None:
+    """Resident set of this process (proc(5), statm: the second number, in pages)."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES
+    except (OSError, ValueError, IndexError):
+        return None
