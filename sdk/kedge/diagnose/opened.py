@@ -82,9 +82,10 @@ class Opened:
                     collectors[name.removeprefix(FACTS).removesuffix(".json")] = outcome
         return {"kedge_facts": 1, **told, "collectors": collectors}
 
-    def recording(self) -> bytes:
-        """The flight recorder's bytes: its files one after another, as a device's `diagnose recording` tells them."""
-        return b"".join(self.members[name] for name in sorted(self.members) if name.startswith(RECORDER))
+    def recording(self, ring: str = "seconds") -> bytes:
+        """A ring of the flight recorder (`seconds` or `minutes`): its files one after another, as `diagnose recording`
+        tells them."""
+        return b"".join(self.members[name] for name in sorted(self.members) if name.startswith(f"{RECORDER}{ring}/"))
 
 
 def open_snapshot(path: Path) -> Opened:

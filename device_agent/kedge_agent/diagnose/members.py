@@ -1,0 +1,139 @@
+"""What a collector found, as it is written into a snapshot: documents and files by what is in them, masked."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..wire import WireError, parse_json
+from .allowed import allowed_settings
+from .redact import Redactor
+from .running import Outcome
+
+__all__ = ["Masked", "shown_to"]
+
+_MAX_TEXT_BYTES = 8 << 20
+_MAX_JSON_BYTES = 4 << 20
+_PACKED = (b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00", b"BZh", b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18")
+_GZIP = b"\x1f\x8b"
+_CUT = "… what came before is left out: it is too long\n"
+_CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\udc80-\udcff]")
+SETTINGS = "settings.json"
+"""How the member ends that holds the agent's settings: of them, known ones alone are written."""
+
+
+def shown_to(redactor: Redactor, outcome: Outcome) -> None:
+    """Show all of it to the redactor, so that it knows what to mask before anything is written."""
+    redactor.learn(outcome.data)
+    redactor.learn(outcome.reason or "")
+    for _, data in outcome.members:
+        for each in _parts(data):
+            redactor.learn(each)
+
+
+class Masked:
+    """Writes members for one snapshot. refusal: why the last one cannot be written; None: it can."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self.refusal: str | None = None
+
+    def document(self, name: str, outcome: Outcome) -> bytes:
+        """What a collector found, as the facts have it."""
+        self.refusal = None
+        body = outcome.to_json()
+        reason = self._redactor.text(body["reason"], name) if body["reason"] else body["reason"]
+        masked = body | {"reason": reason, "data": self._redactor.document(body["data"], name)}
+        return json.dumps(masked, indent=1, allow_nan=False).encode()
+
+    def member(self, name: str, data: bytes) -> bytes:
+        """A file. One without anything to mask stays as it is, to the byte: hashes of it hold."""
+        self.refusal = None
+        if data.startswith(_PACKED):
+            self.refusal = "it is compressed: what is in it cannot be masked"
+            return b""
+        unpacked = _unpacked(data)
+        if unpacked is None:
+            self.refusal = "it is compressed, and damaged or too long"
+            return b""
+        if name.endswith(SETTINGS):
+            return self._json(name, _document(unpacked), allowed_settings)
+        body = _document(unpacked)
+        if body is not None:
+            masked = self._redactor.document(body, name)
+            return unpacked if masked == body else json.dumps(masked, indent=1).encode()
+        text = _text(unpacked)
+        if text is None:
+            return self._redactor.binary(unpacked, name)
+        return "".join(self._lines(name, text)).encode("utf-8", "surrogateescape")
+
+    def _json(self, name: str, body: Any, allowed: Callable[[Any], Any]) -> bytes:
+        return json.dumps(self._redactor.document(allowed(body), name), indent=1).encode()
+
+    def _lines(self, name: str, text: str) -> Iterator[str]:
+        """Lines that are JSON are masked as documents, by what their keys say; the rest as text."""
+        lines = text.splitlines(keepends=True)
+        if not lines or not all(line.startswith("{") or not line.strip() for line in lines):
+            yield self._redactor.text(text, name)
+            return
+        for line in lines:
+            body = _document(line.encode("utf-8", "surrogateescape"))
+            if body is None:
+                yield self._redactor.text(line, name)
+                continue
+            masked = self._redactor.document(body, name)
+            yield line if masked == body else json.dumps(masked) + "\n"
+
+
+def _parts(data: bytes) -> Iterator[Any]:
+    unpacked = None if data.startswith(_PACKED) else _unpacked(data)
+    if unpacked is None:
+        return
+    body = _document(unpacked)
+    if body is not None:
+        yield body
+        return
+    text = _text(unpacked)
+    if text is None:
+        return
+    yield text
+    if text.startswith("{"):
+        yield from (
+            each for line in text.splitlines() if (each := _document(line.encode("utf-8", "replace"))) is not None
+        )
+
+
+def _document(data: bytes) -> Any:
+    """The JSON object or list that this is; None: it is something else."""
+    if data[:1] not in (b"{", b"["):
+        return None
+    try:
+        return parse_json(data, floats=True, limit=_MAX_JSON_BYTES)
+    except WireError:
+        return None
+
+
+def _text(data: bytes) -> str | None:
+    """The end of a text, whatever bytes are in it that are no text; None where these are too many."""
+    text = data.decode("utf-8", "surrogateescape")
+    strange = len(_CONTROL.findall(text[:65536]))
+    if strange > 0.1 * len(text[:65536]):
+        return None
+    if len(text) > _MAX_TEXT_BYTES:
+        text = _CUT + text[-_MAX_TEXT_BYTES:].partition("\n")[2]
+    return text
+
+
+def _unpacked(data: bytes) -> bytes | None:
+    """What is in a gzip file (a log that was rotated), or the file itself; None where it cannot be had."""
+    if not data.startswith(_GZIP):
+        return data
+    engine = zlib.decompressobj(wbits=31)
+    try:
+        out = engine.decompress(data, _MAX_TEXT_BYTES)
+    except zlib.error:
+        return None
+    return out if engine.eof and not engine.unused_data else None

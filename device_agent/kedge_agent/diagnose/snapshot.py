@@ -1,0 +1,152 @@
+"""`kedge-agent diagnose snapshot`: what all collectors found, and their files, as one packed file without secrets.
+
+It ends by its deadline whatever hangs. Collectors that may tell a name or a secret run first, and nothing of theirs is
+written before all of it was shown to the redactor; of this, 40 MiB at most are held. The recording, which is large and
+has no text to speak of, follows as it comes. Nothing is written to the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .. import __version__
+from ..formats.parts import Part, write_json_part, write_part
+from ..formats.snapshots import BEGUN, FACTS, MANIFEST, SNAPSHOT, is_member_name
+from .archive import Archive
+from .collectors.table import COLLECTORS
+from .device import Device
+from .facts import progress_of
+from .known import KNOWN
+from .members import Masked, shown_to
+from .redact import Redactor
+from .running import Collector, Outcome, run_collectors
+
+__all__ = ["write_snapshot"]
+
+_RECORDING = "recording_files"
+_MAX_HELD_BYTES = 40 << 20
+# Of the time: for collectors that tell, until the recording has been collected, and until nothing more is begun.
+_TELL_SHARE, _RECORDING_SHARE, _WRITE_SHARE = 0.6, 0.8, 0.95
+
+
+def write_snapshot(state: Path, sink: BinaryIO, seconds: float, collectors: tuple[Collector, ...] = COLLECTORS) -> None:
+    """Write PROGRESS as each collector ends, the file as DATA, the redactor's map as PRIVATE, and END: the manifest.
+
+    Args:
+        seconds: within which it is over, as far as whoever reads takes what is written.
+    """
+    _Snapshot(state, sink, seconds).write(collectors)
+
+
+@dataclass
+class _Row:
+    """How a collector went."""
+
+    outcome: Outcome
+    members: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        outcome = self.outcome
+        return {
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "ms": round(outcome.ms, 3),
+            "members": self.members,
+            "left_out": self.left_out,
+        }
+
+
+class _Snapshot:
+    """One that is being written."""
+
+    def __init__(self, state: Path, sink: BinaryIO, seconds: float) -> None:
+        self._state, self._sink, self._seconds = state, sink, seconds
+        self._begin, self._at_s = time.monotonic(), time.time()
+        self._archive = Archive(lambda data: write_part(sink, Part.DATA, data))
+        self._redactor = Redactor()
+        self._rows: dict[str, _Row] = {}
+
+    def write(self, collectors: tuple[Collector, ...]) -> None:
+        device = Device(self._state, raw=True, seconds=self._seconds * _TELL_SHARE)
+        known = run_collectors([KNOWN], device, self._left(_TELL_SHARE))[KNOWN.name]
+        self._redactor = Redactor(known.data or {})
+        self._add(BEGUN, self._head())
+        self._archive.flush()
+
+        held: list[Outcome] = []
+        first = [each for each in collectors if each.name != _RECORDING]
+
+        def hold(outcome: Outcome) -> None:
+            self._tell(outcome)
+            shown_to(self._redactor, outcome)
+            held.append(outcome)
+            if sum(map(_size, held)) > _MAX_HELD_BYTES:
+                self._write_outcome(held.pop(max(range(len(held)), key=lambda place: _size(held[place]))))
+
+        run_collectors(first, device, self._left(_TELL_SHARE), hold)
+        order = {collector.name: place for place, collector in enumerate(collectors)}
+        for outcome in sorted(held, key=lambda each: order[each.name]):
+            self._write_outcome(outcome)
+        held.clear()
+        last = [each for each in collectors if each.name == _RECORDING]
+        for name, outcome in run_collectors(last, device, self._left(_RECORDING_SHARE), self._write_told).items():
+            self._rows.setdefault(name, _Row(outcome))
+        manifest = self._head() | {
+            "collectors": {name: self._rows[name].to_json() for name in order},
+            "known": {"status": known.status, "reason": known.reason},
+            "redacted": dict(sorted(self._redactor.counts.items())),
+            "packing": self._archive.packing,
+            "seconds": round(time.monotonic() - self._begin, 3),
+        }
+        self._add(MANIFEST, manifest)
+        self._archive.close()
+        write_json_part(self._sink, Part.PRIVATE, self._redactor.private_map())
+        write_json_part(self._sink, Part.END, manifest)
+
+    def _left(self, share: float) -> float:
+        """Seconds until so much of the time is over; a moment at least."""
+        return max(0.2, self._begin + self._seconds * share - time.monotonic())
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "kedge_snapshot": SNAPSHOT,
+            "at_s": self._at_s,
+            "agent_version": __version__,
+            "state": self._redactor.text(str(self._state), BEGUN),
+        }
+
+    def _tell(self, outcome: Outcome) -> None:
+        write_json_part(self._sink, Part.PROGRESS, progress_of(outcome))
+
+    def _write_told(self, outcome: Outcome) -> None:
+        self._tell(outcome)
+        shown_to(self._redactor, outcome)
+        self._write_outcome(outcome)
+
+    def _write_outcome(self, outcome: Outcome) -> None:
+        row = self._rows[outcome.name] = _Row(outcome)
+        masked = Masked(self._redactor)
+        for name, data in ((f"{FACTS}{outcome.name}.json", None), *outcome.members):
+            late = time.monotonic() > self._begin + self._seconds * _WRITE_SHARE
+            written = b"" if late else masked.document(name, outcome) if data is None else masked.member(name, data)
+            why = "the time for all was over" if late else masked.refusal or self._archive.refusal(name, len(written))
+            if why is None:
+                self._archive.add(name, written)
+                row.members.append({"name": name, "bytes": len(written)})
+            else:
+                shown = name if is_member_name(name) else "a name that no member has"
+                row.left_out.append({"name": self._redactor.text(shown, MANIFEST), "why": why})
+        self._archive.flush()
+
+    def _add(self, name: str, document: Mapping[str, Any]) -> None:
+        self._archive.add(name, json.dumps(document, indent=1, allow_nan=False).encode())
+
+
+def _size(outcome: Outcome) -> int:
+    return sum(len(data) for _, data in outcome.members)
