@@ -12,13 +12,16 @@ import pytest
 from kedge.release.bundle import Release
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.manifest import FileEntry
+from kedge_agent.formats.offer import AGENT, Offer, offer_bytes
 from kedge_agent.store import objects
 from kedge_agent.store import receive as receive_module
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.objects import store_files
 from kedge_agent.store.proof import RunningProof
 from kedge_agent.store.releases import DamagedError, read_release, verify_release
-from kedge_agent.wire import FRAME_BYTES, Message
+from kedge_agent.store.slots import has_slot
+from kedge_agent.wire import ENCODING_RAW, FRAME_BYTES, FRAME_HEADER, Message
+from tests.support.upgrades import bundle_of
 from tests.unit.test_receive import COMMIT, OFFER, manifest, place, want_of, with_weights
 from tests.unit.test_store import frames_of, message, push, whole
 
@@ -164,6 +167,30 @@ def test_a_bit_that_flips_after_it_was_read_is_found_when_the_release_is_proven_
     said = push(layout, [OFFER, manifest(weighty), *frames_of(weighty, only=[(file, 1)]), COMMIT])
     assert want_of(said)["files"] == [{"file": file, "frames": [1]}]
     verify_release(layout, read_release(layout, weighty.digest))
+
+
+def test_wheels_which_nobody_hashes_again_are_read_again_when_they_are_accepted(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of(tmp_path, "2.0.0")
+    ((entry, wheel),) = bundle.files
+    frame = message(Message.FRAME, FRAME_HEADER.pack(0, 0, ENCODING_RAW) + wheel.read_bytes())
+    parts = [
+        message(Message.OFFER, offer_bytes(Offer(AGENT))),
+        message(Message.MANIFEST, bundle.manifest),
+        frame,
+        COMMIT,
+    ]
+    staged = layout.staging(bundle.digest) / entry.sha256
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            receive_module, "reached", lambda name: flip(staged, 9) if name == "receive.committed" else None
+        )
+        with pytest.raises(AgentError, match="1 frames have other bytes on the device's disk than arrived"):
+            push(layout, parts)
+    assert not has_slot(layout, bundle.digest)
+    assert push(layout, parts)[-1][0] is Message.DONE
+    assert has_slot(layout, bundle.digest)
 
 
 def test_frames_that_do_not_add_up_are_refused_though_each_is_good(layout: Layout, weighty: Release) -> None:

@@ -139,7 +139,8 @@ class AgentParcel(Parcel):
             OSError: as the file system says.
         """
         judge_agent(self._rules, self._data, self._offer)
-        store_files(self._layout, self.files, staging, proven)
+        # What was read while it arrived is read again: a release is hashed before it goes live, wheels are not.
+        store_files(self._layout, self.files, staging)
         final = slot(self._layout, self.digest)
         if has_slot(self._layout, self.digest) and self.digest == slot_named(self._layout, "current"):
             self._describe(final)

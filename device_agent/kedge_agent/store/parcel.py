@@ -66,5 +66,5 @@ class Parcel(ABC):
 
         Args:
             staging: files that were not in the store lie there under their sha256. The folder is gone afterwards.
-            proven: `objects.store_files` has it.
+            proven: `objects.store_files` has it; for files alone that are hashed again before they are used.
         """
