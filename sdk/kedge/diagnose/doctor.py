@@ -59,12 +59,15 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """The document of `kedge doctor --json` (docs/doctor.md)."""
+        titles = {check.name: check.title for check in CHECKS}
+        findings = [{**finding.to_json(), "title": titles[finding.check]} for finding in self.findings]
+        first = self.first_cause
         return {
             "device": self.device,
             "at": self.at_s,
-            "first_cause": None if self.first_cause is None else self.first_cause.to_json(),
+            "first_cause": None if first is None else findings[self.findings.index(first)],
             "sentence": self.sentence,
-            "findings": [finding.to_json() for finding in self.findings],
+            "findings": findings,
             "thresholds": thresholds_json(),
             "facts_seconds": self.facts_seconds,
         }

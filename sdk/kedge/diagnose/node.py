@@ -13,6 +13,8 @@ __all__ = ["NOTHING", "Node"]
 _MOST_ITEMS = 2000
 _MOST_TEXT = 400
 _LARGEST = 1e18
+# Linux, proc_sys_kernel(5): pid_max of 64-bit systems.
+_LARGEST_PID = 1 << 22
 
 
 class Node:
@@ -52,6 +54,11 @@ class Node:
         """A whole number that is not negative, of bytes or of things."""
         value = self.amount(key)
         return None if value is None else int(value)
+
+    def pid(self, key: str = "pid") -> int | None:
+        """The number of a process that may be ended: not the first one's."""
+        value = self.size(key)
+        return value if value is not None and 1 < value <= _LARGEST_PID else None
 
     def text(self, key: str) -> str | None:
         """A text of one line, cut, without what could steer a terminal."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import PurePosixPath
 
 from kedge_agent import __version__ as OURS  # noqa: N812
 
@@ -14,6 +16,7 @@ from .words import counted, restart_command
 __all__ = ["agent", "installs"]
 
 _NUMBER = re.compile(r"\d+")
+_PROCESS = re.compile(r"process (\d{1,10}) ")
 
 
 def agent(evidence: Evidence) -> Finding:
@@ -28,7 +31,7 @@ def agent(evidence: Evidence) -> Finding:
             problem,
             brief="no agent tells anything",
             cause="none is installed, or it is damaged, or of another version than this kedge",
-            cure=link.agent_hint or f"kedge device provision {evidence.device} --force",
+            cure=_install(evidence),
         )
     installed = evidence.facts.text("agent_version") or "unknown"
     running = evidence.data("agent").child("info").text("version")
@@ -63,34 +66,51 @@ def installs(evidence: Evidence) -> Finding:
     if section.why:
         return unknown(name, section.why)
     twice, agents = section.data.texts("duplicates"), section.data.nodes("agents")
-    running = [each for each in agents if each.text("what") == "process" and each.flag("running") is not False]
+    running = [each for each in agents if each.text("what") == "process"]
     figures = {"agents": len(agents), "running": len(running), "duplicates": twice}
     if not twice:
-        return ok(name, f"one installation, {counted(len(running), 'process', 'processes')}", **figures)
+        return ok(name, f"no second one is installed; {counted(len(running), 'process', 'processes')} run", **figures)
     more = f"; and {len(twice) - 1} more" if len(twice) > 1 else ""
     return fault(
         name,
         f"{twice[0]}{more}",
         brief="two agents are installed",
         cause="they share the device's memory and ports, or own the same files: which one answers is chance",
-        cure=_remove(evidence),
+        cure=_remove(evidence, twice[0]),
         figures=figures,
     )
 
 
-def _remove(evidence: Evidence) -> str:
-    agents = evidence.data("installs").nodes("agents")
-    state = evidence.facts.text("state")
-    for other in agents:
-        pid, theirs = other.size("pid"), other.text("state")
-        if other.text("what") == "process" and pid and theirs and theirs != state:
-            return evidence.shell(f"kill {pid}") + f"  # the agent of {theirs}; or keep that one, and stop this"
-    both = {each.text("name"): each for each in agents if each.text("what") == "distribution"}
-    if {"kedge", "kedge-agent"} <= set(both):
-        return evidence.shell(
-            "python3 -m pip uninstall -y kedge-agent && python3 -m pip install --force-reinstall --no-deps kedge"
-        )
-    return f"kedge device provision {evidence.device} --force"
+def _install(evidence: Evidence) -> str:
+    """What brings an agent to a device that has none, or one that tells nothing."""
+    if evidence.link is not None and evidence.link.over == "local":
+        return "pip install --force-reinstall --no-deps kedge"
+    known = evidence.link is None or "no agent is" not in (evidence.link.agent_problem or "")
+    return f"kedge device provision {evidence.device}{' --force' if known else ''}"
+
+
+def _remove(evidence: Evidence, line: str) -> str:
+    """What mends a duplicate, by the line that tells of it (docs/diagnose.md)."""
+    process = _PROCESS.match(line)
+    if "though the slot" in line:
+        return restart_command(evidence)
+    if process is not None:
+        return evidence.shell(f"kill {process[1]}") + "  # or keep that one, and stop the other"
+    folder = next(
+        (
+            path.parent
+            for each in evidence.data("installs").nodes("agents")
+            if each.text("what") == "distribution"
+            and each.text("name") == "kedge-agent"
+            # PREFIX/lib/python3.11/site-packages/kedge_agent-0.1.0.dist-info
+            and len((path := PurePosixPath(each.text("path") or "")).parents) > 4
+            and str(path.parent) in line
+        ),
+        None,
+    )
+    python = "python3" if folder is None else shlex.quote(str(folder.parents[2] / "bin/python3"))
+    pip = f"{python} -m pip"
+    return evidence.shell(f"{pip} uninstall -y kedge-agent && {pip} install --force-reinstall --no-deps kedge")
 
 
 def _parts(version: str) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kedge_agent.formats.manifest import is_model_name
+
 from ...report.text import milliseconds
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
@@ -25,9 +27,13 @@ _OURS = ("internal", "integrity", "incompatible", "space")
 
 @dataclass(frozen=True)
 class Drift:
-    """One model: 99th percentiles of compute, of the last hour and when it was deployed; None: not known."""
+    """One model: 99th percentiles of compute, of the last hour and when it was deployed; None: not known.
+
+    named: the model, for a command.
+    """
 
     model: str
+    named: str
     requests: int
     now_ms: float
     was_ms: float | None
@@ -55,7 +61,7 @@ def drifts(evidence: Evidence) -> list[Drift]:
         if now is None:
             continue
         was, what = _was(evidence, name, figures.text("release"), data.child("since_deploy").child(name))
-        out.append(Drift(name, figures.size("requests") or 0, now, was, what))
+        out.append(Drift(name, name if is_model_name(name) else "MODEL", figures.size("requests") or 0, now, was, what))
     return out
 
 
@@ -148,7 +154,7 @@ def _judged(evidence: Evidence, drift: Drift) -> Finding:
         brief=brief,
         cause="what the other checks found amiss; where they found nothing: other inputs or batch sizes than those of"
         " its gate",
-        cure=f"kedge bench {drift.model} --on {evidence.device} --waterfall",
+        cure=f"kedge bench {drift.named} --on {evidence.device} --waterfall",
         figures=figures,
         symptom=True,
     )

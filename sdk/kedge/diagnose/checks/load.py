@@ -29,7 +29,7 @@ def processes(evidence: Evidence) -> Finding:
         "others_cores": round(taken, 3),
         "ours_cores": round(ours, 3),
         "others": [
-            {"pid": each.size("pid"), "name": each.text("name"), "cores": round(used, 3)} for used, each in others[:5]
+            {"pid": each.pid(), "name": each.text("name"), "cores": round(used, 3)} for used, each in others[:5]
         ],
     }
     slower = worse(evidence)
@@ -37,7 +37,7 @@ def processes(evidence: Evidence) -> Finding:
     if taken < line * cores:
         return ok(name, f"others take {taken:.1f} of {cores:.0f} cores", **figures)
     used, hog = max(others, key=lambda each: each[0])
-    pid, called = hog.size("pid"), hog.text("name") or "?"
+    pid, called = hog.pid(), hog.text("name") or "?"
     held = hog.size("rss_bytes")
     return (fault if slower else warning)(
         name,
@@ -45,7 +45,9 @@ def processes(evidence: Evidence) -> Finding:
         f" (process {pid}): {used:.1f}",
         brief=f"{called} takes {used:.1f} of {cores:.0f} cores",
         cause=f"{called} shares the cores with the models{f', and holds {byte_size(held)}' if held else ''}",
-        cure=evidence.shell(f"sudo renice -n 19 -p {pid}") + f"  # or end it: sudo kill {pid}",
+        cure=evidence.shell(f"sudo renice -n 19 -p {pid}") + f"  # or end it: sudo kill {pid}"
+        if pid
+        else evidence.shell("top -b -n 1 | head -n 20"),
         figures=figures,
     )
 
@@ -66,13 +68,15 @@ def gpu_users(evidence: Evidence) -> Finding:
     figures = {"users": len(users), "others": [each.text("name") for each in others[:10]]}
     if not others:
         return ok(name, "nobody else uses the GPU" if users else "nobody uses a GPU", **figures)
-    names = ", ".join(f"{each.text('name')} ({each.size('pid')})" for each in others[:4])
+    names = ", ".join(f"{each.text('name')} ({each.pid()})" for each in others[:4])
+    pid = others[0].pid()
     return (fault if worse(evidence) else warning)(
         name,
         f"{counted(len(others), 'other process', 'other processes')} on the GPU: {names}",
         brief=f"{others[0].text('name')} uses the GPU too",
         cause="a GPU serves one process after the other: each waits for the kernels of the others",
-        cure=evidence.shell(f"ps -o pid,etime,args -p {others[0].size('pid')}")
-        + f"  # end it where it is not wanted: sudo kill {others[0].size('pid')}",
+        cure=evidence.shell(f"ps -o pid,etime,args -p {pid}") + f"  # end it where it is not wanted: sudo kill {pid}"
+        if pid
+        else evidence.shell("sudo fuser -v /dev/nvidia* /dev/nvhost-*"),
         figures=figures,
     )

@@ -140,7 +140,7 @@ def _who(evidence: Evidence, total: int) -> tuple[str, str]:
     if not held:
         return "who holds it is not known", evidence.shell("ps -eo pid,rss,args --sort=-rss | head -n 15")
     size, process = max(held, key=lambda each: each[0])
-    pid, called = process.size("pid"), process.text("name") or "?"
+    pid, called = process.pid(), process.text("name") or "?"
     if process.flag("ours"):
         return (
             f"the agent itself holds most: {byte_size(size)}",

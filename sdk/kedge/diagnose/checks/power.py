@@ -7,6 +7,7 @@ Linux, Documentation/admin-guide/pm/cpufreq.rst (`scaling_max_freq`, `cpuinfo_ma
 from __future__ import annotations
 
 import math
+import re
 
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
@@ -14,7 +15,9 @@ from ..node import Node
 from ..thresholds import limit
 from .words import share
 
-__all__ = ["clocks", "mode_below", "power_mode"]
+__all__ = ["clocks", "power_mode"]
+
+_MODE = re.compile(r"[0-9]{1,4}")
 
 
 def power_mode(evidence: Evidence) -> Finding:
@@ -35,7 +38,7 @@ def power_mode(evidence: Evidence) -> Finding:
     figures = {"id": now, "name": called, "was": None if was is None else modes.get(was, was), "highest": highest}
     if now is None:
         return unknown(name, f"power mode {called}; its number is not known", **figures)
-    if was is not None and was != now and mode_below(evidence, now, was):
+    if was is not None and was != now and _mode_below(evidence, now, was):
         before = modes.get(was, f"number {was}")
         return fault(
             name,
@@ -85,22 +88,26 @@ def clocks(evidence: Evidence) -> Finding:
             cause="the power mode limits it, or somebody lowered its limit"
             if jetson
             else "a tool, a power profile, or the firmware lowered its limit",
-            cure=evidence.shell(
-                "sudo nvpmodel -q && sudo jetson_clocks --show"
-                if jetson
-                else f"echo {most / 1e3:.0f} | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_max_freq"
-            ),
+            cure=evidence.shell(_raise(jetson, clock.text("name") == "processor", most)),
             figures=figures,
         )
     words = [
         f"{each.text('name')} up to {high / 1e6:,.0f} MHz{', locked' if each.flag('locked') else ''}"
-        for each in found
-        if (high := each.amount("high_hz")) is not None
+        for each, high in ((each, each.amount("high_hz")) for each in found)
+        if high is not None
     ]
     return ok(name, "; ".join(words[:4]) or "no limit is lowered", **figures)
 
 
-def mode_below(evidence: Evidence, now: str, other: str) -> bool:
+def _raise(jetson: bool, processor: bool, most_hz: float) -> str:
+    if jetson:
+        return "sudo nvpmodel -q && sudo jetson_clocks --show"
+    if processor:
+        return f"echo {most_hz / 1e3:.0f} | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_max_freq"
+    return "sudo nvidia-smi --reset-gpu-clocks"
+
+
+def _mode_below(evidence: Evidence, now: str, other: str) -> bool:
     """Whether a power mode is lower than another, by its budget in the profile; where that is silent: not the highest.
 
     nvpmodel's numbers are in no order.
@@ -108,7 +115,11 @@ def mode_below(evidence: Evidence, now: str, other: str) -> bool:
     mode = evidence.data("sensors").child("facts", "power_mode")
     modes = _modes(mode)
     target = evidence.target
-    budgets = {} if target is None else {each.name: each.watts or math.inf for each in target.power_modes}
+    budgets = (
+        {}
+        if target is None
+        else {each.name: math.inf if each.watts is None else each.watts for each in target.power_modes}
+    )
     mine, theirs = budgets.get(modes.get(now, "")), budgets.get(modes.get(other, ""))
     if mine is not None and theirs is not None:
         return mine < theirs
@@ -123,15 +134,16 @@ def _built_in(evidence: Evidence) -> str | None:
         if (state := model.child("state")).text("current")
     }
     for engine in evidence.data("engines").nodes("engines"):
-        mode = engine.child("passport").text("power_mode")
+        mode = _id(engine.child("passport"), "power_mode")
         if mode is not None and (not live or engine.text("release") in live):
             return mode
     return None
 
 
 def _id(node: Node, key: str) -> str | None:
-    number = node.number(key)
-    return node.text(key) if number is None else str(int(number))
+    number = node.size(key)
+    said = node.text(key) if number is None else str(number)
+    return said if said is not None and _MODE.fullmatch(said) else None
 
 
 def _modes(mode: Node) -> dict[str, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
+
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
 from ..node import Node
 from ..thresholds import limit
-from .words import counted, duration, restart_command, service_command, start_command
+from .words import counted, duration, model_name, restart_command, service_command, start_command
 
 __all__ = ["restarts", "service"]
 
@@ -18,7 +21,7 @@ def service(evidence: Evidence) -> Finding:
     """Whether the daemon runs and answers; as a service of systemd, or not."""
     name, section = "service", evidence.section("agent")
     data = section.data
-    running, pid, state = data.flag("running"), data.size("pid"), data.text("process_state")
+    running, pid, state = data.flag("running"), data.pid(), data.text("process_state")
     if section.why:
         return unknown(name, section.why)
     figures = {
@@ -39,12 +42,13 @@ def service(evidence: Evidence) -> Finding:
         return hung
     problem = data.child("settings").text("problem")
     if problem:
+        mend = f"mend {shlex.quote(data.child('settings').text('file') or 'STATE/agent.json')}"
         return warning(
             name,
             f"it answers, and its settings file is not in force: {problem}",
             brief="the settings file is wrong",
             cause="it serves by the settings that it read before; at its next start it will not come up",
-            cure=f"mend {data.child('settings').text('file') or 'the settings file'} (docs/agent.md), then "
+            cure=f"{mend} (docs/agent.md), then "
             + evidence.shell(f"kill -HUP {pid}" if pid else "kill -HUP $(cat STATE/agent.lock)"),
             figures=figures,
         )
@@ -110,7 +114,7 @@ def restarts(evidence: Evidence) -> Finding:
             "; ".join(filter(None, told)) or f"systemd restarted it {by_systemd} times, and it does not run now",
             brief="the agent crashes over and over",
             cause=f"{blamed}: the model makes its runtime crash" if blamed else _why_it_ends(data),
-            cure=f"kedge rollback {who.text('model')} --on {device}"
+            cure=f"kedge rollback {model_name(who)} --on {device}"
             if who is not None
             else f"kedge logs --on {device} --level error",
             figures=figures,
@@ -130,7 +134,7 @@ def restarts(evidence: Evidence) -> Finding:
     return ok(name, f"no crash in the last hour{again}", **figures)
 
 
-def _stopped(evidence: Evidence, data: Node, figures: dict[str, object]) -> Finding:
+def _stopped(evidence: Evidence, data: Node, figures: Mapping[str, object]) -> Finding:
     unit = data.child("service")
     said = evidence.data("logs").texts("start_log")
     problem = data.child("settings").text("problem")
@@ -152,15 +156,15 @@ def _stopped(evidence: Evidence, data: Node, figures: dict[str, object]) -> Find
     )
 
 
-def _hung(evidence: Evidence, data: Node, figures: dict[str, object]) -> Finding | None:
-    state, pid, responds = data.text("process_state"), data.size("pid"), data.flag("responds")
+def _hung(evidence: Evidence, data: Node, figures: Mapping[str, object]) -> Finding | None:
+    state, pid, responds = data.text("process_state"), data.pid(), data.flag("responds")
     if state in ("T", "t"):
         return fault(
             "service",
             f"the agent (process {pid}) is stopped: nothing it is asked is answered",
             brief="the agent is stopped by a signal",
             cause="somebody sent it SIGSTOP, or a debugger holds it",
-            cure=evidence.shell(f"kill -CONT {pid}"),
+            cure=evidence.shell(f"kill -CONT {pid}") if pid else restart_command(evidence, hung=True),
             figures=figures,
         )
     if responds is not False:

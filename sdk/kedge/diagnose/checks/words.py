@@ -1,15 +1,21 @@
-"""Figures as the doctor words them."""
+"""Figures as the doctor words them, and commands: what a device tells goes into none of these but quoted or checked."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from datetime import datetime, timezone
 
+from kedge_agent.formats.manifest import is_model_name
+
 from ..evidence import Evidence
+from ..node import Node
 
 __all__ = [
     "OFFLINE",
     "counted",
     "duration",
+    "model_name",
     "moment",
     "restart_command",
     "seconds_of",
@@ -20,6 +26,7 @@ __all__ = [
 
 OFFLINE = "not looked at: this is a snapshot"
 _LARGEST_S = 4e9
+_UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@_.-]{0,99}")
 
 
 def share(value: float) -> str:
@@ -58,10 +65,16 @@ def seconds_of(text: str | None) -> float | None:
         return None
 
 
+def model_name(row: Node) -> str:
+    """The model that a row is of, for a command."""
+    called = row.text("model")
+    return called if called is not None and is_model_name(called) else "MODEL"
+
+
 def service_command(evidence: Evidence, action: str) -> str | None:
     """What has systemd start or restart the agent; None where it is no service."""
     unit = evidence.data("agent").child("service").text("unit")
-    if unit is None:
+    if unit is None or not _UNIT.fullmatch(unit):
         return None
     # `kedge device provision` makes it a service of the user's own, unless that is root.
     system = evidence.facts.text("state") == "/var/lib/kedge"
@@ -70,17 +83,20 @@ def service_command(evidence: Evidence, action: str) -> str | None:
 
 def start_command(evidence: Evidence) -> str:
     """What starts the agent, to be pasted."""
-    state = evidence.facts.text("state") or "STATE"
     if evidence.link is not None and evidence.link.over == "local":
         return f"kedge status --on {evidence.device}"
-    return evidence.shell(service_command(evidence, "start") or f"{state}/bin/kedge-agent start")
+    return evidence.shell(service_command(evidence, "start") or f"{_program(evidence)} start")
 
 
 def restart_command(evidence: Evidence, *, hung: bool = False) -> str:
     """What ends the agent, by force where it hangs, and starts it again, to be pasted."""
     command = service_command(evidence, "restart")
     if command is None:
-        program = f"{evidence.facts.text('state') or 'STATE'}/bin/kedge-agent"
-        pid = evidence.data("agent").size("pid")
+        program = _program(evidence)
+        pid = evidence.data("agent").pid()
         command = f"kill -9 {pid}; {program} start" if hung and pid else f"{program} stop; {program} start"
     return evidence.shell(command)
+
+
+def _program(evidence: Evidence) -> str:
+    return shlex.quote(f"{evidence.facts.text('state') or 'STATE'}/bin/kedge-agent")

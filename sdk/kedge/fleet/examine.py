@@ -1,0 +1,63 @@
+"""Gather what a doctor judges: of a device by its name, or out of a snapshot's file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import state_dir
+from ..diagnose.evidence import Evidence, evidence_of
+from ..diagnose.gather import gather
+from ..diagnose.opened import open_snapshot
+from ..errors import AgentMissingError, BadInputError
+from ..targets import host_target
+from ..transport.local import LocalAgent
+from .inventory import LOCAL, Inventory, open_device
+
+__all__ = ["examine", "examine_snapshot"]
+
+# As `diagnose.snapshot` names files: DEVICE-20261126T041200Z.kedge-snapshot.tar.zst
+_NAMED = re.compile(r"(?P<device>[a-z0-9][a-z0-9_-]{0,63})-\d{8}T\d{6}Z\.kedge-snapshot\.")
+
+
+def examine(
+    device: str, inventory: Inventory | None = None, note: Callable[[Mapping[str, Any]], object] = lambda told: None
+) -> Evidence:
+    """Evidence on a device that is there, or that cannot be reached: that is evidence too.
+
+    Args:
+        note: told of each collector that has ended.
+
+    Raises:
+        BadInputError: the name is unknown, or its entry in the inventory is not usable.
+    """
+    try:
+        with open_device(device, inventory) as (transport, target):
+            return gather(transport, target, note)
+    except AgentMissingError as error:
+        if device != LOCAL:
+            raise
+        # It does not start: what it tells without running may say why.
+        evidence = gather(LocalAgent(state_dir() / LOCAL), host_target(), note)
+        if evidence.told or evidence.link is None:
+            return evidence
+        return replace(
+            evidence, link=replace(evidence.link, agent_problem=error.message, agent_hint=error.hint or None)
+        )
+
+
+def examine_snapshot(path: Path) -> Evidence:
+    """Evidence out of a snapshot.
+
+    Raises:
+        BadInputError: it is none.
+    """
+    named = _NAMED.match(path.name)
+    try:
+        opened = open_snapshot(path)
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return evidence_of(named["device"] if named else "DEVICE", opened.facts())
