@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -11,15 +10,17 @@ from kedge_agent.measure.sensors.clocks import find_clocks
 from kedge_agent.measure.sensors.processor import read_processor_time
 from kedge_agent.measure.sensors.throttle import read_throttles
 from kedge_agent.measure.watch import read_conditions, watch
+from tests.support.trees import unfold
 
-TREES = Path(__file__).parents[1] / "support" / "trees"
-X86, JETSON = TREES / "x86_laptop", TREES / "jetson_orin_nano"
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Path:
+    return unfold("x86_laptop", tmp_path / "laptop")
 
 
 @pytest.fixture
 def jetson(tmp_path: Path) -> Path:
-    """A tree that a test may change."""
-    return Path(shutil.copytree(JETSON, tmp_path / "jetson"))
+    return unfold("jetson_orin_nano", tmp_path / "jetson")
 
 
 def told(root: Path) -> tuple[list[tuple[str, int | None, bool | None]], list[str]]:
@@ -27,14 +28,14 @@ def told(root: Path) -> tuple[list[tuple[str, int | None, bool | None]], list[st
     return [(clock.name, clock.hz(), clock.locked()) for clock in clocks], missing
 
 
-def test_of_processors_that_are_clocked_apart_the_fastest_counts() -> None:
-    clocks, missing = told(X86)
+def test_of_processors_that_are_clocked_apart_the_fastest_counts(laptop: Path) -> None:
+    clocks, missing = told(laptop)
     assert clocks == [("processor", 2_899_951_000, False)]
     assert missing == ["clock of a GPU: none in devfreq here"]
 
 
-def test_the_clocks_of_a_jetson_are_told_and_that_they_are_locked() -> None:
-    clocks, missing = told(JETSON)
+def test_the_clocks_of_a_jetson_are_told_and_that_they_are_locked(jetson: Path) -> None:
+    clocks, missing = told(jetson)
     assert clocks == [("processor", 1_510_400_000, True), ("GPU", 624_750_000, True)]
     assert missing == []
 
@@ -46,20 +47,22 @@ def test_a_clock_whose_limits_are_not_told_may_be_locked_or_not(jetson: Path) ->
     assert [locked for _, _, locked in clocks] == [False, None]
 
 
-def test_throttle_counters_of_cores_are_summed_and_the_package_s_is_counted_once() -> None:
-    counters, missing = read_throttles(X86)
+def test_throttle_counters_of_cores_are_summed_and_the_package_s_is_counted_once(laptop: Path) -> None:
+    counters, missing = read_throttles(laptop)
     assert counters == {"thermal throttling of cores": 16, "thermal throttling of the package": 17}
     assert missing == []
 
 
-def test_over_current_events_of_a_jetson_are_counted_and_other_sensors_are_not() -> None:
-    counters, _ = read_throttles(JETSON)
+def test_over_current_events_of_a_jetson_are_counted_and_other_sensors_are_not(jetson: Path) -> None:
+    counters, _ = read_throttles(jetson)
     assert counters == {"over-current oc1": 0, "over-current oc2": 0, "over-current oc3": 41}
 
 
-def test_processor_time_is_in_seconds_whatever_a_process_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processor_time_is_in_seconds_whatever_a_process_is_called(
+    laptop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.sysconf", lambda name: 100)
-    found = read_processor_time(X86)
+    found = read_processor_time(laptop)
     assert found is not None
     assert found.busy_s == pytest.approx((102030 + 512 + 40960 + 0 + 1024) / 100)
     assert found.stolen_s == 0
@@ -91,8 +94,8 @@ def test_a_statistic_that_makes_no_sense_is_unavailable(jetson: Path, text: str)
     assert read_processor_time(jetson) is None
 
 
-def test_readings_travel_as_json_and_come_back() -> None:
-    conditions = read_conditions(JETSON)
+def test_readings_travel_as_json_and_come_back(jetson: Path) -> None:
+    conditions = read_conditions(jetson)
     assert Conditions.from_json(conditions.to_json()) == conditions
     for damaged in (None, [], {}, conditions.to_json() | {"clocks_hz": {"GPU": "fast"}}):
         with pytest.raises(ValueError, match="not a reading"):

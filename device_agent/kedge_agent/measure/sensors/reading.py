@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def read_sensors(
         told = [] if sampler.gpus is None else sampler.gpus.facts()
         units, unread = sampler.channels, sampler.unread(values)
         return {
-            "facts": _facts(root, told),
+            "facts": _facts(root, told, values),
             "readings": [
                 {"name": name, "kind": name.partition(".")[0], "value": value, "unit": units[name]}
                 for name, value in sorted(values.items())
@@ -52,7 +52,7 @@ def read_sensors(
         sampler.close()
 
 
-def _facts(root: Path, gpus: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _facts(root: Path, gpus: Sequence[dict[str, Any]], values: Mapping[str, float]) -> dict[str, Any]:
     clocks, _ = find_clocks(root)
     memory = find_memory_clock(root)
     if memory is not None:
@@ -60,7 +60,8 @@ def _facts(root: Path, gpus: Sequence[dict[str, Any]]) -> dict[str, Any]:
     zones = [_zone(zone) for zone in find_zones(root)]
     if gpus and not any(zone["zone"] == "gpu" for zone in zones):
         zones.append(
-            {"zone": "gpu", "celsius": None} | {key: gpus[0][key] for key in gpus[0] if key.startswith("trip_")}
+            {"zone": "gpu", "celsius": values.get("temperature.gpu")}
+            | {key: gpus[0][key] for key in gpus[0] if key.startswith("trip_")}
         )
     swapped = swaps(root)
     return {

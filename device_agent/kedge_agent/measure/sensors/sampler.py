@@ -108,7 +108,7 @@ class Sampler:
             for channel in source.channels:
                 if channel not in sample:
                     kept = [self._files[path].problem for path in source.paths if path in self._files]
-                    why = next((problem for problem in kept if problem), "what its file says makes no sense")
+                    why = next((problem for problem in kept if problem), "it was not told now")
                     out.append(f"{channel}: {why}")
         return out
 
@@ -157,7 +157,7 @@ class Sampler:
         if figure.tally:
             self._tallies[figure.channel] = self._tallies.get(figure.channel, 0) + (figure.combine(values) > 0)
             return float(self._tallies[figure.channel])
-        return figure.combine(values) * figure.scale
+        return float(figure.combine(values) * figure.scale)
 
     def _file(self, path: Path) -> str | None:
         file = self._files.get(path)

@@ -23,8 +23,8 @@ _MOST_ZONES = 64
 _MOST_TRIPS = 16
 # What a driver calls a zone, less what says that it is one: cpu-thermal (JetPack 6), CPU-therm (5), Tboard_tegra.
 _ENDINGS = ("-thermal", "_thermal", "-therm", "_tegra")
-# A constant, which stands for a sensor that nobody can read.
-_NO_SENSORS = ("pmic-die",)
+# A constant, which stands for a sensor that nobody can read; and what the processor's own sensor tells already.
+_NO_SENSORS = ("pmic-die", "x86_pkg_temp")
 # Chips with a figure for the whole; that of a disk costs it a command, and changes slowly.
 _CHIPS = {"coretemp": "cpu", "k10temp": "cpu", "tmp451": "board", "nvme": "nvme", "drivetemp": "disk"}
 _DISKS = ("nvme", "drivetemp")
@@ -53,24 +53,15 @@ class Zone:
 
 def find_zones(root: Path) -> list[Zone]:
     """Every zone that has a type, and the sensors of processor, board and disks; no two have one name."""
-    zones: list[Zone] = []
+    zones = _chips(root)
     for folder in _numbered(root / _THERMAL, "thermal_zone")[:_MOST_ZONES]:
         kind = text(folder / "type")
         name = _zone_name(kind or "")
+        if name == "x86_pkg_temp" and not any(zone.name == "cpu" for zone in zones):
+            name = "cpu"
         if name and name not in _NO_SENSORS:
             throttle, shutdown = _trips(folder)
             zones.append(Zone(_distinct(name, zones), folder / "temp", throttle, shutdown))
-    for folder in _numbered(root / _HWMON, "hwmon"):
-        chip = text(folder / "name") or ""
-        name = _CHIPS.get(chip, "")
-        if not name or not (folder / "temp1_input").exists():
-            continue
-        limit = number(folder / "temp1_crit")
-        # A processor slows down at its critical temperature; a disk is said to break there.
-        throttle = limit / 1000 if limit and chip in ("coretemp", "k10temp") else None
-        zones.append(
-            Zone(_distinct(name, zones), folder / "temp1_input", throttle, None, _DISK_S if chip in _DISKS else 0.0)
-        )
     return zones
 
 
@@ -90,6 +81,20 @@ def slows_down(cooling: str) -> bool:
     """
     name = cooling.lower()
     return name == "processor" or name.startswith(("cpufreq-", "devfreq-")) or name.endswith(_THROTTLES)
+
+
+def _chips(root: Path) -> list[Zone]:
+    zones: list[Zone] = []
+    for folder in _numbered(root / _HWMON, "hwmon"):
+        chip = text(folder / "name") or ""
+        name, path = _CHIPS.get(chip, ""), folder / "temp1_input"
+        if not name or not path.exists():
+            continue
+        limit = number(folder / "temp1_crit")
+        # A processor slows down at its critical temperature; a disk is said to break there.
+        throttle = limit / 1000 if limit and name == "cpu" else None
+        zones.append(Zone(_distinct(name, zones), path, throttle, every_s=_DISK_S if chip in _DISKS else 0.0))
+    return zones
 
 
 def _trips(folder: Path) -> tuple[float | None, float | None]:
