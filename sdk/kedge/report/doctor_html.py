@@ -46,7 +46,7 @@ def doctor_view(document: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "state": _STATES[state],
         "badge": _BADGES[state],
-        "headline": sentence(doctor_headline(document)),
+        "headline": doctor_headline(document),
         "sentences": sentences,
         "amiss": [_finding(each) for each in amiss],
         "columns": ("Check", "Result", "What was seen"),

@@ -9,10 +9,12 @@ from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
 from ..node import Node
 from ..thresholds import limit
+from .logs import recent_lines
 from .words import counted, share
 
 __all__ = ["disk", "disk_errors"]
 
+_DISK = ("mmc", "nvme", "ext4", "i/o error", "blk_update", "remounting", "medium error", "unc at", "squashfs")
 _WHAT = {"state": "the agent's state folder", "root": "the root", "tmp": "temporary files", "log": "the logs"}
 
 
@@ -78,17 +80,17 @@ def disk_errors(evidence: Evidence) -> Finding:
     count = section.data.child("counts").size("storage")
     if count is None:
         return unknown(name, section.data.text("source_why") or "the kernel's messages cannot be read")
-    if not count:
-        return ok(name, "the kernel tells of no error of a disk", storage=0)
-    lines = [line for line in section.data.texts("lines") if _of_disk(line)]
-    last = f': "{lines[-1][:160]}"' if lines else ""
+    lines = recent_lines(evidence, _DISK) if count else []
+    if not lines:
+        past = f"; {counted(count, 'line')} before, since it started" if count else ""
+        return ok(name, f"the kernel told of no error of a disk in the last day{past}", storage=count)
     return fault(
         name,
-        f"{counted(count, 'kernel message')} of disk errors, the last{last}" if last else counted(count, "disk error"),
+        f'disk errors, {counted(len(lines), "line")} of the kernel in the last day, the last: "{lines[-1][:160]}"',
         brief="the disk fails",
         cause="a worn-out or loose SD card, NVMe or eMMC: what it holds cannot be trusted",
         cure=evidence.shell("sudo dmesg --level=err,warn | tail -n 40") + "  # then replace the disk",
-        figures={"storage": count},
+        figures={"storage": count, "last_day": len(lines)},
     )
 
 
@@ -124,7 +126,3 @@ def _ours(store: Node) -> str:
         if (size := store.size(key))
     ]
     return f"the agent's own: {', '.join(parts)}" if parts else "the agent's own part of it is not known"
-
-
-def _of_disk(line: str) -> bool:
-    return any(word in line.lower() for word in ("mmc", "nvme", "ext4", "i/o error", "blk_update", "sd "))

@@ -14,44 +14,35 @@ from .words import counted, share
 
 __all__ = ["thermal", "throttling"]
 
-# NVML's reasons that hold something back; the others are choices: idle, application clocks, a display's.
-_SLOWING = ("thermal", "power_brake", "power brake", "slowdown", "hw_slowdown", "sw_power_cap", "power cap")
-
 
 def throttling(evidence: Evidence) -> Finding:
-    """Counters since the system started, and the recorder's last hour."""
+    """What slows it down now, the recorder's last hour, and counters since the system started."""
     name, sensors = "throttling", evidence.section("sensors")
     hour = evidence.data("recorder").child("hour")
     part, risen = hour.amount("throttled_share"), _risen(hour.child("throttles"))
     counts = _risen(sensors.data.child("throttles"))
-    now = _gpu_reasons(sensors.data.child("facts", "gpu"))
+    now = sensors.data.child("facts").texts("throttling_now")
     known = sensors.data.child("throttles").numbers()
-    figures = {"throttled_share": part, "last_hour": risen, "since_boot": known, "gpu_now": now}
+    figures = {"throttled_share": part, "last_hour": risen, "since_boot": known, "now": now}
     most = max(risen or counts or {"": 0.0}, key=(risen or counts or {"": 0.0}).__getitem__)
     since = "; ".join(f"{what}: {counted(count, 'time')}" for what, count in sorted(counts.items())[:4])
-    if part is not None and part >= limit("throttled_fault_share"):
-        by = "; ".join(f"{what}: {counted(count, 'time')}" for what, count in sorted(risen.items())[:4])
-        told = [f"throttled {share(part)} of the last hour{f' ({by})' if by else ''}"]
-        told += [f"since it started {since}"] if since else []
-        return fault(
-            name,
-            "; ".join(told),
-            brief=f"throttled {share(part)} of the last hour",
-            cause=_cause(most, now),
-            cure=_cure(evidence, most, now),
-            figures=figures,
-        )
+    by = "; ".join(f"{what}: {counted(count, 'time')}" for what, count in sorted(risen.items())[:4])
+    told = [
+        f"throttled {share(part)} of the last hour{f' ({by})' if by else ''}" if part else "",
+        f"throttled now: {', '.join(now[:4])}" if now else "",
+        f"since it started {since}" if since else "",
+        "" if part is not None or not counts else "when is not known: nothing was recorded in the last hour",
+    ]
+    often = part is not None and part >= limit("throttled_fault_share")
     if part or now or (part is None and counts):
-        told = [
-            f"throttled {share(part)} of the last hour" if part else "",
-            f"the GPU is held back now: {', '.join(now)}" if now else "",
-            f"since it started {since}" if since else "",
-            "" if part is not None else "when is not known: nothing was recorded in the last hour",
-        ]
-        return warning(
+        return (fault if often or now else warning)(
             name,
             "; ".join(filter(None, told)),
-            brief=next(filter(None, told)),
+            brief=f"throttled {share(part)} of the last hour"
+            if part
+            else "throttled now"
+            if now
+            else "throttled before",
             cause=_cause(most, now),
             cure=_cure(evidence, most, now),
             figures=figures,
@@ -100,10 +91,6 @@ def thermal(evidence: Evidence) -> Finding:
 
 def _risen(counters: Node) -> dict[str, float]:
     return {name: count for name, count in counters.numbers().items() if count}
-
-
-def _gpu_reasons(gpu: Node) -> list[str]:
-    return [reason for reason in gpu.texts("throttle_reasons") if any(word in reason.lower() for word in _SLOWING)]
 
 
 def _electrical(counter: str, reasons: list[str]) -> bool:

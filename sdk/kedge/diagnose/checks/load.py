@@ -44,7 +44,7 @@ def processes(evidence: Evidence) -> Finding:
         f"others take {taken:.1f} of {cores:.0f} cores ({share(taken / cores)}), most of it {called}"
         f" (process {pid}): {used:.1f}",
         brief=f"{called} takes {used:.1f} of {cores:.0f} cores",
-        cause=f"{called} shares the cores with the models{f', and holds {byte_size(held)}' if held else ''}",
+        cause=f"it shares the cores with the models{f', and holds {byte_size(held)}' if held else ''}",
         cure=evidence.shell(f"sudo renice -n 19 -p {pid}") + f"  # or end it: sudo kill {pid}"
         if pid
         else evidence.shell("top -b -n 1 | head -n 20"),
