@@ -1,34 +1,120 @@
-"""The daemon: whether it runs, answers and restarts."""
+"""The daemon: whether it runs, answers and restarts; what STATE tells where it does not answer."""
 
 from __future__ import annotations
 
-from ..device import Collected, Device
+import os
+import time
+from dataclasses import asdict
+from typing import Any
+
+from ...errors import AgentError
+from ...measure.recorder.reading import newest_starts
+from ...settings import settings_of, settings_path
+from ...store.slots import read_outcome
+from ..device import Collected, Device, UnavailableError, reason_of
+from .doors import ask
+from .holder import lock_holder, process_facts
+from .marks import read_marks
+from .service import find_service
 
 __all__ = ["collect"]
+
+_PATIENCE_S = 2.0
+_STARTS = 100
 
 
 def collect(device: Device) -> Collected:
     """See docs/diagnose.md."""
-    return Collected(
-        {
-            "pid": None,
-            "running": None,
-            "process_state": None,
-            "responds": None,
-            "responds_ms": None,
-            "ready": None,
-            "safe_mode": None,
-            "info": None,
-            "status": None,
-            "started_at_s": None,
-            "uptime_s": None,
-            "threads": None,
-            "open_files": None,
-            "rss_bytes": None,
-            "settings": {"file": None, "problem": None},
-            "service": None,
-            "starts": None,
-            "crashes": None,
-            "upgrade_last": None,
-        }
-    )
+    data: dict[str, Any] = {"pid": None, "running": None}
+    try:
+        data["pid"] = lock_holder(device)
+        data["running"] = data["pid"] is not None
+    except UnavailableError as error:
+        data["running_why"] = str(error)
+    facts = process_facts(device, data["pid"]) if data["pid"] else None
+    data |= {
+        "process_state": facts and facts.state,
+        "started_at_s": facts and facts.started_at_s,
+        "uptime_s": facts and facts.uptime_s,
+        "threads": facts and facts.threads,
+        "open_files": facts and facts.open_files,
+        "rss_bytes": facts and facts.rss_bytes,
+    }
+    data |= _answers(device) if data["running"] else _NO_ANSWERS
+    data["settings"] = _settings(device, data["info"])
+    try:
+        data["service"] = find_service(device, data["pid"])
+    except UnavailableError as error:
+        data |= {"service": None, "service_why": str(error)}
+    data |= {**_starts(device), **_crashes(device)}
+    outcome = read_outcome(device.layout)
+    data["upgrade_last"] = None if outcome is None else asdict(outcome)
+    return Collected(data)
+
+
+_NO_ANSWERS: dict[str, Any] = dict.fromkeys(("responds", "responds_ms", "ready", "safe_mode", "info", "status"))
+
+
+def _answers(device: Device) -> dict[str, Any]:
+    """What the daemon says itself. Where it does not answer the first question in time, it is not asked another."""
+    out = dict(_NO_ANSWERS)
+    begin = time.monotonic()
+    try:
+        ask(device, "infer", "/v2/health/live", _PATIENCE_S)
+        # A door that is full says 503, and that is an answer.
+        out |= {"responds": True, "responds_ms": (time.monotonic() - begin) * 1000}
+    except TimeoutError:
+        return {**out, "responds": False, "responds_why": f"no answer within {_PATIENCE_S:g} s"}
+    except UnavailableError as error:
+        # Who may not ask does not know.
+        return {**out, "responds": None if "may not" in str(error) else False, "responds_why": str(error)}
+    for key in ("status", "info"):
+        try:
+            status, body = ask(device, "control", f"/kedge/v1/{key}", _PATIENCE_S)
+            if status == 200 and isinstance(body, dict):
+                out[key] = body
+            else:
+                out[f"{key}_why"] = f"it answers with status {status}"
+        except TimeoutError:
+            return {**out, f"{key}_why": f"no answer within {_PATIENCE_S:g} s"}
+        except UnavailableError as error:
+            out[f"{key}_why"] = str(error)
+    if out["status"] is not None:
+        ready, safe_mode = out["status"].get("ready"), out["status"].get("safe_mode")
+        out |= {"ready": ready if isinstance(ready, bool) else None, "safe_mode": safe_mode and str(safe_mode)}
+    return out
+
+
+def _settings(device: Device, info: dict[str, Any] | None) -> dict[str, Any]:
+    """The file, and what is wrong with it: as the daemon says, else as it would find it now."""
+    told = (info or {}).get("settings")
+    if isinstance(told, dict) and "problem" in told:
+        file, problem = str(told.get("file")), told.get("problem")
+        return {"file": file if os.path.exists(file) else None, "problem": problem and str(problem)}
+    try:
+        path = settings_of(device.state).releases.settings or settings_path(device.state, None)
+        return {"file": str(path) if path.exists() else None, "problem": None}
+    except (AgentError, OSError) as error:
+        return {"file": None, "problem": str(error)}
+
+
+def _starts(device: Device) -> dict[str, Any]:
+    try:
+        found = newest_starts(device.state, _STARTS)
+    except OSError as error:
+        return {"starts": None, "starts_why": reason_of(error, device.state / "recorder")}
+    if not found:
+        return {"starts": None, "starts_why": "no recorder has written any"}
+    starts = [(record.at_s, record.start) for record in found if record.start is not None]
+    return {"starts": [{"at_s": at_s, "version": start.version, "how": start.how} for at_s, start in starts]}
+
+
+def _crashes(device: Device) -> dict[str, Any]:
+    try:
+        boot_id: str | None = device.text("proc/sys/kernel/random/boot_id", 64).strip()
+    except UnavailableError:
+        boot_id = None
+    try:
+        return {"crashes": read_marks(device.layout, boot_id)}
+    except OSError as error:
+        return {"crashes": None, "crashes_why": reason_of(error, device.state / "running")}

@@ -1,12 +1,28 @@
-"""What was deployed, and what came of it."""
+"""What was deployed, and what came of it: the journal as it is on the disk. Changes nothing."""
 
 from __future__ import annotations
 
-from ..device import Collected, Device
+from ...store.journal import Entry, _content, _entries
+from ..device import Collected, Device, UnavailableError, reason_of
 
-__all__ = ["collect"]
+__all__ = ["collect", "read_history"]
+
+_NEWEST = 500
 
 
 def collect(device: Device) -> Collected:
     """See docs/diagnose.md."""
-    return Collected({"entries": []})
+    return Collected({"entries": [entry.to_json() for entry in read_history(device)[-_NEWEST:]]})
+
+
+def read_history(device: Device) -> list[Entry]:
+    """All records, oldest first.
+
+    Raises:
+        UnavailableError: it cannot be read.
+    """
+    path = device.state / "journal"
+    try:
+        return _entries(_content(path))[0]
+    except OSError as error:
+        raise UnavailableError(reason_of(error, path)) from error

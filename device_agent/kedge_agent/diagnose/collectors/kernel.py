@@ -1,18 +1,30 @@
-"""What the kernel said of memory, GPU, heat and storage."""
+"""What the kernel said of memory that ran out, of GPU, heat and storage, of what hangs and what crashed."""
 
 from __future__ import annotations
 
-from ..device import Collected, Device
+from typing import Any
+
+from ..device import Collected, Device, UnavailableError
+from ..kernel_log import KINDS, kinds_of, read_kernel_log
 
 __all__ = ["collect"]
+
+_NEWEST = 200
 
 
 def collect(device: Device) -> Collected:
     """See docs/diagnose.md."""
-    return Collected(
-        {
-            "source": None,
-            "lines": [],
-            "counts": {"oom": None, "gpu": None, "thermal": None, "storage": None, "hung": None},
-        }
-    )
+    try:
+        log = read_kernel_log(device)
+    except UnavailableError as error:
+        nothing: dict[str, Any] = {"source": None, "source_why": str(error), "lines": []}
+        return Collected({**nothing, "counts": dict.fromkeys(KINDS)})
+    counts = dict.fromkeys(KINDS, 0)
+    lines = []
+    for line in log.lines:
+        kinds = kinds_of(line)
+        for kind in kinds:
+            counts[kind] += 1
+        if kinds:
+            lines.append(line)
+    return Collected({"source": log.source, "lines": lines[-_NEWEST:], "counts": counts})

@@ -1,26 +1,76 @@
-"""Runtimes and libraries that are installed."""
+"""Runtimes and libraries that are installed for the agent's interpreter, and NVIDIA's driver; none of them is imported.
+
+Sources: PyPA, "Recording installed projects"; onnxruntime, docs/execution-providers ("shared library" providers lie
+beside the package's own library as libonnxruntime_providers_NAME.so).
+"""
 
 from __future__ import annotations
 
-from ..device import Collected, Device
+import importlib.util
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ...engine.here import gpu_here
+from ..device import Collected, Device, UnavailableError
 
 __all__ = ["collect"]
+
+# By what the facts call them: distributions, of which any will do.
+_DISTRIBUTIONS = {
+    "numpy": ("numpy",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
+    "cuda_bindings": ("cuda-bindings", "cuda-python"),
+    "pycuda": ("pycuda",),
+    "zstd": ("backports.zstd",),
+    "nvml": ("nvidia-ml-py",),
+}
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+# NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  …; NVIDIA UNIX Open Kernel Module for aarch64  540.4.0 …
+_DRIVER = re.compile(r"(?:Module|for \S+)\s+(\d+\.\d+(?:\.\d+)?)")
 
 
 def collect(device: Device) -> Collected:
     """See docs/diagnose.md."""
-    return Collected(
-        {
-            "numpy": None,
-            "onnxruntime": None,
-            "tensorrt": None,
-            "tensorrt_rtx": None,
-            "cuda_bindings": None,
-            "pycuda": None,
-            "zstd": None,
-            "nvml": None,
-            "driver": None,
-            "cuda": None,
-            "providers": None,
-        }
-    )
+    data: dict[str, Any] = {name: _version(names) for name, names in _DISTRIBUTIONS.items()}
+    if data["zstd"] is None and importlib.util.find_spec("compression") is not None:
+        data["zstd"] = "of Python"
+    data["driver"], why = _driver(device)
+    if why is not None:
+        data["driver_why"] = why
+    gpu = gpu_here() if device.live else None
+    data["cuda"] = None if gpu is None else gpu.driver_cuda
+    if gpu is None:
+        data["cuda_why"] = "no GPU that NVIDIA's driver shows"
+    return Collected({**data, **_providers()})
+
+
+def _version(names: tuple[str, ...]) -> str | None:
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _driver(device: Device) -> tuple[str | None, str | None]:
+    try:
+        found = _DRIVER.search(device.text("proc/driver/nvidia/version", 4096))
+    except UnavailableError as error:
+        return None, str(error)
+    return (found[1], None) if found else (None, "/proc/driver/nvidia/version names no version")
+
+
+def _providers() -> dict[str, Any]:
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or not spec.submodule_search_locations:
+        return {"providers": None, "providers_why": "onnxruntime is not installed"}
+    folder = Path(next(iter(spec.submodule_search_locations)), "capi")
+    found = [
+        name for library, name in _PROVIDERS.items() if (folder / f"libonnxruntime_providers_{library}.so").exists()
+    ]
+    return {"providers": [*found, "CPUExecutionProvider"]}

@@ -1,7 +1,8 @@
-"""What the sensors say."""
+"""What the sensors say (docs/sensors.md)."""
 
 from __future__ import annotations
 
+from ...measure.sensors.reading import read_sensors
 from ..device import Collected, Device
 
 __all__ = ["collect"]
@@ -9,4 +10,4 @@ __all__ = ["collect"]
 
 def collect(device: Device) -> Collected:
     """See docs/diagnose.md."""
-    return Collected({"facts": {}, "readings": [], "unavailable": [], "throttles": {}})
+    return Collected(read_sensors(device.root))

@@ -1,0 +1,130 @@
+"""The agent's log as it lies on the disk: the newest of it, in entries with their times, and nothing that steers a
+terminal."""
+
+from __future__ import annotations
+
+import calendar
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["LogEntry", "log_bytes", "log_files", "plain", "read_entries", "tail"]
+
+_MOST_BYTES = 8 << 20
+_MOST_LINE = 4000
+_LINE = re.compile(r"(\d{4}-\d\d-\d\d)([T ])(\d\d:\d\d:\d\d)[.,](\d{3})(Z?) ([A-Z]{1,10}) (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """What was logged at once: a line, and those below it that have no time of their own (a traceback).
+
+    at_s: since 1970; None: it begins before what was read. level: as Python's logging has it. lines: without the time
+    and the level.
+    """
+
+    at_s: float | None
+    level: str | None
+    lines: tuple[str, ...]
+
+    @property
+    def at(self) -> str | None:
+        """When, in UTC, as ISO 8601 has it."""
+        if self.at_s is None:
+            return None
+        ms = round(self.at_s * 1000)
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms // 1000)) + f".{ms % 1000:03d}Z"
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Its lines as they are shown: the first with time and level."""
+        if self.at is None:
+            return self.lines
+        return (f"{self.at} {self.level} {self.lines[0]}", *self.lines[1:])
+
+
+def log_files(state: Path) -> list[Path]:
+    """The agent's log, and what was before it, the oldest first."""
+    found = []
+    for path in state.glob("agent.log*"):
+        number = path.name.removeprefix("agent.log").lstrip(".")
+        if not number or number.isdigit():
+            found.append((int(number or 0), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def log_bytes(state: Path) -> int | None:
+    """What all of it takes; None: there is none."""
+    sizes = []
+    for path in log_files(state):
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError:
+            # It was rotated meanwhile.
+            continue
+    return sum(sizes) if sizes else None
+
+
+def tail(path: Path, most: int) -> bytes:
+    """The end of a file, from the beginning of a line on.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        start = max(os.fstat(handle).st_size - most, 0)
+        data = os.pread(handle, most, start)
+    finally:
+        os.close(handle)
+    return data.partition(b"\n")[2] if start else data
+
+
+def read_entries(state: Path) -> list[LogEntry]:
+    """The newest 8 MiB of the log, oldest first.
+
+    Raises:
+        OSError: the log cannot be read.
+    """
+    lines: list[str] = []
+    left = _MOST_BYTES
+    for path in reversed(log_files(state)):
+        data = tail(path, left)
+        left -= len(data)
+        lines[:0] = data.decode("utf-8", "replace").split("\n")[: -1 if data.endswith(b"\n") else None]
+        if left <= 0:
+            break
+    return list(_entries(lines))
+
+
+def plain(text: str) -> str:
+    """The text without what a terminal would obey, or hide."""
+    cut = text[:_MOST_LINE]
+    return cut if cut.isprintable() else "".join(each if each.isprintable() or each == "\t" else "�" for each in cut)
+
+
+def _entries(lines: list[str]) -> Iterator[LogEntry]:
+    at_s, level = None, None
+    gathered: list[str] = []
+    for line in lines:
+        found = _LINE.fullmatch(line)
+        if found:
+            if gathered:
+                yield LogEntry(at_s, level, tuple(gathered))
+            at_s, level, gathered = _seconds(found), found[6], []
+        gathered.append(plain(found[7] if found and at_s is not None else line))
+    if gathered:
+        yield LogEntry(at_s, level, tuple(gathered))
+
+
+def _seconds(found: re.Match[str]) -> float | None:
+    try:
+        moment = time.strptime(f"{found[1]} {found[3]}", "%Y-%m-%d %H:%M:%S")
+        # Agents before 0.2 wrote the device's local time.
+        whole = calendar.timegm(moment) if found[5] else time.mktime(moment)
+    except (ValueError, OverflowError):
+        return None
+    return whole + int(found[4]) / 1000
