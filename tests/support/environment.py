@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from tools.setup.axe import axe_path
 
 if TYPE_CHECKING:
     from tools.conformance.bindings import Bindings
 
+# Where it is for the user; each test has a cache of its own.
+AXE = axe_path()
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
@@ -80,6 +83,25 @@ def modelopt() -> None:
     """Skip where NVIDIA's ModelOpt is not installed."""
     if importlib.util.find_spec("modelopt") is None:
         lacks("modelopt", "no ModelOpt on this machine (pip install 'kedge[modelopt]')")
+
+
+def chromium() -> str:
+    """The browser in which pages are looked at; skips where it, or what drives it, is not there."""
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if found is None:
+        lacks("chromium", "no Chromium on this machine (Debian: chromium)")
+    if importlib.util.find_spec("playwright") is None:
+        lacks("chromium", "no playwright on this machine (pip: playwright)")
+    return found
+
+
+def axe() -> str:
+    """The script that judges whether everyone can read a page; tests fetch nothing themselves."""
+    if not AXE.is_file():
+        lacks("axe", f"no axe-core at {AXE} (python tools/setup/axe.py fetches it)")
+    return AXE.read_text(encoding="utf-8")
 
 
 def fuse() -> None:

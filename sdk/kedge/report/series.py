@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SERIES_PX", "Mark", "Series", "series_svg"]
 
-SERIES_PX = (760, 190)
+SERIES_PX = (960, 210)
 
-# A drawing has some 700 pixels of time; a pair of points in each shows every peak that a screen could.
-_PLACES = 700
+# A drawing has some 900 pixels of time; a pair of points in each shows every peak that a screen could.
+_PLACES = 900
 _STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
-_TICKS = 8
-_LABEL_SHARE = 0.13
+_TICKS = 10
+_LABEL_SHARE = 0.1
 _DAY_S = 86_400
 
 
