@@ -122,9 +122,12 @@ def wait_for_parent(signals: Signals) -> None:
 
 
 def log_to(path: Path) -> None:
-    """Log to a file, of which three are kept."""
+    """Log to a file, of which three are kept; times are in UTC, as ISO 8601 has them."""
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=2)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    formatter.converter = time.gmtime
+    formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+    handler.setFormatter(formatter)
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -26,7 +26,8 @@ KINDS = {
     "thermal": r"OC ALARM|clock (?:is )?throttled|critical temperature|temperature above threshold|hot surface"
     r"|thermal.*(?:shutting down|shutdown)|throttling (?:due|cpu|gpu)|over-?current",
     "storage": r"I/O error|blk_update_request:.*error|EXT4-fs (?:error|\(.*\): .*error)"
-    r"|[Rr]emounting filesystem read-only|nvme.*(?:timeout|controller is down|resetting)|mmc\d.*(?:error|timeout|timed out)|critical medium error",
+    r"|[Rr]emounting filesystem read-only|nvme.*(?:timeout|controller is down|resetting)"
+    r"|mmc\d.*(?:error|timeout|timed out)|critical medium error",
     "hung": r"blocked for more than \d+ seconds|soft lockup|hard LOCKUP|rcu: INFO: .*(?:stall|starved)",
     "crash": r"(?:python|kedge)\S*\[\d+\]:? (?:segfault|general protection|trap )|traps: (?:python|kedge)"
     r"|(?:python|kedge)\S*\[\d+\]: unhandled (?:exception|.* fault)",

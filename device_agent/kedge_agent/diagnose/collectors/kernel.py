@@ -10,6 +10,7 @@ from ..kernel_log import KINDS, kinds_of, read_kernel_log
 __all__ = ["collect"]
 
 _NEWEST = 200
+_MOST_LINES = 10_000
 
 
 def collect(device: Device) -> Collected:
@@ -27,4 +28,6 @@ def collect(device: Device) -> Collected:
             counts[kind] += 1
         if kinds:
             lines.append(line)
-    return Collected({"source": log.source, "lines": lines[-_NEWEST:], "counts": counts})
+    data = {"source": log.source, "lines": lines[-_NEWEST:], "counts": counts}
+    whole = "".join(f"{line}\n" for line in log.lines[-_MOST_LINES:]).encode() if device.raw else b""
+    return Collected(data, [("logs/kernel.log", whole)] if whole else [])

@@ -19,6 +19,7 @@ from . import (
     runtimes,
     sensors,
     system,
+    system_files,
 )
 
 __all__ = ["COLLECTORS", "FACTS"]
@@ -39,7 +40,8 @@ COLLECTORS = (
     Collector("logs", logs.collect, 6.0),
     Collector("kernel", kernel.collect, 8.0),
     Collector("store_files", files.collect_store, 15.0, heavy=True),
-    Collector("raw_files", files.collect_raw, 10.0, heavy=True),
+    Collector("raw_files", system_files.collect_raw, 10.0, heavy=True),
+    Collector("sensor_files", system_files.collect_sensor_files, 10.0, heavy=True),
     Collector("service_log", files.collect_service_log, 10.0, heavy=True),
     Collector("recording_files", files.collect_recording, 15.0, heavy=True),
 )
