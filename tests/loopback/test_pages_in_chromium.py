@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kedge.report.optimize_html import optimize_html
 from tests.support.browser import (
     PAPER_PX,
     cut_or_hidden,
@@ -19,6 +20,7 @@ from tests.support.browser import (
     wider_than_the_window,
 )
 from tests.support.reports import KINDS, Workshop
+from tests.unit.test_optimize_report import HOSTILE, full, hostile
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator
@@ -134,6 +136,32 @@ def test_the_keyboard_reaches_the_content_sorts_and_scrolls(browser: Browser, wo
         box.focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_function("document.querySelector('#waterfall .scroll').scrollLeft > 0")
+
+
+def test_a_thousand_layers_and_a_dozen_charts_are_a_page_of_a_few_megabytes(browser: Browser, tmp_path: Path) -> None:
+    document = full(1000)
+    (drawn,) = document["histograms"]
+    document["histograms"] = [{**drawn, "layer": f"/layer{number}/Conv"} for number in range(12)]
+    large = tmp_path / "large.html"
+    large.write_text(optimize_html(document))
+    assert large.stat().st_size < 5_000_000
+    with opened(browser, large) as page:
+        assert page.locator("svg.chart").count() > 12
+        open_all(page)
+        head = page.locator("#layers table").last.locator("th:has-text('SNR')")
+        assert len(column(head)) > 1000
+        head.locator("button").click()
+        check_sorted(column(head), "descending", column(head))
+
+
+def test_hostile_names_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+    hostile_page = tmp_path / "hostile.html"
+    hostile_page.write_text(optimize_html(hostile(HOSTILE)))
+    with opened(browser, hostile_page, width=360) as page:
+        open_all(page)
+        assert page.inner_text("main").count("<script>alert(1)</script>") > 10
+        assert wider_than_the_window(page) <= 0
+        assert serious_faults(page) == []
 
 
 def test_no_script_runs_but_the_page_s_own(browser: Browser, workshop: Workshop, tmp_path: Path) -> None:
