@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kedge.release.bundle import Release
 from kedge_agent.failpoints import FAILPOINTS
 from kedge_agent.store.journal import FINAL_STEPS, Journal
 from kedge_agent.store.layout import Layout
@@ -14,6 +16,7 @@ from kedge_agent.store.models import ModelState, write_state
 from tests.support.agents import Device, assert_invariant, damaged_files, recorded_state
 from tests.support.bad_models import obedient_release, order
 from tests.support.deploys import clients, configure, deploy, eventually, history, killed, must_deploy, settled
+from tests.support.seeds import Seed, seed
 
 pytestmark = pytest.mark.slow
 
@@ -22,10 +25,37 @@ def places(beginning: str) -> list[str]:
     return [name for name in FAILPOINTS if name.startswith(beginning)]
 
 
-def rearm(device: Device, failpoints: str) -> None:
-    """Start the agent anew, to be killed: in order, for ends out of order are counted."""
-    device.stop()
-    device.start(failpoints=failpoints)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Release]:
+    """Two versions; the second one has a probation."""
+    folder = tmp_path_factory.mktemp("two")
+    return [obedient_release(folder, version=1), obedient_release(folder, version=2, probation_s=1)]
+
+
+@pytest.fixture(scope="module")
+def stopped(two: list[Release], tmp_path_factory: pytest.TempPathFactory) -> Seed:
+    """The first one is live, the second one has been pushed, and the agent was stopped."""
+    return seed(tmp_path_factory.mktemp("stopped"), two[:1], two[1:])
+
+
+@pytest.fixture(scope="module")
+def cut_off(two: list[Release], tmp_path_factory: pytest.TempPathFactory) -> Seed:
+    """As `stopped`, by a kill."""
+    return seed(tmp_path_factory.mktemp("cut-off"), two[:1], two[1:], killed=True)
+
+
+@pytest.fixture
+def ready(stopped: Seed, tmp_path: Path) -> Iterator[Device]:
+    made = stopped.device(tmp_path)
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def fallen(cut_off: Seed, tmp_path: Path) -> Iterator[Device]:
+    made = cut_off.device(tmp_path)
+    yield made
+    made.kill()
 
 
 def test_every_place_of_an_activation_is_tried_here() -> None:
@@ -36,29 +66,29 @@ def test_every_place_of_an_activation_is_tried_here() -> None:
 
 @pytest.mark.parametrize("place", places("deploy."))
 def test_a_kill_at_any_step_of_a_deploy_leaves_one_release_live_and_the_deploy_can_be_run_again(
-    device: Device, tmp_path: Path, place: str
+    ready: Device, two: list[Release], place: str
 ) -> None:
-    first, second = (obedient_release(tmp_path, version=n, probation_s=1) for n in (1, 2))
-    device.start()
-    must_deploy(device, first)
-    device.push(second)
+    first, second = two
     # Three times at the same place: nothing that a kill leaves may pile up.
-    for _ in range(3):
-        rearm(device, f"{place}=kill")
-        killed(device, lambda: deploy(device, second))
-        agent = device.restart()
-        row = assert_invariant(device.state, agent, {first.digest, second.digest})
+    for turn in range(3):
+        if turn:
+            # In order, for ends out of order are counted.
+            ready.stop()
+        ready.start(failpoints=f"{place}=kill")
+        killed(ready, lambda: deploy(ready, second))
+        agent = ready.restart()
+        row = assert_invariant(ready.state, agent, {first.digest, second.digest})
         assert row is not None
-        settled(device)
-        row = assert_invariant(device.state, agent, {first.digest, second.digest})
+        settled(ready)
+        row = assert_invariant(ready.state, agent, {first.digest, second.digest})
         assert row is not None
         if row["release"] == second.digest:
-            assert device.rollback()[0] == 200
-    ended = deploy(device, second)
+            assert ready.rollback()[0] == 200
+    ended = deploy(ready, second)
     assert ended["state"] == "done", ended
-    assert_invariant(device.state, device.agent, {second.digest})
-    assert device.rollback()[0] == 200
-    assert_invariant(device.state, device.agent, {first.digest})
+    assert_invariant(ready.state, ready.agent, {second.digest})
+    assert ready.rollback()[0] == 200
+    assert_invariant(ready.state, ready.agent, {first.digest})
 
 
 @pytest.mark.parametrize("place", ["deploy.loaded", "deploy.renamed", "deploy.switched", "deploy.committed"])
@@ -109,7 +139,9 @@ def test_a_kill_during_a_rollback_leaves_one_of_the_two_live_and_it_can_be_run_a
     device.start()
     for release in (first, second):
         must_deploy(device, release)
-    rearm(device, f"{place}=kill")
+    # In order, for ends out of order are counted.
+    device.stop()
+    device.start(failpoints=f"{place}=kill")
     killed(device, device.rollback)
     agent = device.restart()
     done = place != "rollback.begun"
@@ -127,43 +159,37 @@ def test_a_kill_during_a_rollback_leaves_one_of_the_two_live_and_it_can_be_run_a
 @pytest.mark.parametrize("turn", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("place", places("journal."))
 def test_a_kill_while_any_record_is_written_leaves_one_release_live(
-    device: Device, tmp_path: Path, place: str, turn: int
+    ready: Device, two: list[Release], place: str, turn: int
 ) -> None:
-    first, second = (obedient_release(tmp_path, version=n, probation_s=1) for n in (1, 2))
-    device.start()
-    must_deploy(device, first)
-    device.push(second)
-    rearm(device, f"{place}@{turn}=kill")
-    killed(device, lambda: deploy(device, second))
-    agent = device.restart()
-    assert_invariant(device.state, agent, {first.digest, second.digest})
-    settled(device)
-    assert_invariant(device.state, agent, {first.digest, second.digest})
-    sequences = [entry["sequence"] for entry in history(device)]
+    first, second = two
+    ready.start(failpoints=f"{place}@{turn}=kill")
+    killed(ready, lambda: deploy(ready, second))
+    agent = ready.restart()
+    assert_invariant(ready.state, agent, {first.digest, second.digest})
+    settled(ready)
+    assert_invariant(ready.state, agent, {first.digest, second.digest})
+    sequences = [entry["sequence"] for entry in history(ready)]
     assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))
-    ended = deploy(device, second)
+    ended = deploy(ready, second)
     assert ended["state"] == "done", ended
-    assert_invariant(device.state, agent, {second.digest})
+    assert_invariant(ready.state, agent, {second.digest})
 
 
 @pytest.mark.parametrize("before", ["deploy.renamed", "deploy.switched", "deploy.prepared"])
 def test_kills_in_a_row_while_the_journal_is_replayed_change_nothing(
-    device: Device, tmp_path: Path, before: str
+    ready: Device, two: list[Release], before: str
 ) -> None:
-    first, second = (obedient_release(tmp_path, version=n, probation_s=1) for n in (1, 2))
-    device.start()
-    must_deploy(device, first)
-    device.push(second)
-    rearm(device, f"{before}=kill")
-    killed(device, lambda: deploy(device, second))
+    first, second = two
+    ready.start(failpoints=f"{before}=kill")
+    killed(ready, lambda: deploy(ready, second))
     for _ in range(3):
-        device.kill()
-        process = device.start(failpoints="start.replayed=kill").process
-        killed(device, process.wait)
-    agent = device.restart()
-    assert_invariant(device.state, agent, {first.digest, second.digest})
-    settled(device)
-    assert_invariant(device.state, agent, {first.digest, second.digest})
+        ready.kill()
+        process = ready.start(failpoints="start.replayed=kill").process
+        killed(ready, process.wait)
+    agent = ready.restart()
+    assert_invariant(ready.state, agent, {first.digest, second.digest})
+    settled(ready)
+    assert_invariant(ready.state, agent, {first.digest, second.digest})
 
 
 @pytest.mark.parametrize("place", places("collect."))
@@ -222,35 +248,31 @@ def written(state: Path, release: str, steps: list[str]) -> None:
     ids=lambda steps: steps[-1],
 )
 def test_whatever_state_the_journal_is_found_in_a_start_ends_it(
-    device: Device, tmp_path: Path, steps: list[str], switched: bool
+    fallen: Device, two: list[Release], steps: list[str], switched: bool
 ) -> None:
-    first, second = (obedient_release(tmp_path, version=n, probation_s=1) for n in (1, 2))
-    device.start()
-    must_deploy(device, first)
-    device.push(second)
-    device.kill()
-    written(device.state, second.digest, steps)
+    first, second = two
+    written(fallen.state, second.digest, steps)
     if switched:
         before = ModelState(first.digest, None, 1)
-        write_state(Layout(device.state), "digits", ModelState(second.digest, first.digest, 1), before)
-    agent = device.restart()
-    assert_invariant(device.state, agent, {first.digest, second.digest})
-    last = settled(device)
+        write_state(Layout(fallen.state), "digits", ModelState(second.digest, first.digest, 1), before)
+    agent = fallen.restart()
+    assert_invariant(fallen.state, agent, {first.digest, second.digest})
+    last = settled(fallen)
     assert last is not None
     assert last["step"] in FINAL_STEPS
-    row = assert_invariant(device.state, agent, {first.digest, second.digest})
+    row = assert_invariant(fallen.state, agent, {first.digest, second.digest})
     assert row is not None
     if steps[-1] == "reverting":
         assert row["release"] == first.digest
     if not switched:
         assert row["release"] == first.digest
     # Nothing of it is left to be done at the next start.
-    before_restart = history(device)
-    device.restart()
+    before_restart = history(fallen)
+    fallen.restart()
     time.sleep(0.2)
-    assert history(device) == before_restart
-    assert recorded_state(device.state) is not None
-    device.push(second)
-    ended = deploy(device, second)
+    assert history(fallen) == before_restart
+    assert recorded_state(fallen.state) is not None
+    fallen.push(second)
+    ended = deploy(fallen, second)
     assert ended["state"] == "done", ended
-    assert_invariant(device.state, device.agent, {second.digest})
+    assert_invariant(fallen.state, fallen.agent, {second.digest})

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,6 +17,7 @@ from kedge.release.bundle import Release
 from tests.support.agents import Device, assert_invariant
 from tests.support.bad_models import obedient_release
 from tests.support.deploys import deploy, eventually, must_deploy
+from tests.support.seeds import Seed, seed
 
 pytestmark = pytest.mark.slow
 
@@ -67,40 +67,20 @@ OF_A_MODEL = ["state.json", "state.back", "state.next", "state.undo", "current"]
 OF_THE_STORE = ["running", "locks", "locks/digits", "store.lock", "incoming"]
 
 
-Versions = dict[str, list[Release]]
-"""By model, three versions."""
+class Stock(NamedTuple):
+    """A device that has been stopped, and three versions by model: two are there, of which the second one is live."""
+
+    seed: Seed
+    versions: dict[str, list[Release]]
 
 
-@dataclass(frozen=True)
-class Seed:
-    """The state folder of a device that has been stopped: of each model two versions are there, the second one live."""
-
-    state: Path
-    versions: Versions
-
-    def device(self, folder: Path) -> Device:
-        """A device of its own, with links where the seed has them."""
-        folder.mkdir(exist_ok=True)
-        subprocess.run(["cp", "-a", str(self.state), str(folder / "state")], check=True)
-        return Device(folder / "state")
-
-
-def seed(folder: Path, models: list[str]) -> Seed:
-    """Deploy two versions of every model. No two releases have weights in common: what hurts one hurts no other."""
+def stock(folder: Path, models: list[str]) -> Stock:
+    """No two releases have weights in common: what hurts one hurts no other."""
     versions = {
         model: [obedient_release(folder, version=10 * number + each, name=model) for each in (1, 2, 3)]
         for number, model in enumerate(models)
     }
-    made = Device(folder / "state")
-    made.start()
-    try:
-        for releases in versions.values():
-            made.serve(releases[0])
-            must_deploy(made, releases[1])
-        made.stop()
-    finally:
-        made.kill()
-    return Seed(made.state, versions)
+    return Stock(seed(folder, [release for releases in versions.values() for release in releases[:2]]), versions)
 
 
 def called(what: str) -> str:
@@ -109,33 +89,33 @@ def called(what: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Seed:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Stock:
     """A device of one model, digits."""
-    return seed(tmp_path_factory.mktemp("one"), ["digits"])
+    return stock(tmp_path_factory.mktemp("one"), ["digits"])
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Seed:
+def many(tmp_path_factory: pytest.TempPathFactory) -> Stock:
     """A device of a model for each thing that may lie in a file's place."""
-    return seed(tmp_path_factory.mktemp("many"), [called(what) for what in WITH])
+    return stock(tmp_path_factory.mktemp("many"), [called(what) for what in WITH])
 
 
 @pytest.fixture
-def device(one: Seed, tmp_path: Path) -> Iterator[Device]:
-    found = one.device(tmp_path)
+def device(one: Stock, tmp_path: Path) -> Iterator[Device]:
+    found = one.seed.device(tmp_path)
     yield found
     found.kill()
 
 
 @pytest.fixture
-def crowd(many: Seed, tmp_path: Path) -> Iterator[Device]:
-    found = many.device(tmp_path)
+def crowd(many: Stock, tmp_path: Path) -> Iterator[Device]:
+    found = many.seed.device(tmp_path)
     yield found
     found.kill()
 
 
 @pytest.fixture
-def releases(one: Seed) -> list[Release]:
+def releases(one: Stock) -> list[Release]:
     return one.versions["digits"]
 
 
@@ -155,7 +135,7 @@ def whole(device: Device, model: str, release: Release) -> None:
 
 @pytest.mark.parametrize("name", OF_A_MODEL)
 def test_what_lies_in_the_place_of_a_models_file_keeps_the_device_neither_from_serving_nor_from_the_next_deploy(
-    crowd: Device, many: Seed, name: str
+    crowd: Device, many: Stock, name: str
 ) -> None:
     for what, act in WITH.items():
         path = crowd.state / "models" / called(what) / name
@@ -177,7 +157,7 @@ def test_what_lies_in_the_place_of_a_models_file_keeps_the_device_neither_from_s
     nothing_outside_has_changed(crowd)
 
 
-def test_a_state_that_cannot_be_read_is_told_by_what_else_the_device_knows(crowd: Device, many: Seed) -> None:
+def test_a_state_that_cannot_be_read_is_told_by_what_else_the_device_knows(crowd: Device, many: Stock) -> None:
     for what, act in WITH.items():
         if what != "nothing":
             path = crowd.state / "models" / called(what) / "state.json"
@@ -211,7 +191,7 @@ def test_what_lies_in_the_place_of_a_file_of_the_store_keeps_no_model_from_being
 @pytest.mark.parametrize("which", ["the live one", "the one before"])
 @pytest.mark.parametrize("name", ["", "manifest.json", "accepted.json", "offer.json", "model.onnx"])
 def test_a_release_that_something_else_lies_in_the_place_of_is_not_served_and_a_redeploy_mends_it(
-    crowd: Device, many: Seed, name: str, which: str
+    crowd: Device, many: Stock, name: str, which: str
 ) -> None:
     hurt = {called(what): many.versions[called(what)][which == "the live one"] for what in COARSELY}
     for what in COARSELY:

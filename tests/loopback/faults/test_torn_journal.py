@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from kedge.release.bundle import Release
 from tests.support.agents import Device, assert_invariant
 from tests.support.bad_models import obedient_release
 from tests.support.deploys import deploy, history, killed, must_deploy, settled
+from tests.support.seeds import Seed, seed
 
 
 def cut_last(data: bytes) -> bytes:
@@ -74,16 +77,39 @@ def _replace(path: Path, make: Callable[[Path], None]) -> None:
     make(path)
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[Release]:
+    folder = tmp_path_factory.mktemp("three")
+    return [obedient_release(folder, version=n, probation_s=int(n == 2)) for n in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def served(three: list[Release], tmp_path_factory: pytest.TempPathFactory) -> Seed:
+    """The second version is live, after the first, and the agent was killed."""
+    return seed(tmp_path_factory.mktemp("served"), three[:2], killed=True)
+
+
+@pytest.fixture(scope="module")
+def pushed(three: list[Release], tmp_path_factory: pytest.TempPathFactory) -> Seed:
+    """The first version is live, the second has been pushed, and the agent was stopped."""
+    return seed(tmp_path_factory.mktemp("pushed"), three[:1], three[1:2])
+
+
+@pytest.fixture
+def closing() -> Iterator[ExitStack]:
+    """What is to be done at a test's end."""
+    with ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_journal_keeps_no_model_from_being_served_nor_the_next_deploy_from_being_written_down(
-    device: Device, tmp_path: Path, damage: str
+    three: list[Release], served: Seed, tmp_path: Path, closing: ExitStack, damage: str
 ) -> None:
-    first, second, third = (obedient_release(tmp_path, version=n) for n in (1, 2, 3))
-    device.start()
-    for release in (first, second):
-        must_deploy(device, release)
-    device.kill()
+    _, second, third = three
+    device = served.device(tmp_path)
+    closing.callback(device.kill)
     DAMAGE[damage](device.state / "journal")
     agent = device.restart()
     assert_invariant(device.state, agent, {second.digest})
@@ -100,13 +126,11 @@ def test_a_damaged_journal_keeps_no_model_from_being_served_nor_the_next_deploy_
 @pytest.mark.parametrize("damage", ["last record cut", "bit in the middle", "all zeros", "missing", "a folder"])
 @pytest.mark.parametrize("place", ["deploy.prepared", "deploy.renamed", "deploy.probation"])
 def test_a_deploy_whose_journal_is_lost_too_ends_on_one_of_the_two_releases(
-    device: Device, tmp_path: Path, damage: str, place: str
+    three: list[Release], pushed: Seed, tmp_path: Path, closing: ExitStack, damage: str, place: str
 ) -> None:
-    first, second = (obedient_release(tmp_path, version=n, probation_s=1) for n in (1, 2))
-    device.start()
-    must_deploy(device, first)
-    device.push(second)
-    device.stop()
+    first, second = three[:2]
+    device = pushed.device(tmp_path)
+    closing.callback(device.kill)
     device.start(failpoints=f"{place}=kill")
     killed(device, lambda: deploy(device, second))
     device.kill()
