@@ -39,68 +39,84 @@ _GAP_S = 1.5
 _JUMP_S = 2.0
 
 
+class _Readings:
+    """Channels of many records as one's."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.lasts: dict[str, float] = {}
+        self.lows: dict[str, float] = {}
+        self.highs: dict[str, float] = {}
+        self.units: dict[str, str] = {}
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._throttled = self._watched = 0.0
+
+    def add(self, record: Record) -> None:
+        seconds = record.seconds
+        self.seconds += seconds
+        self.units.update(record.units)
+        for name, value in record.channels.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * seconds
+            self._weights[name] = self._weights.get(name, 0.0) + seconds
+            self.lasts[name] = value
+            self.lows[name] = min(self.lows.get(name, math.inf), record.lows.get(name, value))
+            self.highs[name] = max(self.highs.get(name, -math.inf), record.highs.get(name, value))
+        if record.throttled is not None:
+            self._throttled += record.throttled * seconds
+            self._watched += seconds
+
+    def means(self) -> dict[str, float]:
+        """By channel; of those that count, the newest."""
+        return {name: self._mean(name) for name in self.lasts}
+
+    @property
+    def throttled(self) -> float | None:
+        """Share of the time."""
+        return self._throttled / self._watched if self._watched else None
+
+    def _mean(self, name: str) -> float:
+        weight = self._weights[name]
+        return self.lasts[name] if self.units.get(name) == COUNT or not weight else self._sums[name] / weight
+
+
 class Merger:
     """Many records as one; where a model's release changes, the last one names what all of them did."""
 
     def __init__(self) -> None:
         self._last: Record | None = None
-        self._seconds = 0.0
         self._models: dict[str, ModelRecord] = {}
-        self._sums: dict[str, float] = {}
-        self._weights: dict[str, float] = {}
-        self._lasts: dict[str, float] = {}
-        self._lows: dict[str, float] = {}
-        self._highs: dict[str, float] = {}
-        self._units: dict[str, str] = {}
-        self._throttled = self._watched = 0.0
+        self._readings = _Readings()
 
     @property
     def seconds(self) -> float:
         """How much has been recorded of the time."""
-        return self._seconds
+        return self._readings.seconds
 
     def add(self, record: Record) -> None:
         """Merge one, which is no start."""
         self._last = record
-        self._seconds += record.seconds
-        self._units.update(record.units)
         for name, each in record.models.items():
             self._models[name] = _joined(self._models.get(name), each, late=not record.seconds)
-        for name, value in record.channels.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value * record.seconds
-            self._weights[name] = self._weights.get(name, 0.0) + record.seconds
-            self._lasts[name] = value
-            self._lows[name] = min(self._lows.get(name, math.inf), record.lows.get(name, value))
-            self._highs[name] = max(self._highs.get(name, -math.inf), record.highs.get(name, value))
-        if record.throttled is not None:
-            self._throttled += record.throttled * record.seconds
-            self._watched += record.seconds
+        self._readings.add(record)
 
     def merged(self) -> Record | None:
         """All that were added; None: none was."""
         if self._last is None:
             return None
-        means = {name: self._mean(name) for name in self._sums}
+        readings = self._readings
         return Record(
             self._last.at_s,
             self._last.boot,
             self._last.monotonic_s,
-            self._seconds,
+            readings.seconds,
             self._models,
-            means,
-            self._lows,
-            self._highs,
-            self._units,
-            self._throttled / self._watched if self._watched else None,
+            readings.means(),
+            readings.lows,
+            readings.highs,
+            readings.units,
+            readings.throttled,
         )
-
-    def last(self, name: str) -> float:
-        """The newest value of a channel."""
-        return self._lasts[name]
-
-    def _mean(self, name: str) -> float:
-        weight = self._weights[name]
-        return self._lasts[name] if self._units.get(name) == COUNT or not weight else self._sums[name] / weight
 
 
 def _joined(sofar: ModelRecord | None, each: ModelRecord, *, late: bool) -> ModelRecord:
@@ -171,7 +187,7 @@ def summarise(records: Iterable[Record]) -> dict[str, Any]:
     these. `gaps` are times of more than 1.5 s that nobody recorded, and starts of the system; `clock_jumps` moved the
     wall clock by 2 s or more.
     """
-    merger = Merger()
+    readings = _Readings()
     models: dict[str, ModelRecord] = {}
     throttles: dict[str, float] = {}
     counted: dict[str, float] = {}
@@ -198,15 +214,14 @@ def summarise(records: Iterable[Record]) -> dict[str, Any]:
                 throttles[name] = throttles.get(name, 0.0) + rise
                 counted[name] = value
         last = record
-        merger.add(record)
-    whole = merger.merged()
+        readings.add(record)
     return {
         "from_s": None if first is None else first.at_s - first.seconds,
         "to_s": None if last is None else last.at_s,
-        "seconds": merger.seconds,
+        "seconds": readings.seconds,
         "models": {name: _figures(each) for name, each in models.items()},
-        "channels": {} if whole is None else _channels(whole, merger),
-        "throttled_share": None if whole is None else whole.throttled,
+        "channels": _channels(readings),
+        "throttled_share": readings.throttled,
         "throttles": {name.removeprefix(THROTTLE): int(count) for name, count in throttles.items()},
         "gaps": gaps,
         "clock_jumps": jumps,
@@ -232,14 +247,14 @@ def _ms(ns: float | None) -> float | None:
     return None if ns is None else ns / 1e6
 
 
-def _channels(whole: Record, merger: Merger) -> dict[str, Any]:
+def _channels(readings: _Readings) -> dict[str, Any]:
     return {
         name: {
-            "min": whole.lows[name],
+            "min": readings.lows[name],
             "mean": mean,
-            "max": whole.highs[name],
-            "last": merger.last(name),
-            "unit": whole.units.get(name, ""),
+            "max": readings.highs[name],
+            "last": readings.lasts[name],
+            "unit": readings.units.get(name, ""),
         }
-        for name, mean in whole.channels.items()
+        for name, mean in readings.means().items()
     }

@@ -19,7 +19,7 @@ from ...store.files import fsync_directory, read_bounded, write_atomic
 __all__ = ["Ring", "segments"]
 
 _NAME = re.compile(r"[0-9]{10}\.rec")
-_MOST_SEGMENT_BYTES = 1 << 20
+_MOST_SEGMENT_BYTES = 256 << 10
 _LEAST_SEGMENT_BYTES = 32 << 10
 _PARTS = 24
 _BLOCK_BYTES = 4096
