@@ -91,7 +91,7 @@ class Evidence:
     def section(self, collector: str) -> Section:
         """What a collector found, or why it found nothing."""
         if not self.told:
-            return Section(NOTHING, "not looked at: the device told no facts")
+            return Section(NOTHING, f"not looked at: {self._untold()}")
         entry = self.facts.child("collectors", collector)
         status, reason, data = entry.text("status"), entry.text("reason"), entry.child("data")
         if status == "ok" and data:
@@ -102,6 +102,11 @@ class Evidence:
             "timeout": "cut: it took too long",
         }.get(status or "", "the device does not tell" if not entry else "the device tells nothing")
         return Section(data, f"{words}: {reason}" if reason else words)
+
+    def _untold(self) -> str:
+        if self.link is None:
+            return "the snapshot holds no facts"
+        return "there is no connection" if self.link.problem is not None else "its agent told no facts"
 
     def data(self, collector: str) -> Node:
         """What a collector found, where it matters little why it found nothing."""

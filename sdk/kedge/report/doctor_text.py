@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,17 +23,21 @@ MARKS = {
 """Of each result its sign, its word and its colour: never a colour alone."""
 
 _WIDEST = 120
+_MANY = 4
+_CURE = "cure"
 
 
 def doctor_headline(document: Mapping[str, Any]) -> str:
     """One sentence: what to mend first, or that nothing is at fault."""
     first, counts = document["first_cause"], _counts(document["findings"])
+    device = document["device"]
     if first is not None:
-        return f"{document['device']}: {first['evidence']}"
+        told = first["evidence"]
+        return told if told.startswith(f"{device} ") else f"{device}: {told}"
     if counts["warning"]:
-        return f"{document['device']} has no fault; {_many(counts['warning'], 'warning')}"
-    looked = counts["ok"] + counts["warning"]
-    return f"{document['device']} is well: nothing amiss in {_many(looked, 'check')}"
+        return f"{device} has no fault; {_many(counts['warning'], 'warning')}"
+    rest = f"; of {counts['unknown']} it is not known" if counts["unknown"] else ""
+    return f"{device} is well: nothing amiss in {_many(counts['ok'], 'check')}{rest}"
 
 
 def show_doctor(document: Mapping[str, Any], console: Console | None = None) -> None:
@@ -47,16 +52,16 @@ def show_doctor(document: Mapping[str, Any], console: Console | None = None) -> 
     out.print()
     out.print(_marked(state, doctor_headline(document)), soft_wrap=False)
     if first is not None:
-        _pairs(out, [("cause", first["cause"]), ("cure", first["cure"])])
+        _pairs(out, [("cause", first["cause"]), (_CURE, first["cure"])])
         if document["sentence"] and document["sentence"] != first["brief"]:
             _pairs(out, [("in all", document["sentence"])])
     out.print()
     out.print(_table(findings, out.width))
     amiss = [each for each in findings if each["result"] in ("fault", "warning") and each != first]
+    out.print()
     for each in amiss:
         out.print(_marked(each["result"], each["title"], bold=True))
-        _pairs(out, [("cause", each["cause"]), ("cure", each["cure"])])
-    if amiss:
+        _pairs(out, [("cause", each["cause"]), (_CURE, each["cure"])])
         out.print()
     out.print(Text(_summary(document), style="bright_black"))
 
@@ -66,7 +71,7 @@ def _table(findings: Sequence[Mapping[str, Any]], width: int) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for each in findings:
+    for each in _together(findings):
         sign, word, style = MARKS[each["result"]]
         dim = "bright_black" if each["result"] == "unknown" else ""
         table.add_row(
@@ -77,15 +82,30 @@ def _table(findings: Sequence[Mapping[str, Any]], width: int) -> Table:
     return table
 
 
+def _together(findings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Checks that could not be made for one and the same reason are one line, where they are many."""
+    reasons = Counter(each["evidence"] for each in findings if each["result"] == "unknown")
+    out: list[Mapping[str, Any]] = []
+    for each in findings:
+        many = reasons[each["evidence"]] if each["result"] == "unknown" else 0
+        if many < _MANY:
+            out.append(each)
+        elif not any(each["evidence"] == other["evidence"] for other in out):
+            out.append({**each, "title": f"{many} checks"})
+    return out
+
+
 def _pairs(out: Console, pairs: Sequence[tuple[str, str]]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(style="bright_black", no_wrap=True, min_width=8)
-    # A command is pasted: it is folded, and nothing in it is cut.
-    table.add_column(overflow="fold")
     for name, value in pairs:
-        if value:
+        if name == _CURE and value:
+            # To be pasted: the terminal may fold it, and nothing breaks it.
+            out.print(Text.assemble((f"  {name:<7}", "bright_black"), (printable(value), "bold")), soft_wrap=True)
+        elif value:
+            table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+            table.add_column(style="bright_black", no_wrap=True, min_width=8)
+            table.add_column(overflow="fold")
             table.add_row(f"  {name}", Text(printable(value)))
-    out.print(table)
+            out.print(table)
 
 
 def _marked(result: str, text: str, *, bold: bool = False) -> Text:

@@ -11,7 +11,7 @@ from kedge_agent import __version__ as OURS  # noqa: N812
 from ...transport.base import LOCAL, agent_hint
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
-from .words import counted, restart_command
+from .words import restart_command
 
 __all__ = ["agent", "installs"]
 
@@ -25,7 +25,7 @@ def agent(evidence: Evidence) -> Finding:
     if not evidence.told:
         problem = None if link is None else link.agent_problem
         if link is None or problem is None:
-            return unknown(name, "not looked at: the device cannot be reached")
+            return unknown(name, evidence.section("agent").why or "not told")
         return fault(
             name,
             problem,
@@ -69,7 +69,7 @@ def installs(evidence: Evidence) -> Finding:
     running = [each for each in agents if each.text("what") == "process"]
     figures = {"agents": len(agents), "running": len(running), "duplicates": twice}
     if not twice:
-        return ok(name, f"no second one is installed; {counted(len(running), 'process', 'processes')} run", **figures)
+        return ok(name, "no second one is installed, or runs", **figures)
     more = f"; and {len(twice) - 1} more" if len(twice) > 1 else ""
     return fault(
         name,

@@ -22,8 +22,11 @@ def throttling(evidence: Evidence) -> Finding:
     part, risen = hour.amount("throttled_share"), _risen(hour.child("throttles"))
     counts = _risen(sensors.data.child("throttles"))
     now = sensors.data.child("facts").texts("throttling_now")
-    known = sensors.data.child("throttles").numbers()
-    figures = {"throttled_share": part, "last_hour": risen, "since_boot": known, "now": now}
+    known = {**sensors.data.child("throttles").numbers(), **hour.child("throttles").numbers()}
+    if part is not None and (part > 1 or not (part or known)):
+        # That nothing was seen says nothing where nothing counts.
+        part = None
+    figures = {"throttled_share": part, "last_hour": risen, "since_boot": counts, "now": now}
     most = max(risen or counts or {"": 0.0}, key=(risen or counts or {"": 0.0}).__getitem__)
     since = "; ".join(f"{what}: {counted(count, 'time')}" for what, count in sorted(counts.items())[:4])
     by = "; ".join(f"{what}: {counted(count, 'time')}" for what, count in sorted(risen.items())[:4])

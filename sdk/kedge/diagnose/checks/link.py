@@ -68,7 +68,7 @@ def host_key(evidence: Evidence) -> Finding:
             cure=f"kedge device trust {evidence.device}",
         )
     if link.host_key is None:
-        return unknown(name, "not looked at: the device cannot be reached")
+        return unknown(name, "not looked at: there is no connection")
     return ok(name, "it shows the pinned key")
 
 
