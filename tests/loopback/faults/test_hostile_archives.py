@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -103,15 +103,37 @@ def release(tmp_path: Path) -> Release:
     return obedient_release(tmp_path, version=2)
 
 
-@pytest.fixture
-def live(device: Device, tmp_path: Path) -> Release:
-    """Taken from an archive itself, which works; it serves."""
-    first = obedient_release(tmp_path, version=1)
+def begin(device: Device, folder: Path) -> Release:
+    """What is live: taken from an archive itself, which works."""
+    first = obedient_release(folder, version=1)
     done = imported(device.state, archive_of(first))
     assert done.returncode == 0, done.stderr
     device.start()
     assert deploy(device, first)["state"] == "done"
     return first
+
+
+@pytest.fixture
+def live(device: Device, tmp_path: Path) -> Release:
+    return begin(device, tmp_path)
+
+
+class Serving(NamedTuple):
+    """A device that serves, and what is live on it."""
+
+    device: Device
+    live: Release
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """For all who find it, and leave it, as it is."""
+    folder = tmp_path_factory.mktemp("serving")
+    device = Device(folder / "state")
+    try:
+        yield Serving(device, begin(device, folder))
+    finally:
+        device.kill()
 
 
 def with_manifest(release: Release, change: Callable[[dict[str, Any]], None]) -> bytes:
@@ -219,8 +241,9 @@ LIES: dict[str, Callable[[Release], bytes]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES)
 def test_an_archive_that_lies_is_refused_in_one_line_and_nothing_of_it_is_taken(
-    device: Device, live: Release, release: Release, tmp_path: Path, lie: str
+    serving: Serving, release: Release, tmp_path: Path, lie: str
 ) -> None:
+    device, live = serving
     data = LIES[lie](release)
     done = imported(device.state, data)
     assert done.returncode in (3, 6, 8), done.stderr
@@ -264,8 +287,9 @@ def test_an_archive_that_is_cut_anywhere_is_refused_and_the_whole_one_is_taken_a
 
 @pytest.mark.parametrize("more", [b"\0", b"K", b"\n", bytes(1 << 20)], ids=["zero", "letter", "newline", "a mebibyte"])
 def test_the_first_byte_too_many_is_one_too_many(
-    device: Device, live: Release, release: Release, tmp_path: Path, more: bytes
+    serving: Serving, release: Release, tmp_path: Path, more: bytes
 ) -> None:
+    device, live = serving
     data = archive_of(release) + more
     done = imported(device.state, data)
     assert done.returncode == 6, done.stderr
@@ -298,7 +322,8 @@ def test_a_flipped_bit_in_any_part_of_a_signed_archive_is_found(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["zeros", "a manifest without an end", "a file without an end"])
-def test_input_without_an_end_is_given_up(device: Device, live: Release, release: Release, what: str) -> None:
+def test_input_without_an_end_is_given_up(serving: Serving, release: Release, what: str) -> None:
+    device, live = serving
     begin = {
         "zeros": b"",
         "a manifest without an end": packed(b"", manifest_says=16 << 20),
