@@ -6,17 +6,32 @@ import base64
 import html
 import json
 import re
+from dataclasses import dataclass
 from urllib.parse import quote, quote_plus
 
-__all__ = ["LEAST_BYTES", "encoded_forms", "encoded_words"]
+__all__ = ["LEAST_BYTES", "NO_FORMS", "Forms", "encoded_forms", "encoded_words"]
 
 LEAST_BYTES = 6
 """Shorter values make forms that stand in anything."""
 
-_WORDS = re.compile(r"[A-Za-z0-9+/_=%&;#\\.~-]{8,}")
+_WORDS = re.compile(r"[A-Za-z0-9+/_=%.~-]{8,}")
 
 
-def encoded_forms(value: str) -> frozenset[str]:
+@dataclass(frozen=True)
+class Forms:
+    """How others write a value.
+
+    packed: in base64, percent-encoded or in hexadecimal digits. escaped: for JSON or HTML.
+    """
+
+    packed: frozenset[str] = frozenset()
+    escaped: frozenset[str] = frozenset()
+
+
+NO_FORMS = Forms()
+
+
+def encoded_forms(value: str) -> Forms:
     """The forms of a value that are not the value; none where it is too short.
 
     Base64 (RFC 4648, both alphabets) is given for each of the three places where a value may begin in a group of three
@@ -24,20 +39,18 @@ def encoded_forms(value: str) -> frozenset[str]:
     """
     data = value.encode("utf-8", "surrogateescape")
     if len(data) < LEAST_BYTES:
-        return frozenset()
-    forms = set()
+        return NO_FORMS
+    packed = {data.hex(), data.hex().upper()}
     for shift in range(3):
         bits = 8 * (shift + len(data))
         text = base64.b64encode(bytes(shift) + data).decode()[-(-8 * shift // 6) : bits // 6]
-        forms |= {text, text.replace("+", "-").replace("/", "_")}
-    every = "".join(f"%{byte:02X}" for byte in data)
-    forms |= {quote(data), quote(data, safe=""), quote_plus(data), every}
-    forms |= {re.sub("%[0-9A-F]{2}", lambda match: match.group().lower(), form) for form in forms if "%" in form}
-    forms |= {data.hex(), data.hex().upper()}
-    forms |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], html.escape(value)}
-    return frozenset(forms - {value})
+        packed |= {text, text.replace("+", "-").replace("/", "_")}
+    for text in (quote(data), quote(data, safe=""), quote_plus(data), "".join(f"%{byte:02X}" for byte in data)):
+        packed |= {text, re.sub("%[0-9A-F]{2}", lambda match: match.group().lower(), text)}
+    escaped = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], html.escape(value)}
+    return Forms(frozenset(packed - {value}), frozenset(escaped - {value}))
 
 
 def encoded_words(text: str) -> str:
-    """The words of a text in which an encoded form may stand, each once, a line each."""
+    """The words of a text in which a packed form may stand, each once, a line each."""
     return "\n".join(dict.fromkeys(_WORDS.findall(text)))

@@ -15,14 +15,15 @@ from .running import Outcome
 
 __all__ = ["Masked", "shown_to"]
 
-_MAX_TEXT_BYTES = 8 << 20
+_MAX_TEXT_BYTES = 4 << 20
 _MAX_JSON_BYTES = 4 << 20
 _PACKED = (b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00", b"BZh", b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18")
 _GZIP = b"\x1f\x8b"
 _CUT = "… what came before is left out: it is too long\n"
+# A record of the store's journal begins with its checksum.
+_JSON_LINE = re.compile(r"(?:[0-9a-f]{8} )?(?=\{)")
 _CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\udc80-\udcff]")
-SETTINGS = "settings.json"
-"""How the member ends that holds the agent's settings: of them, known ones alone are written."""
+_SETTINGS = "config/settings.json"
 
 
 def shown_to(redactor: Redactor, outcome: Outcome) -> None:
@@ -59,7 +60,7 @@ class Masked:
         if unpacked is None:
             self.refusal = "it is compressed, and damaged or too long"
             return b""
-        if name.endswith(SETTINGS):
+        if name == _SETTINGS:
             return self._json(name, _document(unpacked), allowed_settings)
         body = _document(unpacked)
         if body is not None:
@@ -75,17 +76,16 @@ class Masked:
 
     def _lines(self, name: str, text: str) -> Iterator[str]:
         """Lines that are JSON are masked as documents, by what their keys say; the rest as text."""
-        lines = text.splitlines(keepends=True)
-        if not lines or not all(line.startswith("{") or not line.strip() for line in lines):
+        if _JSON_LINE.match(text) is None:
             yield self._redactor.text(text, name)
             return
-        for line in lines:
-            body = _document(line.encode("utf-8", "surrogateescape"))
+        for line in text.splitlines(keepends=True):
+            head, body = _line(line)
             if body is None:
                 yield self._redactor.text(line, name)
                 continue
             masked = self._redactor.document(body, name)
-            yield line if masked == body else json.dumps(masked) + "\n"
+            yield line if masked == body else f"{head}{json.dumps(masked)}\n"
 
 
 def _parts(data: bytes) -> Iterator[Any]:
@@ -100,10 +100,14 @@ def _parts(data: bytes) -> Iterator[Any]:
     if text is None:
         return
     yield text
-    if text.startswith("{"):
-        yield from (
-            each for line in text.splitlines() if (each := _document(line.encode("utf-8", "replace"))) is not None
-        )
+    if _JSON_LINE.match(text):
+        yield from (body for line in text.splitlines() if (body := _line(line)[1]) is not None)
+
+
+def _line(line: str) -> tuple[str, Any]:
+    """What stands before the JSON of a line, and the JSON; None: it has none."""
+    match = _JSON_LINE.match(line)
+    return ("", None) if match is None else (match.group(), _document(line[match.end() :].encode("utf-8", "replace")))
 
 
 def _document(data: bytes) -> Any:

@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 __all__ = [
+    "TRAILING",
     "USER_KEY",
     "VERSION_KEY",
     "Found",
@@ -52,7 +53,9 @@ _SECRET_KEY = re.compile(
 _MERE_KEY = re.compile(r"(?:^|[_. -])key$", re.IGNORECASE)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _COMMON = re.compile(r"[A-Z]?[a-z]{0,20}|[A-Z]{1,11}|\d{1,5}|[/~.][^\s]*")
-_NOTHING = frozenset({"none", "null", "nil", "true", "false", "yes", "no", "{", "[", "{}", "[]", "..."})
+TRAILING = ",;)}]"
+"""What ends a value that nothing encloses, and is none of it."""
+_NOTHING = frozenset({"", "none", "null", "nil", "true", "false", "yes", "no", "{", "[", "{}", "[]", "..."})
 
 
 def is_secret_key(key: str, value: object) -> bool:
@@ -77,10 +80,10 @@ def in_place_only(value: str) -> bool:
 
 def named_value(found: Found) -> bool:
     """Whether what a secret's name stands before is a value: `tokens=128` counts, and PWD is a folder."""
-    name = found.whole.lower()
-    if name.startswith("token") and found.value.isdigit() and len(found.value) < 8:
+    name, value = found.whole.lower(), found.value.rstrip(TRAILING)
+    if name.startswith("token") and value.isdigit() and len(value) < 8:
         return False
-    return found.value.lower() not in _NOTHING and not (name.startswith("pwd") and found.value.startswith("/"))
+    return value.lower() not in _NOTHING and not (name.startswith("pwd") and value.startswith("/"))
 
 
 def is_key_value(found: Found) -> bool:
@@ -96,7 +99,7 @@ def unlike_a_word(found: Found) -> bool:
 
 
 def looks_random(found: Found) -> bool:
-    """Whether a long word is random in the alphabet of base64, and nothing of ours: no hash, public key or signature.
+    """Whether a long word is random in the alphabet of base64, and nothing of ours: no hash, no public key.
 
     Names of layers and symbols have lower-case letters in runs (`BatchNormalization`); in random base64 such a run has
     1.7 letters on average, and in base64 of text about 2.
@@ -106,7 +109,7 @@ def looks_random(found: Found) -> bool:
         ("AAAA", "U1NIU0lH", "_Z")
     ):
         return False
-    if _DIGEST.search(found.value) or _in_signature(found.text, found.start):
+    if _DIGEST.search(found.value):
         return False
     runs = re.findall(r"[a-z]+", found.value)
     upper, digits = sum(map(str.isupper, found.value)), sum(map(str.isdigit, found.value))
@@ -115,16 +118,11 @@ def looks_random(found: Found) -> bool:
     return sum(map(len, runs)) / len(runs) <= 2.2
 
 
-def _in_signature(text: str, at: int) -> bool:
-    """Whether this stands in an armoured signature or certificate, which are public."""
-    begin = text.rfind("-----BEGIN ", max(0, at - 8192), at)
-    public = ("-----BEGIN SSH SIGNATURE", "-----BEGIN CERTIFICATE")
-    return begin >= 0 and text.startswith(public, begin) and text.find("-----END ", begin, at) < 0
-
-
 _NOBODYS = ("127.", "0.", "255.")
-_PRODUCT = r"\bversion|\bver|tensorrt(?:[ _-]?rtx| for rtx)?|\btrt|\bcuda|\bcudnn|\bl4t|\bjetpack|libnvinfer[\w-]{0,16}"
-_VERSION_BEFORE = re.compile(rf"(?:{_PRODUCT}|onnxruntime)[\s:=/_\"'(v-]{{0,4}}$|[=<>~]=\s?$", re.IGNORECASE)
+_PRODUCT = (
+    r"(?<![a-z])ver(?:sion)?|tensorrt(?:[ _-]?rtx| for rtx)?|\btrt|\bcuda|\bcudnn|\bl4t|\bjetpack|libnvinfer[\w-]{0,16}"
+)
+_VERSION_BEFORE = re.compile(rf"(?:{_PRODUCT}|onnxruntime)[\s:=/_\"'(v-]{{0,4}}$|[\w\]]\s?[=<>~]=\s?$", re.IGNORECASE)
 _VERSION_AFTER = re.compile(r"[-+](?:\d{1,3}\+?)?(?:cuda|cp3|py3)|\.(?:dist-info|whl|deb)\b")
 _ADDRESS_BEFORE = re.compile(
     r"(?:\b(?:host|hostname|addr|address|ip|inet6?|gateway|server|peer|via|src|dst|client|nameserver|ssh)[\s:=\"']{1,4}"

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .encoded import encoded_forms, encoded_words
-from .plausible import USER_KEY, VERSION_KEY, Found, in_place_only, is_secret_key, is_version_here
-from .shapes import MASK, SHAPES, Shape
+from .encoded import NO_FORMS, Forms, encoded_forms, encoded_words
+from .plausible import TRAILING, USER_KEY, VERSION_KEY, Found, in_place_only, is_secret_key, is_version_here
+from .shapes import MASK, PRIVATE_KEY, SHAPES, Shape
 
 __all__ = ["COMMON_NAMES", "Redactor"]
 
@@ -37,6 +37,8 @@ _QUAD = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
 _MOST_KNOWN, _MOST_ENCODED = 2000, 500
 _MOST_SEEN = 50_000
 _DEEPEST = 60
+# What signs a release is public, and evidence.
+_SIGNATURE = re.compile(r"(-----BEGIN SSH SIGNATURE-----[A-Za-z0-9+/=\s]{0,8192}-----END SSH SIGNATURE-----)")
 _RUN = re.compile(rb"[\x20-\x7e]{6,}")
 _Present = list[tuple[str, str, list[str]]]
 
@@ -49,7 +51,7 @@ class Redactor:
         self.counts: Counter[str] = Counter()
         self._masks: dict[tuple[str, str], str] = {}
         self._numbers: Counter[str] = Counter()
-        self._known: dict[str, tuple[str, frozenset[str]]] = {}
+        self._known: dict[str, tuple[str, Forms]] = {}
         self._own: set[str] = set()
         self._versions: set[str] = set()
         self._used: dict[str, dict[str, Any]] = {}
@@ -101,18 +103,14 @@ class Redactor:
 
     def binary(self, data: bytes, where: str) -> bytes:
         """Other data: runs of letters that would be masked are struck out, so that what follows stays in its place."""
-
-        def struck(match: re.Match[bytes]) -> bytes:
-            run = match.group().decode()
-            return match.group() if self.text(run, where, binary=True) == run else b"x" * len(run)
-
-        return _RUN.sub(struck, data)
+        runs = sorted({match.group() for match in _RUN.finditer(data)})
+        masked = self.text(b"\n".join(runs).decode(), where, binary=True).split("\n")
+        struck = {run for run, line in zip(runs, masked, strict=True) if run.decode() != line}
+        if not struck:
+            return data
+        return _RUN.sub(lambda match: b"x" * len(match.group()) if match.group() in struck else match.group(), data)
 
     def _learn_text(self, text: str, key: str, *, version: bool) -> None:
-        if (text, version) in self._seen:
-            return
-        if len(text) < 200 and len(self._seen) < _MOST_SEEN:
-            self._seen.add((text, version))
         if version and _QUAD.fullmatch(text):
             self._versions.add(text)
         if is_secret_key(key, text):
@@ -120,18 +118,27 @@ class Redactor:
             return
         if USER_KEY.search(key) and text:
             self._learn("user", text)
-        lower = text.lower()
+        for found in PRIVATE_KEY.found(text):
+            self._learn_secret(found.value)
+        for line in _SIGNATURE.sub("", text).split("\n"):
+            if (line, version) not in self._seen:
+                self._learn_line(line, version=version)
+
+    def _learn_line(self, line: str, *, version: bool) -> None:
+        if len(line) < 200 and len(self._seen) < _MOST_SEEN:
+            self._seen.add((line, version))
+        lower = line.lower()
         for shape in SHAPES:
-            if not shape.learn or shape.hint not in lower:
+            if not shape.learn or not shape.may_be_in(lower):
                 continue
-            for found in _found(shape, text):
+            for found in shape.found(line):
                 if shape.kind == "secret":
                     self._learn_secret(found.value)
                 elif shape.kind != "ip" or not (version or self._is_version(found)):
                     self._learn(shape.kind, found.value)
 
     def _learn_secret(self, value: str) -> None:
-        value = value.rstrip(",;)}]")
+        value = value.rstrip(TRAILING)
         lines = [line for line in value.splitlines() if len(line) >= 20 and not line.startswith("-----")]
         parts = re.split("[&;,]", value)
         for each in dict.fromkeys([value, *lines, parts[0], *_of_basic(value)]):
@@ -144,15 +151,15 @@ class Redactor:
         if kind in ("comment", "ssid") and in_place_only(value):
             return
         if value not in self._known and MASK.search(value) is None and len(self._known) < _MOST_KNOWN:
-            self._known[value] = (kind, encoded_forms(value) if len(self._known) < _MOST_ENCODED else frozenset())
+            self._known[value] = (kind, encoded_forms(value) if len(self._known) < _MOST_ENCODED else NO_FORMS)
             self._clean.clear()
 
     def _masked(self, shape: Shape, text: str, *, version: bool) -> str:
         pieces, done = [], 0
-        for found in _found(shape, text):
+        for found in shape.found(text):
             if MASK.search(found.value) or (shape.kind == "ip" and (version or self._is_version(found))):
                 continue
-            value = found.value.rstrip(",;)}]") if shape.kind == "secret" else found.value
+            value = found.value.rstrip(TRAILING) if shape.kind == "secret" else found.value
             if not value or (shape.kind == "user" and value.lower() in COMMON_NAMES):
                 continue
             pieces += [text[done : found.start], self._put(shape.kind, value)]
@@ -195,18 +202,28 @@ class Redactor:
         return masked
 
     def _without_shapes(self, text: str, *, version: bool = False, binary: bool = False) -> str:
-        lower = text.lower()
+        if "PRIVATE KEY" in text:
+            text = self._masked(PRIVATE_KEY, text, version=version)
+        pieces = _SIGNATURE.split(text)
+        for place in range(0, len(pieces), 2):
+            lines = pieces[place].split("\n")
+            pieces[place] = "\n".join(self._without_line(line, version=version, binary=binary) for line in lines)
+        return "".join(pieces)
+
+    def _without_line(self, line: str, *, version: bool, binary: bool) -> str:
+        lower = line.lower()
         for shape in SHAPES:
-            if shape.hint in lower and not (binary and shape.text_only):
-                text = self._masked(shape, text, version=version)
-        return text
+            if shape.may_be_in(lower) and not (binary and shape.text_only):
+                line = self._masked(shape, line, version=version)
+        return line
 
     def _present(self, text: str) -> _Present:
         """Which known values, in which form, stand in a text; the longest first: one may hold another."""
         lower, words = text.lower(), encoded_words(text)
         out = []
         for value, (kind, forms) in self._known.items():
-            found = [form for form in forms if form in words and form in text]
+            found = [form for form in forms.packed if form in words and form in text]
+            found += [form for form in forms.escaped if form in text]
             if found or value.lower() in lower:
                 out.append((value, kind, found))
         return sorted(out, key=lambda each: -len(each[0]))
@@ -246,19 +263,9 @@ class Redactor:
             mask = self._masks[kind, normal] = f"<{kind}-{self._numbers[kind]}>"
         self.counts[kind] += 1
         if mask not in self._used:
-            self._used[mask] = (
-                {"characters": len(value), "first_in": self._where} if kind == "secret" else {"value": normal}
-            )
+            told = {"characters": len(value)} if kind == "secret" else {"value": normal}
+            self._used[mask] = told | {"first_in": self._where}
         return mask
-
-
-def _found(shape: Shape, text: str) -> Iterator[Found]:
-    for match in shape.find.finditer(text):
-        name = match.lastgroup
-        assert name is not None
-        found = Found(match[name], match.group(), text, match.start(name))
-        if shape.holds(found):
-            yield found
 
 
 def _of_basic(value: str) -> Iterator[str]:

@@ -9,12 +9,12 @@ that a hostile log takes linear time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .plausible import Found, is_address, is_host, is_key_value, is_mail, looks_random, named_value, unlike_a_word
 
-__all__ = ["MASK", "SHAPES", "Shape"]
+__all__ = ["MASK", "PRIVATE_KEY", "SHAPES", "Shape"]
 
 MASK = re.compile(r"<[a-z]+-\d+>")
 """What stands in the place of a value."""
@@ -22,32 +22,45 @@ MASK = re.compile(r"<[a-z]+-\d+>")
 
 @dataclass(frozen=True)
 class Shape:
-    """What is looked for.
+    """What is looked for in a line.
 
     find: its groups are named; the one that matched is the value, where `holds` says so.
-    hint: stands in the text, in lower case, wherever the shape does; "" where only trying tells.
+    hints: one of them stands, in lower case, in every line that has the shape; none: only trying tells.
     learn: the value is looked for everywhere, in its encoded forms too. text_only: of no use in binary data.
     """
 
     kind: str
     find: re.Pattern[str]
-    hint: str = ""
+    hints: tuple[str, ...] = ()
     holds: Callable[[Found], bool] = lambda found: True
     learn: bool = True
     text_only: bool = False
+
+    def may_be_in(self, lower: str) -> bool:
+        """Whether it is worth trying on a line, given in lower case."""
+        return not self.hints or any(hint in lower for hint in self.hints)
+
+    def found(self, text: str) -> Iterator[Found]:
+        """Every value."""
+        for match in self.find.finditer(text):
+            name = match.lastgroup
+            assert name is not None
+            found = Found(match[name], match.group(), text, match.start(name))
+            if self.holds(found):
+                yield found
 
 
 def _shape(
     kind: str,
     find: str,
-    hint: str = "",
+    hints: str = "",
     holds: Callable[[Found], bool] = lambda found: True,
     *,
     case: bool = False,
     learn: bool = True,
     text_only: bool = False,
 ) -> Shape:
-    return Shape(kind, re.compile(find, 0 if case else re.IGNORECASE), hint, holds, learn, text_only)
+    return Shape(kind, re.compile(find, 0 if case else re.IGNORECASE), tuple(hints.split()), holds, learn, text_only)
 
 
 _NAMES = (
@@ -57,7 +70,7 @@ _NAMES = (
 _IS = r"\\{0,3}[\"']?\s{0,8}(?:=>|:=|[:=])\s{0,8}"
 _VALUE = r"(?:\\{0,3}\"(?P<quoted>[^\"\\\r\n]{1,4096})|'(?P<single>[^'\r\n]{1,4096})'|(?P<bare>[^\s\"'\\]{1,4096}))"
 
-_PEM = (
+_PRIVATE_KEY = (
     r"(?P<v>-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----"
     r"(?:(?!-----END)[\s\S]){0,20000}(?:-----END [A-Z0-9 ]{0,32}-----)?)"
 )
@@ -85,46 +98,54 @@ _PUBLIC_KEY = (
 )
 _MAIL = r"(?<![a-z0-9._%+-])(?P<v>[a-z0-9._%+-]{1,64}@[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63}){0,8})(?<![.-])(?![a-z0-9])"
 _MAC = (
-    r"(?<![0-9a-f:-])(?P<v>(?:[0-9a-f]{2}:){5}[0-9a-f]{2}|(?:[0-9a-f]{2}-){5}[0-9a-f]{2}"
-    r"|(?:[0-9a-f]{4}\.){2}[0-9a-f]{4})(?![0-9a-f:-])"
+    r"(?<![0-9A-Fa-f:-])(?P<v>(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}|(?:[0-9A-Fa-f]{2}-){5}[0-9A-Fa-f]{2}"
+    r"|(?:[0-9A-Fa-f]{4}\.){2}[0-9A-Fa-f]{4})(?![0-9A-Fa-f:-])"
 )
-_IPV6 = r"(?<![\w:.])(?P<v>(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4})(?![\w:]|\.\d)"
-_IPV4 = r"(?<![0-9.v])(?P<v>(?:\d{1,3}\.){3}\d{1,3})(?!\d|\.\d{1,3}(?!\d))"
-_ENDS = (
-    r"(?:com|org|net|edu|gov|mil|local|lan|internal|corp|localdomain|intranet|home\.arpa|de|fr|uk|nl|eu|jp|cn|ch|se)"
-)
-_DOMAIN = rf"(?<![a-z0-9._@/-])(?P<v>(?:[a-z0-9][a-z0-9-]{{0,62}}\.){{1,8}}{_ENDS})(?![a-z0-9_(-]|\.[a-z0-9])"
+_IPV6 = r"(?<![\w:.])(?P<v>(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:]|\.\d)"
+_IPV4 = r"(?<![0-9.vV])(?P<v>(?:\d{1,3}\.){3}\d{1,3})(?!\d|\.\d{1,3}(?!\d))"
+_ENDS = "com|org|net|edu|gov|mil|local|lan|internal|corp|localdomain|intranet|arpa|de|fr|uk|nl|eu|jp|cn|ch|se"
+_END_HINTS = " ".join(f".{end}" for end in _ENDS.split("|"))
+_DOMAIN = rf"(?<![a-z0-9._@/-])(?P<v>(?:[a-z0-9][a-z0-9-]{{0,62}}\.){{1,8}}(?:{_ENDS}))(?![a-z0-9_(-]|\.[a-z0-9])"
 _USER = (
     r"\b(?:for(?: invalid)? user|publickey for|password for|user(?:name)?\s?[=:]|logname=|ruser=)\s?[\"']?"
     r"(?P<v>[a-z_][a-z0-9_.-]{1,31})"
 )
 
+# The beginnings of all of _TOKENS.
+_ISSUED = (
+    "eyj akia asia abia acca agpa aida aroa aipa anpa anva aiza ya29. gocspx- ghp_ gho_ ghu_ ghs_ ghr_ github_pat_"
+    " glpat- hf_ api_org_ nvapi- xox xapp- sk- sk_ rk_ npm_ pypi- dckr_pat_ sg."
+)
+_NAME_HINTS = "pass pwd secret token credential psk key"
+
+PRIVATE_KEY = _shape("secret", _PRIVATE_KEY, "private", case=True)
+"""The one that has many lines."""
+
 SHAPES: tuple[Shape, ...] = (
-    _shape("secret", _PEM, "private key", case=True),
-    _shape("secret", rf"(?<![A-Za-z0-9])(?P<v>{_TOKENS})", case=True),
+    _shape("secret", rf"(?<![A-Za-z0-9])(?P<v>{_TOKENS})", _ISSUED, case=True),
     _shape("secret", _AUTHORIZATION, "authorization"),
     _shape("secret", _COOKIE, "cookie"),
-    _shape("secret", r"\b(?:bearer|basic) +(?P<v>[a-z0-9._~+/=-]{8,4096})", holds=unlike_a_word),
-    _shape("secret", _NAMES + _IS + _VALUE, holds=named_value),
+    _shape("secret", r"\b(?:bearer|basic) +(?P<v>[a-z0-9._~+/=-]{8,4096})", "bearer basic", unlike_a_word),
+    _shape("secret", _NAMES + _IS + _VALUE, _NAME_HINTS, named_value),
     _shape("secret", rf"--(?:[a-z]{{1,16}}-){{0,3}}{_NAMES} +{_VALUE}", "--", named_value),
     _shape("secret", rf"\bsshpass -p ?{_VALUE}", "sshpass"),
-    _shape("secret", _TOLD, holds=unlike_a_word),
+    _shape("secret", _TOLD, _NAME_HINTS, unlike_a_word),
     _shape("secret", rf"(?:\b|_|-)key{_IS}{_VALUE}", "key", is_key_value),
     _shape("secret", _QUERY, "="),
     _shape("secret", r"://[^\s/:@\"'<>]{0,256}:(?P<v>[^\s/@\"'<>]{1,256})@", "://"),
     _shape("secret", r"://(?P<v>[^\s/:@\"'<>]{16,256})@", "://"),
     _shape("user", r"://(?P<v>[^\s/:@\"'<>]{1,256})(?::[^\s/@\"']{0,256})?@", "://", learn=False),
-    _shape("comment", _PUBLIC_KEY, " aaaa"),
+    _shape("comment", _PUBLIC_KEY, "aaaa"),
     _shape("email", _MAIL, "@", is_mail),
-    _shape("mac", _MAC, holds=is_address),
-    _shape("ip", _IPV6, ":", is_address),
-    _shape("ip", _IPV4, ".", is_address),
+    _shape("mac", _MAC, holds=is_address, case=True),
+    _shape("ip", _IPV6, ":", is_address, case=True),
+    _shape("ip", _IPV4, ".", is_address, case=True),
     _shape("host", r"://(?:[^\s/@\"']{0,512}@)?(?P<v>[a-z0-9][a-z0-9.-]{0,252})", "://", is_host),
-    _shape("host", _DOMAIN, ".", is_host),
-    _shape("host", rf"\b(?:hostname|host){_IS}{_VALUE}", "host", is_host, learn=False),
+    _shape("host", _DOMAIN, _END_HINTS, is_host),
+    _shape("host", rf"\b(?:hostname{_IS}|host(?:\\{{0,3}}[\"']\s?[:=]|=)\s?){_VALUE}", "host", is_host, learn=False),
     _shape("ssid", rf"\bssid{_IS}{_VALUE}", "ssid"),
-    _shape("user", r"/(?:home|users)/(?P<v>(?![.])[^/\s:\"'<>,;)(\\\0]{1,64})", "/"),
-    _shape("user", _USER, learn=False),
+    _shape("user", r"/(?:home|users)/(?P<v>(?![.])[^/\s:\"'<>,;)(\\\0]{1,64})", "/home/ /users/"),
+    _shape("user", _USER, "user publickey password logname", learn=False),
     _shape("id", r"(?P<v>GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", "gpu-"),
     _shape(
         "secret",

@@ -8,6 +8,7 @@ has no text to speak of, follows as it comes. Nothing is written to the disk.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,8 +31,10 @@ __all__ = ["write_snapshot"]
 
 _RECORDING = "recording_files"
 _MAX_HELD_BYTES = 40 << 20
-# Of the time: for collectors that tell, until the recording has been collected, and until nothing more is begun.
-_TELL_SHARE, _RECORDING_SHARE, _WRITE_SHARE = 0.6, 0.8, 0.95
+_OVER = "the time for all was over"
+# Of the time: until collectors that tell are cut, until nothing more is shown to the redactor, until the recording is
+# cut, and until nothing more is written.
+_TELL_SHARE, _SHOW_SHARE, _RECORDING_SHARE, _WRITE_SHARE = 0.6, 0.75, 0.85, 0.95
 
 
 def write_snapshot(state: Path, sink: BinaryIO, seconds: float, collectors: tuple[Collector, ...] = COLLECTORS) -> None:
@@ -45,21 +48,11 @@ def write_snapshot(state: Path, sink: BinaryIO, seconds: float, collectors: tupl
 
 @dataclass
 class _Row:
-    """How a collector went."""
+    """How a collector went, and what came of its files: names and sizes, and why others are not there."""
 
     outcome: Outcome
     members: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        outcome = self.outcome
-        return {
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "ms": round(outcome.ms, 3),
-            "members": self.members,
-            "left_out": self.left_out,
-        }
 
 
 class _Snapshot:
@@ -84,6 +77,9 @@ class _Snapshot:
 
         def hold(outcome: Outcome) -> None:
             self._tell(outcome)
+            if self._late(_SHOW_SHARE):
+                self._leave_out(outcome)
+                return
             shown_to(self._redactor, outcome)
             held.append(outcome)
             if sum(map(_size, held)) > _MAX_HELD_BYTES:
@@ -98,8 +94,8 @@ class _Snapshot:
         for name, outcome in run_collectors(last, device, self._left(_RECORDING_SHARE), self._write_told).items():
             self._rows.setdefault(name, _Row(outcome))
         manifest = self._head() | {
-            "collectors": {name: self._rows[name].to_json() for name in order},
-            "known": {"status": known.status, "reason": known.reason},
+            "collectors": {name: self._told(self._rows[name]) for name in order},
+            "known": self._how(known),
             "redacted": dict(sorted(self._redactor.counts.items())),
             "packing": self._archive.packing,
             "seconds": round(time.monotonic() - self._begin, 3),
@@ -113,6 +109,9 @@ class _Snapshot:
         """Seconds until so much of the time is over; a moment at least."""
         return max(0.2, self._begin + self._seconds * share - time.monotonic())
 
+    def _late(self, share: float) -> bool:
+        return time.monotonic() > self._begin + self._seconds * share
+
     def _head(self) -> dict[str, Any]:
         return {
             "kedge_snapshot": SNAPSHOT,
@@ -120,6 +119,13 @@ class _Snapshot:
             "agent_version": __version__,
             "state": self._redactor.text(str(self._state), BEGUN),
         }
+
+    def _how(self, outcome: Outcome) -> dict[str, Any]:
+        reason = outcome.reason and self._redactor.text(outcome.reason, MANIFEST)
+        return {"status": outcome.status, "reason": reason, "ms": round(outcome.ms, 3)}
+
+    def _told(self, row: _Row) -> dict[str, Any]:
+        return {**self._how(row.outcome), "members": row.members, "left_out": row.left_out}
 
     def _tell(self, outcome: Outcome) -> None:
         write_json_part(self._sink, Part.PROGRESS, progress_of(outcome))
@@ -132,17 +138,27 @@ class _Snapshot:
     def _write_outcome(self, outcome: Outcome) -> None:
         row = self._rows[outcome.name] = _Row(outcome)
         masked = Masked(self._redactor)
-        for name, data in ((f"{FACTS}{outcome.name}.json", None), *outcome.members):
-            late = time.monotonic() > self._begin + self._seconds * _WRITE_SHARE
+        for given, data in ((f"{FACTS}{outcome.name}.json", None), *outcome.members):
+            name = self._name(given)
+            late = self._late(_WRITE_SHARE)
             written = b"" if late else masked.document(name, outcome) if data is None else masked.member(name, data)
-            why = "the time for all was over" if late else masked.refusal or self._archive.refusal(name, len(written))
+            why = _OVER if late else masked.refusal or self._archive.refusal(name, len(written))
             if why is None:
                 self._archive.add(name, written)
                 row.members.append({"name": name, "bytes": len(written)})
             else:
-                shown = name if is_member_name(name) else "a name that no member has"
-                row.left_out.append({"name": self._redactor.text(shown, MANIFEST), "why": why})
+                row.left_out.append({"name": name, "why": why})
         self._archive.flush()
+
+    def _name(self, name: str) -> str:
+        """A member's name, which may hold the name of a user or a host; masks in it go without their brackets."""
+        masked = re.sub("[<>]", "", self._redactor.text(name, MANIFEST))
+        return masked if is_member_name(masked) else "a name that no member has"
+
+    def _leave_out(self, outcome: Outcome) -> None:
+        """Of what came too late to be looked through, it is told that it came."""
+        names = (f"{FACTS}{outcome.name}.json", *(self._name(name) for name, _ in outcome.members))
+        self._rows[outcome.name] = _Row(outcome, [], [{"name": name, "why": _OVER} for name in names])
 
     def _add(self, name: str, document: Mapping[str, Any]) -> None:
         self._archive.add(name, json.dumps(document, indent=1, allow_nan=False).encode())

@@ -25,7 +25,7 @@ _DEVICE_SHARE = 0.85
 _SUFFIX = ".kedge-snapshot.tar"
 _NOTE = (
     "PRIVATE: do not send this file. It says what the names in the snapshot beside it stand for, "
-    "such as <ip-1> or <user-2>. Secrets are not in it: of each it says how long it is, and in which file it stood first."
+    "such as <ip-1> or <user-2>. Secrets are not in it: of each it says how long it is, and where it stood first."
 )
 
 
