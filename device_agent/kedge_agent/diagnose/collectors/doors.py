@@ -64,7 +64,7 @@ def ask(device: Device, door: str, path: str, patience_s: float) -> tuple[int, A
     head, _, body = data.partition(b"\r\n\r\n")
     status = head.split(b"\r\n", 1)[0].split(b" ")[1:2]
     if not status or not status[0].isdigit():
-        raise UnavailableError(f"{file} answers {head[:40]!r}")
+        raise UnavailableError(f"{file} answers {bytes(head[:40])!r}")
     try:
         return int(status[0]), parse_json(body, floats=True) if body else None
     except WireError as error:

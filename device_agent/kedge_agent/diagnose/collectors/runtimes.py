@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,9 @@ def collect(device: Device) -> Collected:
 
 
 def _version(names: tuple[str, ...]) -> str | None:
+    # Others need not wait for the parsers of e-mail that it brings along.
+    from importlib import metadata
+
     for name in names:
         try:
             return metadata.version(name)
