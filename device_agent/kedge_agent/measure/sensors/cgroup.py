@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .figures import Found, Table
-from .files import number, text
+from .files import number, text, there
 from .system import read_pressure
 
 __all__ = ["cgroup_figures", "read_cgroup"]
@@ -83,7 +83,7 @@ def _groups(root: Path, pid: str) -> list[tuple[int, str, Path]]:
         out = []
         for depth in range(len(parts), -1, -1):
             folder = root / where.lstrip("/") / Path(*parts[:depth])
-            if (folder / ("memory.limit_in_bytes" if version == 1 else "memory.current")).exists():
+            if there(folder / ("memory.limit_in_bytes" if version == 1 else "memory.current")):
                 out.append((version, "/" + "/".join(parts[:depth]), folder))
         if out:
             return out

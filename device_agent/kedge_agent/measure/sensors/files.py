@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["KeptFile", "number", "parse_number", "text"]
+__all__ = ["KeptFile", "number", "parse_number", "text", "there"]
 
 _MAX_BYTES = 1 << 16
 
@@ -30,6 +30,12 @@ def parse_number(said: str, *, signed: bool = False) -> int | None:
     """The one decimal number that is all of a text; None where there is none, or a sign that is not asked for."""
     digits = said[1:] if signed and said.startswith("-") else said
     return int(said) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else None
+
+
+def there(path: Path) -> bool:
+    """Whether there is such a file, as far as this user may know; never raises."""
+    # Path.exists raises where a folder may not be searched.
+    return os.path.exists(path)
 
 
 class KeptFile:

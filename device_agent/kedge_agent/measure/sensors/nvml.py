@@ -9,12 +9,14 @@ the one module that knows NVML; tests give it one of their own, which has the sa
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from .figures import channel_name, unit_of
+from .files import there
 
 __all__ = ["Gpus", "Nvml", "find_gpus"]
 
@@ -105,6 +107,7 @@ class Gpus:
         nvml.nvmlInit()
         self._handles: list[Any] = []
         self._tallies: dict[str, int] = {}
+        self._closed = False
         self.missing: list[str] = []
         try:
             count = min(nvml.nvmlDeviceGetCount(), _MOST_GPUS)
@@ -155,13 +158,12 @@ class Gpus:
 
     def close(self) -> None:
         """Let go of the driver."""
-        handles, self._handles = self._handles, []
-        self._figures, self._reasons = {}, []
-        if handles:
-            try:
-                self._nvml.nvmlShutdown()
-            except self._nvml.NVMLError:
-                return
+        if self._closed:
+            return
+        self._closed = True
+        self._figures, self._reasons, self._handles = {}, [], []
+        with contextlib.suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
 
     def _readers(self, index: int) -> dict[str, Callable[[], float]]:
         nvml, gpu = self._nvml, self._handles[index]
@@ -219,7 +221,7 @@ def find_gpus(root: Path) -> Gpus | str:
     driver tells of this machine."""
     if root.resolve() != Path("/"):
         return "NVIDIA's driver: it is asked on the device itself"
-    if not (root / _DRIVER).exists():
+    if not there(root / _DRIVER):
         return "NVIDIA's driver: none is loaded here"
     try:
         nvml = cast("Nvml", importlib.import_module("pynvml"))

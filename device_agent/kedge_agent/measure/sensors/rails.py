@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .figures import Found, Table, channel_name
-from .files import parse_number, text
+from .files import parse_number, text, there
 
 __all__ = ["find_rails"]
 
@@ -35,7 +35,7 @@ def find_rails(root: Path) -> Found:
         named = [(text(label) or "", label.name.removeprefix("in").removesuffix("_label")) for label in labels]
         for name, index in named or [(text(folder / "label") or "", "1")]:
             files = (folder / f"in{index}_input", folder / f"curr{index}_input", folder / f"power{index}_input")
-            if all(file.exists() for file in files[:2]):
+            if all(map(there, files[:2])):
                 _add(tables, name, files, 1e-6)
     for folder in sorted((root / _IIO).glob("*/iio*")):
         for label in sorted(folder.glob("rail_name_*")):
@@ -49,7 +49,7 @@ def _add(tables: dict[str, Table], name: str, files: tuple[Path, Path, Path], po
     if not name or name == "NC" or name in tables:
         return
     channels = tuple(channel_name(kind, name) for kind in _KINDS)
-    paths = files if files[2].exists() else files[:2]
+    paths = files if there(files[2]) else files[:2]
     tables[name] = Table(paths, channels, _reader(channels, power_scale), every_s=_EVERY_S)
 
 

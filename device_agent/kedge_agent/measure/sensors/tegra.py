@@ -17,7 +17,7 @@ from typing import Any
 from ...engine.here import jetson_linux, power_mode
 from .clocks import GPU_NAMES, Clock
 from .figures import Figure, Found, channel_name
-from .files import text
+from .files import text, there
 
 __all__ = ["find_fan", "find_gpu_load", "jetson_clocks", "module", "read_power_mode"]
 
@@ -58,9 +58,9 @@ def find_fan(root: Path) -> Found:
             for path in sorted(folder.glob("fan*_input"))
         ]
     old = root / _OLD_FAN
-    if (old / "cur_pwm").exists():
+    if there(old / "cur_pwm"):
         figures.append(Figure("fan.pwm", (old / "cur_pwm",), 1 / _FULL_PWM))
-    if (old / "rpm_measured").exists():
+    if there(old / "rpm_measured"):
         figures.append(Figure("fan.speed_rpm", (old / "rpm_measured",)))
     return Found(tuple(figures), () if figures else ("fan: none is told of here",))
 
@@ -122,8 +122,8 @@ def jetson_clocks(root: Path, clocks: Sequence[Clock]) -> bool | None:
 
 def _sections(said: str) -> list[tuple[re.Match[str], str]]:
     found = list(_MODE.finditer(said))
-    ends = [match.start() for match in found[1:]] + [len(said)]
-    return [(match, said[match.end() : end]) for match, end in zip(found, ends, strict=True)]
+    ends = [*(match.start() for match in found), len(said)][1:]
+    return [(match, said[match.end() : end]) for match, end in zip(found, ends, strict=False)]
 
 
 def _strength(name: str, section: str) -> tuple[int, int, int, int]:

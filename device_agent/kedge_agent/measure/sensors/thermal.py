@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .figures import Figure, Found, channel_name
-from .files import number, parse_number, text
+from .files import number, parse_number, text, there
 
 __all__ = ["Zone", "find_zones", "slows_down", "zone_figures"]
 
@@ -88,7 +88,7 @@ def _chips(root: Path) -> list[Zone]:
     for folder in _numbered(root / _HWMON, "hwmon"):
         chip = text(folder / "name") or ""
         name, path = _CHIPS.get(chip, ""), folder / "temp1_input"
-        if not name or not path.exists():
+        if not name or not there(path):
             continue
         limit = number(folder / "temp1_crit")
         # A processor slows down at its critical temperature; a disk is said to break there.
