@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import charts, layer_charts
+from .optimize_sections import (
+    classes,
+    data_row,
+    layers_section,
+    outputs,
+    robustness_section,
+    search_section,
+    sensitivity_section,
+)
 from .optimize_words import (
     Verdict,
     amount,
     before_after_rows,
     compact,
     comparable,
-    interval,
     not_measured,
     points,
     verdict,
 )
-from .page import cell, markup, render_page
-from .text import NOT_MEASURED, byte_size, milliseconds, per_cent
+from .page import markup, render_page
+from .text import NOT_MEASURED, byte_size, milliseconds, per_cent, sentence
 
 __all__ = ["optimize_html"]
 
 Json = Mapping[str, Any]
 
-_WORST_LAYERS = 10
 _HISTOGRAMS = 12
 _DETAIL_LINES = 1000
 
@@ -64,18 +71,18 @@ def optimize_html(document: Mapping[str, Any]) -> str:
         "rows": [(row.name, row.before, row.after, row.change) for row in before_after_rows(document)],
         "before_after": markup(charts.before_after(document["before"], document["after"])),
         "conditions": _conditions(document),
-        "outputs": _outputs(document["comparison"]),
-        "classes": _classes(document),
+        "outputs": outputs(document["comparison"]),
+        "classes": classes(document),
         "passes": [_pass(entry) for entry in document["passes"]],
-        "data": [_data(use, document["data"][use]) for use in ("calibration", "train", "evaluation")],
-        "sensitivity": _sensitivity(document),
-        "search": _search(document),
+        "data": [data_row(use, document["data"][use]) for use in ("calibration", "train", "evaluation")],
+        "sensitivity": sensitivity_section(document),
+        "search": search_section(document),
         "histograms": [
             markup(layer_charts.histogram(item, index))
             for index, item in enumerate(document["histograms"][:_HISTOGRAMS])
         ],
-        "layers": _layers(document["layers"]),
-        "robustness": _robustness(document["robustness"]),
+        "layers": layers_section(document["layers"]),
+        "robustness": robustness_section(document["robustness"]),
         "not_measured": not_measured(document),
     }
     view["sections"] = [(key, name) for key, name, of in _SECTIONS if of is None or view[of]]
@@ -86,24 +93,6 @@ def _sentences(found: Verdict, gate: Json | None) -> list[str]:
     accuracy = [found.accuracy] if found.accuracy else []
     to_do = [f"Next: {gate['next']}"] if gate and not gate["passed"] and gate["next"] else []
     return [*accuracy, *found.sentences, *to_do]
-
-
-def _outputs(comparison: Json | None) -> list[tuple[Any, ...]]:
-    return [
-        (cell(each["name"], code=True), _figure(each["mse"]), _figure(each["psnr_db"]), _figure(each["cosine"], 6))
-        for each in (comparison or {}).get("outputs") or []
-    ]
-
-
-def _data(use: str, data: Json | None) -> tuple[Any, ...]:
-    if data is None:
-        return use, "none given", "", ""
-    return use, data["name"], f"{data['count']:,}", cell(data["sha256"], code=True)
-
-
-def _figure(value: float | None, digits: int = 3, unit: str = "") -> dict[str, Any]:
-    text = "–" if value is None else f"{value:.{digits}g}{unit}".replace("-", "\N{MINUS SIGN}")
-    return cell(text, value)
 
 
 def _seconds(value: float) -> str:
@@ -150,34 +139,8 @@ def _conditions(document: Json) -> list[str]:
     """How latency was measured: one sentence when both models were measured alike."""
     sides = [(side, document[side]["latency"]) for side in ("before", "after") if document[side]["latency"]]
     if len(sides) == 2 and comparable(sides[0][1], sides[1][1]):
-        return [_sentence(f"Latency: {sides[0][1]['conditions']}")]
-    return [_sentence(f"Latency {side}: {latency['conditions']}") for side, latency in sides]
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
-
-
-def _classes(document: Json) -> list[tuple[Any, ...]]:
-    """Accuracy per class, the largest loss first."""
-    sides = [(document[side]["metrics"] or {}).get("per_class") for side in ("before", "after")]
-    if not sides[0] or not sides[1]:
-        return []
-    before = {entry["label"]: entry for entry in sides[0]}
-    rows = []
-    for entry in sides[1]:
-        was, now = before.get(entry["label"], {}).get("share"), entry["share"]
-        change = None if was is None or now is None else now - was
-        rows.append((entry["label"], entry["count"], was, now, change))
-    rows.sort(key=lambda row: (row[4] is None, row[4] or 0.0, row[0]))
-    return [
-        (label, cell(f"{count:,}", count), _share(was), _share(now), cell("" if by is None else points(by), by))
-        for label, count, was, now, by in rows
-    ]
-
-
-def _share(share: float | None) -> dict[str, Any]:
-    return cell(per_cent(share), share)
+        return [sentence(f"Latency: {sides[0][1]['conditions']}")]
+    return [sentence(f"Latency {side}: {latency['conditions']}") for side, latency in sides]
 
 
 def _pass(entry: Json) -> dict[str, Any]:
@@ -202,110 +165,3 @@ def _lines(value: Json, indent: str = "") -> Iterator[str]:
             yield from _lines(item, indent + "  ")
         else:
             yield f"{indent}{key}: {compact(item, limit=100)}"
-
-
-def _sensitivity(document: Json) -> dict[str, Any] | None:
-    rows = document["sensitivity"]
-    if not rows:
-        return None
-    chosen = {layer["name"]: layer["precision"] for layer in document["layers"]}
-    layers, shown = len({row["layer"] for row in rows}), layer_charts.SENSITIVITY_BARS
-    some = f"; the {shown} most sensitive of {layers} layers" if layers > shown else ""
-    return {
-        "chart": markup(layer_charts.sensitivity(rows, chosen)),
-        "caption": f"Error of the output when one layer alone is changed{some}."
-        " Pale: a precision that the result does not use for this layer.",
-        "rows": [
-            (
-                cell(row["layer"], code=True),
-                row["op"],
-                row["precision"],
-                _figure(row["error"]),
-                chosen.get(row["layer"], "–"),
-            )
-            for row in sorted(rows, key=lambda row: (-row["error"], row["layer"]))
-        ],
-    }
-
-
-def _search(document: Json) -> dict[str, Any] | None:
-    search = document["search"]
-    if search is None or not search["trials"]:
-        return None
-    wanted = {*search["front"], search["chosen"]}
-    trials = sorted((t for t in search["trials"] if t["number"] in wanted), key=lambda t: (t["cost"], t["drop"]))
-    gate = document["gate"]
-    measured = any(trial["measured_ms"] is not None for trial in trials)
-    rows = [
-        (
-            trial["number"],
-            _figure(trial["cost"], 4, f" {trial['cost_unit']}"),
-            cell(points(trial["drop"]), trial["drop"]),
-            *([cell(milliseconds(trial["measured_ms"]), trial["measured_ms"])] if measured else []),
-            compact(trial["counts"]),
-            "★ chosen" if trial["number"] == search["chosen"] else "",
-        )
-        for trial in trials
-    ]
-    return {
-        "chart": markup(charts.pareto(search, gate["max_drop"] if gate else None)),
-        "columns": ["Trial", "Cost", "Drop", *(["Measured"] if measured else []), "Layers by precision", ""],
-        "rows": rows,
-    }
-
-
-def _layers(layers: Sequence[Json]) -> dict[str, Any] | None:
-    """Error of the layers, worst first; those without a figure last."""
-    if not layers:
-        return None
-    numbered = [{"place": place, **layer} for place, layer in enumerate(layers, start=1)]
-    ranked = sorted(numbered, key=lambda row: (row["snr_db"] is None, row["snr_db"] or 0.0, row["place"]))
-    rows = [_layer(row) for row in ranked]
-    known = any(layer["snr_db"] is not None for layer in layers)
-    return {
-        "chart": markup(layer_charts.error_profile(layers)) if known else None,
-        "worst": rows[:_WORST_LAYERS],
-        "rows": rows if len(rows) > _WORST_LAYERS else [],
-    }
-
-
-def _layer(layer: Json) -> tuple[Any, ...]:
-    exact = layer["snr_db"] is None and layer["cosine"] == 1
-    return (
-        layer["place"],
-        cell(layer["name"], code=True),
-        layer["op"],
-        layer["precision"],
-        cell("exact") if exact else _figure(layer["snr_db"]),
-        _figure(layer["cosine"], 5),
-    )
-
-
-def _robustness(robustness: Json | None) -> dict[str, Any] | None:
-    if robustness is None or not robustness["points"]:
-        return None
-    clean = robustness.get("clean")
-    undamaged = ""
-    if clean:
-        shares = [f"{per_cent(clean[side]['share'])} {side}" for side in ("before", "after") if clean[side]]
-        undamaged = f"On the same samples undamaged: {', '.join(shares)}."
-    return {
-        "charts": [markup(svg) for svg in charts.robustness(robustness["points"])],
-        "rows": [
-            (
-                point["kind"],
-                _figure(point["strength"], 4, f" {point['unit']}"),
-                _accuracy(point["before"]),
-                _accuracy(point["after"]),
-            )
-            for point in robustness["points"]
-        ],
-        "conditions": _sentence(robustness["conditions"]),
-        "undamaged": undamaged,
-    }
-
-
-def _accuracy(accuracy: Json | None) -> dict[str, Any]:
-    if accuracy is None:
-        return cell(NOT_MEASURED)
-    return cell(f"{per_cent(accuracy['share'])} ({interval(accuracy)})", accuracy["share"])
