@@ -49,6 +49,11 @@ class Opened:
     members: Mapping[str, bytes]
     problems: tuple[str, ...] = field(default=())
 
+    @property
+    def device(self) -> str:
+        """The device's name on the host that took it, by the name of the file; the file's own, where it has another."""
+        return self.path.name.partition(".kedge-snapshot")[0].rpartition("-")[0] or self.path.name
+
     def member(self, name: str) -> bytes | None:
         """A member's bytes; None where there is none of this name."""
         return self.members.get(name)
