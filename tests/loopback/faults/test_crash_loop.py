@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kedge.release.bundle import Release
+from kedge_agent.store import crashes
 from tests.support.agents import Device, assert_invariant
 from tests.support.bad_models import FOREVER, ask, crash, obedient_release, order
 from tests.support.deploys import clients, eventually, history, must_deploy, settled
@@ -28,6 +29,12 @@ def crash_it(device: Device, model: str = "digits") -> None:
         agent.request("POST", f"/v2/models/{model}/infer", ask(crash()))
     # Python says where its threads stood, which may itself end in SIGSEGV.
     assert agent.process.wait(30) in (-signal.SIGFPE, -signal.SIGSEGV)
+
+
+def computing(device: Device, models: int) -> bool:
+    """Whether runs of so many models are going on, as the agent marks them for whoever starts it again."""
+    seats = (device.state / "running").read_bytes()[crashes._FIRST_SEAT : crashes._FIRST_ENTRY]
+    return len(set(seats) - {0}) == models
 
 
 def up_again(device: Device) -> None:
@@ -134,7 +141,7 @@ def test_a_crash_is_its_doer_s_and_not_that_of_a_model_which_only_served_beside_
         assert agent is not None
         asking = threading.Thread(target=lambda agent=agent: _ignored(agent, FOREVER))
         asking.start()
-        time.sleep(1)
+        assert eventually(lambda: computing(device, 1))
         agent.process.send_signal(signal.SIGSEGV)
         assert agent.process.wait(30) == -signal.SIGSEGV
         asking.join()
@@ -198,7 +205,7 @@ def test_of_two_models_that_compute_when_the_agent_is_killed_neither_is_taken_ba
         ]
         for each in asking:
             each.start()
-        time.sleep(1)
+        assert eventually(lambda: computing(device, 2))
         agent.process.kill()
         agent.process.wait(30)
         for each in asking:
