@@ -28,6 +28,8 @@ __all__ = ["DevicePython", "Wheel", "resolve"]
 REQUIREMENTS = ("numpy>=1.26,<3", "onnxruntime>=1.20,<2")
 ZSTD = "backports.zstd>=1,<2"
 """Differences of releases are sent with it; Python has it itself from 3.14 on. The agent does without where need be."""
+NVML = "nvidia-ml-py>=13,<14"
+"""NVIDIA's own binding of what its driver tells of a GPU; pure Python. The agent does without where need be."""
 
 _ZSTD_PYTHON = (3, 14)
 _PIP_S = 900
@@ -71,6 +73,7 @@ def resolve(
     *,
     offline: Path | None = None,
     needs_onnxruntime: bool = True,
+    has_gpu: bool = False,
     note: Note = lambda line: None,
 ) -> list[Wheel]:
     """The agent's wheel and those of its libraries, for a device.
@@ -78,6 +81,7 @@ def resolve(
     Args:
         offline: a folder of wheels to take instead of asking pip's index.
         needs_onnxruntime: False where the device's own runtime serves.
+        has_gpu: whether NVIDIA's driver may be there.
         note: told what is left out because there is no wheel of it, though the device would be better with it.
 
     Raises:
@@ -92,11 +96,16 @@ def resolve(
     if not agent.is_file() or agent.read_bytes() != data:
         _write(agent, data)
     wheels = [Wheel(name, hashlib.sha256(data).hexdigest(), agent), *_kept(device, requirements, offline, folder)]
+    wanted = []
     if device.python < _ZSTD_PYTHON:
+        wanted.append((ZSTD, "changed releases are sent to this device whole"))
+    if has_gpu:
+        wanted.append((NVML, "this device does not tell what NVIDIA's driver knows of its GPU"))
+    for requirement, loss in wanted:
         try:
-            wheels += _kept(device, [ZSTD], offline, folder, _SHORT_PIP_S)
+            wheels += _kept(device, [requirement], offline, folder, _SHORT_PIP_S)
         except KedgeError as error:
-            note(f"without {ZSTD}: changed releases are sent to this device whole ({error.message})")
+            note(f"without {requirement}: {loss} ({error.message})")
     return wheels
 
 

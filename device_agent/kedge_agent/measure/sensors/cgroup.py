@@ -20,6 +20,7 @@ __all__ = ["cgroup_figures", "read_cgroup"]
 
 # What v1 says where there is no limit: the largest number of pages.
 _NO_LIMIT = 1 << 60
+_DEEPEST = 64
 _CHANNELS = ("memory.cgroup", "memory.cgroup_limit")
 
 
@@ -79,7 +80,7 @@ def _groups(root: Path, pid: str) -> list[tuple[int, str, Path]]:
         if mount is None:
             continue
         where, below = mount
-        parts = [part for part in path.removeprefix(below).split("/") if part]
+        parts = [part for part in path.removeprefix(below).split("/") if part][:_DEEPEST]
         out = []
         for depth in range(len(parts), -1, -1):
             folder = root / where.lstrip("/") / Path(*parts[:depth])
