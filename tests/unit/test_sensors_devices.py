@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from kedge_agent.measure.sensors.figures import UNITS
 from kedge_agent.measure.sensors.reading import read_sensors
+from kedge_agent.measure.sensors.sampler import Sampler
 from tests.support.schemas import FOLDER
 from tests.support.trees import TREES, unfold
 
@@ -170,3 +172,14 @@ def test_the_machine_that_runs_this_tells_its_load_and_memory() -> None:
     values = readings(read_sensors())
     assert 0 <= values["load.cpu"] <= 1
     assert 0 < values["memory.available"] <= values["memory.total"]
+
+
+def test_the_document_names_every_channel_that_a_device_here_has(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "sensors.md").read_text()
+    families = ("temperature.", "power.", "voltage.", "current.", "fan.", "throttle.")
+    for name in TREES:
+        sampler = Sampler(unfold(name, tmp_path / name))
+        for channel in sampler.channels:
+            assert channel.startswith(families) or f"`{channel}`" in document
+        sampler.close()
+    assert all(f"`{kind}`" in document for kind in UNITS)
