@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,8 @@ from kedge_agent.settings import remember_config, settings_of
         ("exec /var/lib/kedge/bin/kedge-agent receive", ["receive"]),
         ("exec '/home/a b/kedge/bin/kedge-agent' dial-stdio infer", ["dial-stdio", "infer"]),
         ("kedge-agent dial-stdio control", ["dial-stdio", "control"]),
+        ("exec /var/lib/kedge/bin/kedge-agent diagnose facts", ["diagnose", "facts"]),
+        ("kedge-agent diagnose snapshot --seconds 50", ["diagnose", "snapshot", "--seconds", "50"]),
     ],
 )
 def test_what_the_host_asks_for_is_allowed(asked: str, arguments: list[str]) -> None:
@@ -33,6 +39,8 @@ def test_what_the_host_asks_for_is_allowed(asked: str, arguments: list[str]) -> 
         "kedge-agent",
         "kedge-agent --state /tmp/mine receive",
         "kedge-agent receive --state /tmp/mine",
+        "kedge-agent --state /tmp/mine diagnose facts",
+        "kedge-agent facts",
         "kedge-agent receive; id",
         "kedge-agent receive && id",
         "kedge-agent receive\nid",
@@ -55,6 +63,38 @@ def test_nothing_else_is(asked: str) -> None:
         allowed_command(asked)
     assert refused.value.kind == "forbidden"
     assert len(refused.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("logs --lines 5", 0),
+        ("--state {other} logs", 2),
+        ("logs --state {other}", 3),
+        ("logs;id", 3),
+        ("logs $(id)", 3),
+        ("logs --lines 1e9", 3),
+        ("logs --since -1", 3),
+        ("", 3),
+    ],
+)
+def test_a_diagnosis_is_of_this_agent_s_own_state_folder_whatever_words_come_with_it(
+    tmp_path: Path, words: str, code: int
+) -> None:
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+        now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+        (tmp_path / name / "agent.log").write_text(f"{now}.000Z INFO {name}\n")
+    asked = f"kedge-agent diagnose {words.format(other=tmp_path / 'other')}"
+    said = subprocess.run(
+        [sys.executable, "-m", "kedge_agent", "--state", str(tmp_path / "own"), "ssh-command"],
+        env={**os.environ, "SSH_ORIGINAL_COMMAND": asked},
+        capture_output=True,
+        check=False,
+    )
+    assert said.returncode == code
+    assert b"INFO other" not in said.stdout
+    assert (b"INFO own" in said.stdout) == (code == 0)
 
 
 def test_pushes_obey_the_file_that_the_daemon_was_told_to_read(tmp_path: Path) -> None:
