@@ -411,6 +411,23 @@ def test_what_it_was_is_of_its_gate_or_of_its_first_minutes_or_of_the_journal() 
     assert look("latency", judged(document)).result == "unknown"
 
 
+def test_a_gap_before_each_start_of_the_agent_is_no_wonder() -> None:
+    document = spoilt(put("recorder", "hour", gaps=1))
+    data(document, "agent")["starts"].append({"at_s": NOW_S - 900, "version": "0.1.0", "how": "start"})
+    finding = look("recorder", judged(document))
+    assert (finding.result, "1 gap in the last hour while no agent ran" in finding.evidence) == ("ok", True)
+
+
+def test_another_agent_on_this_machine_is_a_fault_of_a_device_and_a_warning_of_local() -> None:
+    document = spoilt(duplicate("process 9 of user root is an agent on another state folder: /var/lib/kedge"))
+    here = Link("local", reachable=True)
+    assert look("installs", judged(document)).result == "fault"
+    assert look("installs", judged(document, here)).result == "warning"
+    both = "kedge 1 and kedge-agent 1 are both installed in /x: they own the same files"
+    data(document, "installs")["duplicates"].append(both)
+    assert look("installs", judged(document, here)).result == "fault"
+
+
 def test_a_model_that_nobody_asked_anything_is_well() -> None:
     document = healthy()
     data(document, "recorder")["hour"]["models"].clear()

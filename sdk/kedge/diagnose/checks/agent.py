@@ -16,6 +16,7 @@ from .words import restart_command
 __all__ = ["agent", "installs"]
 
 _NUMBER = re.compile(r"\d+")
+_ELSEWHERE = "on another state folder"
 _PROCESS = re.compile(r"process (\d{1,10}) ")
 
 
@@ -71,6 +72,16 @@ def installs(evidence: Evidence) -> Finding:
     if not twice:
         return ok(name, "no second one is installed, or runs", **figures)
     more = f"; and {len(twice) - 1} more" if len(twice) > 1 else ""
+    if evidence.link is not None and evidence.link.over == "local" and all(_ELSEWHERE in line for line in twice):
+        # The agent that kedge runs here for itself and one that makes this machine a device do not meet.
+        return warning(
+            name,
+            f"{twice[0]}{more}",
+            brief="another agent runs on this machine",
+            cause="this machine is a device as well, or somebody left it behind; they share memory and processor",
+            cure=_remove(evidence, twice[0]),
+            figures=figures,
+        )
     return fault(
         name,
         f"{twice[0]}{more}",

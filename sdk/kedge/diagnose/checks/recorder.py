@@ -40,12 +40,13 @@ def recorder(evidence: Evidence) -> Finding:
             cure=log,
             figures=figures,
         )
-    if gaps:
+    starts = _starts(evidence, hour.amount("from_s"))
+    if (gaps or 0) > starts:
         return warning(
             name,
-            f"{counted(gaps, 'gap')} in the last hour: nobody recorded then",
-            brief=counted(gaps, "gap") + " in the recording",
-            cause="the agent was stopped, crashed, or stood still; or the device did",
+            f"{counted(gaps or 0, 'gap')} in the last hour, and {counted(starts, 'start')} of the agent",
+            brief=counted(gaps or 0, "gap") + " in the recording",
+            cause="the agent or the whole device was stopped and went on, or its disk did not take what was written",
             cure=f"kedge history --on {evidence.device} --since 1h",
             figures=figures,
             symptom=True,
@@ -59,6 +60,13 @@ def recorder(evidence: Evidence) -> Finding:
             cure=f"{log}  # or turn it off: recorder.enabled in the settings (docs/agent.md)",
             figures=figures,
         )
+    stopped = f", {counted(gaps, 'gap')} in the last hour while no agent ran" if gaps else ""
     spent = "" if cost is None else f", {share(cost)} of a core"
     since = "" if figures["first_s"] is None or now is None else f", {duration(max(now - figures['first_s'], 0))} back"
-    return ok(name, f"{byte_size(status.size('bytes'))}{since}{spent}", **figures)
+    return ok(name, f"{byte_size(status.size('bytes'))}{since}{spent}{stopped}", **figures)
+
+
+def _starts(evidence: Evidence, since_s: float | None) -> int:
+    """How often the agent was started since then: what was not recorded before each is no wonder."""
+    times = [each.amount("at_s") for each in evidence.data("agent").nodes("starts")]
+    return sum(at is not None and (since_s is None or at >= since_s) for at in times)
