@@ -85,11 +85,21 @@ class Workshop:
         self.kedge("doctor", "--on", self.served, "--html", page, codes=(0, ExitCode.DOCTOR))
         return page
 
+    @cached_property
+    def snapshot(self) -> Path:
+        """Of a device that has answered requests, and whose recorder has seconds of them."""
+        taken, page = self.folder / "digits.tar.zst", self.folder / "snapshot.html"
+        assert self.bench.is_file()
+        self.kedge("snapshot", "--on", self.served, "-o", taken)
+        self.kedge("snapshot", "open", taken, "-o", page)
+        return page
+
 
 KINDS: dict[str, Callable[[Workshop], Path]] = {
     "optimize": lambda workshop: workshop.optimize,
     "build": lambda workshop: workshop.build,
     "bench": lambda workshop: workshop.bench,
     "doctor": lambda workshop: workshop.doctor,
+    "snapshot": lambda workshop: workshop.snapshot,
     "preflight": lambda workshop: workshop.preflight,
 }
