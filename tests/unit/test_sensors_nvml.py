@@ -198,6 +198,20 @@ def test_a_pc_with_a_gpu_has_its_headroom_from_the_driver(tmp_path: Path) -> Non
     assert facts["gpus"] == 1
 
 
+def test_a_driver_that_was_reloaded_is_taken_hold_of_anew(tmp_path: Path) -> None:
+    drivers = [fake(), fake()]
+    left = list(drivers)
+    sampler = Sampler(unfold("x86_laptop", tmp_path), gpus=lambda _: Gpus(left.pop(0)))
+    assert sampler.sample(0.0)["load.gpu"] == 1.0
+    drivers[0].lost = True
+    told = sampler.sample(1.0)
+    assert "load.gpu" not in told
+    assert "load.gpu: the driver does not answer now" in sampler.unread(told)
+    assert sampler.sample(40.0)["load.gpu"] == 1.0
+    sampler.close()
+    assert [driver.started for driver in drivers] == [0, 0]
+
+
 def test_a_driver_that_is_loaded_after_the_agent_is_found_later(tmp_path: Path) -> None:
     loaded: list[Gpus] = []
     sampler = Sampler(unfold("x86_laptop", tmp_path), gpus=lambda _: loaded[0] if loaded else "none yet")

@@ -54,6 +54,7 @@ class Sampler:
         self._root = root
         self._find_gpus = gpus
         self._gpus: Gpus | str = ""
+        self._gpus_silent = False
         self._files: dict[Path, KeptFile] = {}
         self._read_at: dict[str, float] = {}
         self._tallies: dict[str, int] = {}
@@ -91,7 +92,10 @@ class Sampler:
             self._look_at_s = now_s + _LOOK_S
             self._look()
         # What the system tells of a channel goes before what NVIDIA's driver tells of the same.
-        out: dict[str, float] = {} if isinstance(self._gpus, str) else self._gpus.sample()
+        out: dict[str, float] = {}
+        if not isinstance(self._gpus, str):
+            out = self._gpus.sample()
+            self._gpus_silent = not out
         for source in self._sources.values():
             if source.every_s and not self._due(source, now_s):
                 continue
@@ -104,6 +108,8 @@ class Sampler:
     def unread(self, sample: Mapping[str, float]) -> list[str]:
         """A line for each channel that a sample just taken lacks, with the reason."""
         out = []
+        if self.gpus is not None:
+            out += [f"{name}: the driver does not answer now" for name in self.gpus.channels if name not in sample]
         for source in self._sources.values():
             for channel in source.channels:
                 if channel not in sample:
@@ -122,6 +128,10 @@ class Sampler:
 
     def _look(self) -> None:
         found = [find(self._root) for find in _FINDERS]
+        if self.gpus is not None and self._gpus_silent:
+            # The driver was reloaded, or lost its GPU: what was found of it is good no more.
+            self.gpus.close()
+            self._gpus = ""
         if isinstance(self._gpus, str):
             self._gpus = self._find_gpus(self._root)
         fresh = {source.channels: source for each in found for source in each.sources}
