@@ -15,6 +15,7 @@ __all__ = ["LogEntry", "log_bytes", "log_files", "plain", "read_entries", "tail"
 
 _MOST_BYTES = 8 << 20
 _MOST_LINE = 4000
+_FILE = re.compile(r"agent\.log(?:\.(\d{1,3}))?")
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d)([T ])(\d\d:\d\d:\d\d)[.,](\d{3})(Z?) ([A-Z]{1,10}) (.*)", re.DOTALL)
 
 
@@ -47,17 +48,21 @@ class LogEntry:
 
 
 def log_files(state: Path) -> list[Path]:
-    """The agent's log, and what was before it, the oldest first."""
-    found = []
-    for path in state.glob("agent.log*"):
-        number = path.name.removeprefix("agent.log").lstrip(".")
-        if not number or number.isdigit():
-            found.append((int(number or 0), path))
+    """The agent's log, and what was before it, the oldest first.
+
+    Raises:
+        OSError: the state folder cannot be read.
+    """
+    try:
+        names = os.listdir(state)
+    except FileNotFoundError:
+        return []
+    found = [(int(match[1] or 0), state / name) for name in names if (match := _FILE.fullmatch(name))]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def log_bytes(state: Path) -> int | None:
-    """What all of it takes; None: there is none."""
+    """What all of it takes; None: there is none. Raises as `log_files`."""
     sizes = []
     for path in log_files(state):
         try:

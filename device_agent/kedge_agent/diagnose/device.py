@@ -111,7 +111,7 @@ class Device:
 def reason_of(error: OSError, what: object) -> str:
     """Why something cannot be read, as reasons are told."""
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{what}: user {os.geteuid()} may not read it"
+        return f"{what}: user {os.geteuid()} may not read it; the agent's user or root may"
     if error.errno == errno.ENOENT:
         return f"{what} is not here"
     return f"{what}: {error.strerror or error}"

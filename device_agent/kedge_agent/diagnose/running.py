@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .device import Collected, Device, UnavailableError
+from .device import Collected, Device, UnavailableError, reason_of
 
 __all__ = ["MAX_DATA_BYTES", "MAX_MEMBERS_BYTES", "Collector", "Outcome", "run_collectors"]
 
@@ -33,6 +33,7 @@ MAX_MEMBERS_BYTES = 64 << 20
 
 _AT_ONCE = 6
 _REAP_S = 0.3
+_POLL_S = 0.002
 _MAX_TEXT = 4096
 _MAX_REASON = 500
 _PR_SET_PDEATHSIG = 1
@@ -120,13 +121,12 @@ def run_collectors(
                 outcome = child.cut()
             if outcome is not None:
                 del running[handle]
-                left += child.close()
+                child.close()
+                left.append(child.pid)
                 told(outcome)
     for collector in waiting:
         told(Outcome(collector.name, "timeout", "not begun: the time for all was over", 0.0, None))
-    for pid in left:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+    _reap(left)
     return {collector.name: outcomes[collector.name] for collector in collectors}
 
 
@@ -152,17 +152,17 @@ class _Child:
         self._received = _Received()
         self.handle, write_end = os.pipe()
         try:
-            self._pid = os.fork()
+            self.pid = os.fork()
         except OSError:
             os.close(self.handle)
             os.close(write_end)
             raise
-        if self._pid == 0:
+        if self.pid == 0:
             _collect(collector, device, write_end)
         os.close(write_end)
         # Both sides do so: whoever comes first.
         with contextlib.suppress(OSError):
-            os.setpgid(self._pid, self._pid)
+            os.setpgid(self.pid, self.pid)
 
     def pause(self, seconds: float, end: float) -> None:
         """Nobody listened for so long: it does not count."""
@@ -188,12 +188,11 @@ class _Child:
             "timeout", f"no end within {self._deadline_s:g} s" if mine else "the time for all was over"
         )
 
-    def close(self) -> list[int]:
-        """End it and all that it started; its process id, where it does not end now."""
+    def close(self) -> None:
+        """End it and all that it started."""
         os.close(self.handle)
         with contextlib.suppress(OSError):
-            os.killpg(self._pid, signal.SIGKILL)
-        return [] if self._reaped() is not None else [self._pid]
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _parse(self) -> Outcome | None:
         while len(self._buffer) >= _HEADER.size:
@@ -233,26 +232,34 @@ class _Child:
         return Outcome(self._name, status, reason, ms, self._received.data, tuple(self._received.members))
 
     def _how_it_ended(self) -> str:
-        status = self._reaped()
-        code = None if status is None else os.waitstatus_to_exitcode(status)
-        if code is None or code >= 0:
+        # It has closed its pipe, and is on its way out, or its status is there already.
+        end = time.monotonic() + _REAP_S
+        found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        while found is None and time.monotonic() < end:
+            time.sleep(_POLL_S)
+            found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if found is None or found.si_code == os.CLD_EXITED:
             return "it ended without a word"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        number = found.si_status
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
         return f"it was ended by {name}" + ("; memory may have run out" if name == "SIGKILL" else "")
 
-    def _reaped(self) -> int | None:
-        """Its status, once it has ended; None: it does not end."""
-        end = time.monotonic() + _REAP_S
-        while True:
+
+def _reap(pids: list[int]) -> None:
+    """Take in the statuses of processes that were killed; one that waits for a device is not waited for."""
+    left = set(pids)
+    end = time.monotonic() + _REAP_S
+    while left:
+        for pid in list(left):
             try:
-                pid, status = os.waitpid(self._pid, os.WNOHANG)
+                gone = os.waitpid(pid, os.WNOHANG)[0] == pid
             except ChildProcessError:
-                return 0
-            if pid:
-                return status
-            if time.monotonic() >= end:
-                return None
-            time.sleep(0.002)
+                gone = True
+            if gone:
+                left.discard(pid)
+        if not left or time.monotonic() >= end:
+            return
+        time.sleep(_POLL_S)
 
 
 def _collect(collector: Collector, device: Device, handle: int) -> None:
@@ -277,6 +284,8 @@ def _collect(collector: Collector, device: Device, handle: int) -> None:
         _send(handle, _DONE, b"")
     except UnavailableError as error:
         _send(handle, _UNAVAILABLE, str(error)[:_MAX_REASON].encode("utf-8", "replace"))
+    except PermissionError as error:
+        _send(handle, _UNAVAILABLE, reason_of(error, error.filename or "something").encode("utf-8", "replace"))
     except BaseException as error:
         _send(handle, _FAILED, _described(error).encode("utf-8", "replace"))
     finally:

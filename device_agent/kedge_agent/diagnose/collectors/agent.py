@@ -31,6 +31,11 @@ def collect(device: Device) -> Collected:
         data["running"] = data["pid"] is not None
     except UnavailableError as error:
         data["running_why"] = str(error)
+    # Who may not see the lock may still ask.
+    answers = dict(_NO_ANSWERS) if data["running"] is False else _answers(device)
+    if data["running"] is None and answers["responds"]:
+        pid = (answers["info"] or {}).get("pid")
+        data |= {"running": True, "running_why": None, "pid": pid if type(pid) is int else None}
     facts = process_facts(device, data["pid"]) if data["pid"] else None
     data |= {
         "process_state": facts and facts.state,
@@ -40,7 +45,9 @@ def collect(device: Device) -> Collected:
         "open_files": facts and facts.open_files,
         "rss_bytes": facts and facts.rss_bytes,
     }
-    data |= _answers(device) if data["running"] else _NO_ANSWERS
+    if facts is not None and facts.open_files is None:
+        data["open_files_why"] = "its own user and root alone may look"
+    data |= answers
     data["settings"] = _settings(device, data["info"])
     try:
         data["service"] = find_service(device, data["pid"])
@@ -93,9 +100,11 @@ def _settings(device: Device, info: dict[str, Any] | None) -> dict[str, Any]:
         return {"file": file if os.path.exists(file) else None, "problem": problem and str(problem)}
     try:
         path = settings_of(device.state).releases.settings or settings_path(device.state, None)
-        return {"file": str(path) if path.exists() else None, "problem": None}
-    except (AgentError, OSError) as error:
-        return {"file": None, "problem": str(error)}
+        return {"file": str(path) if os.path.exists(path) else None, "problem": None}
+    except AgentError as error:
+        if error.kind != "forbidden":
+            return {"file": None, "problem": error.message}
+        return {"file": None, "problem": None, "problem_why": error.message}
 
 
 def _starts(device: Device) -> dict[str, Any]:

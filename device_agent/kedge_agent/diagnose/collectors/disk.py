@@ -31,7 +31,7 @@ def collect(device: Device) -> Collected:
 
 def _existing(path: Path) -> Path:
     """The path, or the nearest of its parents that is there."""
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:
         path = path.parent
     return path
 
@@ -86,9 +86,11 @@ def _store(device: Device) -> dict[str, Any]:
     except OSError as error:
         nothing = dict.fromkeys(("objects_bytes", "releases", "incoming_bytes", "recorder_bytes", "log_bytes"))
         return {**nothing, "objects_bytes_why": reason_of(error, state)}
+    objects_bytes = _used_bytes(state / "objects")
     logs = [state / name for name in names if name == "start.log" or name.startswith("agent.log")]
     return {
-        "objects_bytes": _used_bytes(state / "objects"),
+        "objects_bytes": objects_bytes,
+        "objects_bytes_why": f"there are more than {_MOST_FILES} files" if objects_bytes is None else None,
         "releases": sum(has_release(layout, digest) for digest in release_digests(layout)),
         "incoming_bytes": _used_bytes(layout.incoming),
         "recorder_bytes": _used_bytes(state / "recorder"),

@@ -19,7 +19,7 @@ from typing import Any
 from ...formats.manifest import is_digest
 from ...store.slots import agents_folder, read_trial, slot_named
 from ..device import Collected, Device, UnavailableError
-from .holder import lock_holder, process_stat
+from .holder import lock_holder
 
 __all__ = ["collect"]
 
@@ -39,7 +39,7 @@ class _Daemon:
     pid: int
     path: str
     state: str | None
-    user: str | None
+    user: str
     passing: bool
 
 
@@ -109,7 +109,8 @@ def _distributions(daemons: list[_Daemon]) -> list[dict[str, Any]]:
         with contextlib.suppress(OSError):
             prefix = _prefix(program)
             if prefix is not None:
-                prefixes.add(prefix)
+                # What pip installs beside a system's packages, or for one user, lies where its commands do.
+                prefixes |= {prefix, program.parent.parent}
     out = {}
     for prefix in sorted(prefixes):
         for pattern in _SITES:
@@ -164,26 +165,15 @@ def _daemon(pid: int, words: list[str]) -> _Daemon | None:
     state = None
     if "--state" in options[:-1]:
         state = options[options.index("--state") + 1]
+    uid = os.stat(f"/proc/{pid}").st_uid
     try:
-        user: str | None = pwd.getpwuid(os.stat(f"/proc/{pid}").st_uid).pw_name
+        user = pwd.getpwuid(uid).pw_name
     except KeyError:
-        user = None
+        user = str(uid)
     path = options[place] if "/" in options[place] else words[0]
-    passing = any(word in words for word in _PASSING) or _trial(pid, state)
-    return _Daemon(pid, path, state, user, passing)
-
-
-def _trial(pid: int, state: str | None) -> bool:
-    """Somebody tries an agent out: as a child of their own, on a temporary folder."""
-    if state is None or not Path(state).is_relative_to(tempfile.gettempdir()):
-        return False
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            _, fields = process_stat(file.read(4096).decode("utf-8", "replace"))
-    except (OSError, ValueError):
-        return True
-    parent, session = int(fields[1]), int(fields[3])
-    return parent != 1 and session != pid
+    # Nothing that lasts is kept on a temporary folder: somebody tries an agent out.
+    tried = state is not None and Path(state).is_relative_to(tempfile.gettempdir())
+    return _Daemon(pid, path, state, user, tried or any(word in words for word in _PASSING))
 
 
 def _two_daemons(device: Device, daemons: list[_Daemon], holder: int | None) -> list[str]:

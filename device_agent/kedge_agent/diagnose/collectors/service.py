@@ -31,18 +31,16 @@ def find_service(device: Device, pid: int | None) -> dict[str, Any]:
     """
     if not (device.root / "run/systemd/system").is_dir():
         raise UnavailableError("this system was not started by systemd")
-    found = []
+    found, reasons = [], []
+    # A user may have a manager of their own.
     for own in ([], ["--user"]) if os.geteuid() else ([],):
         try:
-            found += [(own, each) for each in _shown(device, own)]
-        except UnavailableError:
-            # A user without a session has no manager of its own.
-            if not own:
-                raise
+            found += _shown(device, own)
+        except UnavailableError as error:
+            reasons.append(str(error))
     if not found:
-        raise UnavailableError("systemd has no unit of the agent")
-    found.sort(key=lambda each: (each[1]["MainPID"] != str(pid), each[1]["ActiveState"] != "active"))
-    own, unit = found[0]
+        raise UnavailableError(reasons[0] if reasons else "systemd has no unit of the agent")
+    unit = min(found, key=lambda each: (each["MainPID"] != str(pid), each["ActiveState"] != "active"))
     main = int(unit["MainPID"]) if unit["MainPID"].isdigit() else 0
     return {
         "unit": unit["Id"],
