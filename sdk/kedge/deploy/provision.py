@@ -174,7 +174,13 @@ def provision(
     check_target(transport.name, found, target)
     step("resolve")
     device = DevicePython(found.python[:2], found.machine, found.glibc)
-    wheels = resolve(device, offline=wheelhouse, needs_onnxruntime="onnxruntime" in target.runtimes, note=note)
+    wheels = resolve(
+        device,
+        offline=wheelhouse,
+        needs_onnxruntime="onnxruntime" in target.runtimes,
+        has_gpu=target.gpu is not None,
+        note=note,
+    )
     bundle = make_bundle(wheels, device)
     sent_bytes = 0
     if force or bundle.digest not in found.installed:

@@ -108,7 +108,14 @@ def upgrade(
         step("resolve")
         device = _device_python(agent, transport.name)
         bundle = make_bundle(
-            resolve(device, offline=wheelhouse, needs_onnxruntime="onnxruntime" in target.runtimes, note=note), device
+            resolve(
+                device,
+                offline=wheelhouse,
+                needs_onnxruntime="onnxruntime" in target.runtimes,
+                has_gpu=target.gpu is not None,
+                note=note,
+            ),
+            device,
         )
         if agent["bundle"] == bundle.digest:
             return _upgraded(transport.name, "current", agent, bundle, agent, signed=False)
