@@ -38,14 +38,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    folder = tmp_path_factory.mktemp("workshop")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("CONFIG", "STATE", "CACHE"):
-            patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-        made = Workshop(folder)
-        for kind in KINDS:
-            made.report(kind)
-    return made
+    return Workshop(tmp_path_factory.mktemp("workshop"))
 
 
 @every_report
@@ -60,8 +53,7 @@ def test_a_report_opens_without_a_complaint_and_fits_every_window(
 
 
 @every_report
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1280)])
 def test_axe_finds_nothing_serious(browser: Browser, workshop: Workshop, kind: str, scheme: str, width: int) -> None:
     with opened(browser, workshop.report(kind), scheme=scheme, width=width) as page:
         open_all(page)

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from kedge.cli import main
 from kedge.errors import ExitCode
@@ -27,7 +28,11 @@ class Workshop:
         return KINDS[kind](self)
 
     def kedge(self, *words: object, codes: tuple[int, ...] = (0,)) -> None:
-        assert main([*map(str, words), "--quiet"]) in codes, words
+        """Run a command; the configuration and the device named `local` are the workshop's."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("CONFIG", "STATE"):
+                patch.setenv(f"XDG_{name}_HOME", str(self.folder / name.lower()))
+            assert main([*map(str, words), "--quiet"]) in codes, words
 
     @cached_property
     def optimize(self) -> Path:
