@@ -36,6 +36,8 @@ def collect(device: Device) -> Collected:
     if data["running"] is None and answers["responds"]:
         pid = (answers["info"] or {}).get("pid")
         data |= {"running": True, "running_why": None, "pid": pid if type(pid) is int else None}
+    elif data["running"] is None:
+        answers["responds"] = None
     facts = process_facts(device, data["pid"]) if data["pid"] else None
     data |= {
         "process_state": facts and facts.state,
