@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from ..formats.snapshots import RECORDER
 from ..wire import WireError, parse_json
 from .allowed import allowed_settings
 from .redact import Redactor
 from .running import Outcome
 
-__all__ = ["Masked", "shown_to"]
+__all__ = ["LeftOutError", "masked_document", "masked_member", "shown_to"]
 
 _MAX_TEXT_BYTES = 4 << 20
 _MAX_JSON_BYTES = 4 << 20
@@ -26,6 +27,10 @@ _CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\udc80-\udcff]")
 _SETTINGS = "config/settings.json"
 
 
+class LeftOutError(Exception):
+    """A file is not written into a snapshot; the message says why."""
+
+
 def shown_to(redactor: Redactor, outcome: Outcome) -> None:
     """Show all of it to the redactor, so that it knows what to mask before anything is written."""
     redactor.learn(outcome.data)
@@ -35,57 +40,48 @@ def shown_to(redactor: Redactor, outcome: Outcome) -> None:
             redactor.learn(each)
 
 
-class Masked:
-    """Writes members for one snapshot. refusal: why the last one cannot be written; None: it can."""
+def masked_document(redactor: Redactor, name: str, outcome: Outcome) -> bytes:
+    """What a collector found, as the facts have it."""
+    body = outcome.to_json()
+    reason = body["reason"] and redactor.text(body["reason"], name)
+    return json.dumps({**body, "reason": reason, "data": redactor.document(body["data"], name)}, indent=1).encode()
 
-    def __init__(self, redactor: Redactor) -> None:
-        self._redactor = redactor
-        self.refusal: str | None = None
 
-    def document(self, name: str, outcome: Outcome) -> bytes:
-        """What a collector found, as the facts have it."""
-        self.refusal = None
-        body = outcome.to_json()
-        reason = self._redactor.text(body["reason"], name) if body["reason"] else body["reason"]
-        masked = body | {"reason": reason, "data": self._redactor.document(body["data"], name)}
-        return json.dumps(masked, indent=1, allow_nan=False).encode()
+def masked_member(redactor: Redactor, name: str, data: bytes) -> bytes:
+    """A file. One without anything to mask stays as it is, to the byte: hashes of it hold.
 
-    def member(self, name: str, data: bytes) -> bytes:
-        """A file. One without anything to mask stays as it is, to the byte: hashes of it hold."""
-        self.refusal = None
-        if data.startswith(_PACKED):
-            self.refusal = "it is compressed: what is in it cannot be masked"
-            return b""
-        unpacked = _unpacked(data)
-        if unpacked is None:
-            self.refusal = "it is compressed, and damaged or too long"
-            return b""
-        if name == _SETTINGS:
-            return self._json(name, _document(unpacked), allowed_settings)
-        body = _document(unpacked)
-        if body is not None:
-            masked = self._redactor.document(body, name)
-            return unpacked if masked == body else json.dumps(masked, indent=1).encode()
-        text = _text(unpacked)
-        if text is None:
-            return self._redactor.binary(unpacked, name)
-        return "".join(self._lines(name, text)).encode("utf-8", "surrogateescape")
+    Raises:
+        LeftOutError: it cannot be looked into.
+    """
+    if data.startswith(_PACKED):
+        raise LeftOutError("it is compressed: what is in it cannot be masked")
+    unpacked = _unpacked(data)
+    if unpacked is None:
+        raise LeftOutError("it is compressed, and damaged or too long")
+    body = _document(unpacked)
+    if name == _SETTINGS:
+        return json.dumps(redactor.document(allowed_settings(body), name), indent=1).encode()
+    if body is not None:
+        masked = redactor.document(body, name)
+        return unpacked if masked == body else json.dumps(masked, indent=1).encode()
+    text = None if name.startswith(RECORDER) else _text(unpacked)
+    if text is None:
+        return redactor.binary(unpacked, name)
+    return "".join(_masked_lines(redactor, name, text)).encode("utf-8", "surrogateescape")
 
-    def _json(self, name: str, body: Any, allowed: Callable[[Any], Any]) -> bytes:
-        return json.dumps(self._redactor.document(allowed(body), name), indent=1).encode()
 
-    def _lines(self, name: str, text: str) -> Iterator[str]:
-        """Lines that are JSON are masked as documents, by what their keys say; the rest as text."""
-        if _JSON_LINE.match(text) is None:
-            yield self._redactor.text(text, name)
-            return
-        for line in text.splitlines(keepends=True):
-            head, body = _line(line)
-            if body is None:
-                yield self._redactor.text(line, name)
-                continue
-            masked = self._redactor.document(body, name)
-            yield line if masked == body else f"{head}{json.dumps(masked)}\n"
+def _masked_lines(redactor: Redactor, name: str, text: str) -> Iterator[str]:
+    """Lines that are JSON are masked as documents, by what their keys say; the rest as text."""
+    if _JSON_LINE.match(text) is None:
+        yield redactor.text(text, name)
+        return
+    for line in text.splitlines(keepends=True):
+        head, body = _line(line)
+        if body is None:
+            yield redactor.text(line, name)
+            continue
+        masked = redactor.document(body, name)
+        yield line if masked == body else f"{head}{json.dumps(masked)}\n"
 
 
 def _parts(data: bytes) -> Iterator[Any]:

@@ -65,9 +65,14 @@ class Redactor:
 
     def private_map(self) -> dict[str, Any]:
         """What each mask that was put in stands for. Of secrets: what length they have, and where they were first."""
-        return dict(
-            sorted(self._used.items(), key=lambda entry: (entry[0].split("-")[0], int(entry[0].split("-")[1][:-1])))
-        )
+        out = {}
+        for mask, told in sorted(
+            self._used.items(), key=lambda each: (each[0].partition("-")[0], len(each[0]), each[0])
+        ):
+            value = told.get("value", "")
+            inside = [each for each in self._present(value) if each[1] == "secret"]
+            out[mask] = {**told, "value": self._without_known(value, inside)} if inside else told
+        return out
 
     def learn(self, value: Any, key: str = "", *, version: bool = False) -> None:
         """Look for what is to be masked in a text, or in a JSON document's keys and texts."""
@@ -92,20 +97,21 @@ class Redactor:
         whole = json.dumps(value, ensure_ascii=False)
         return self._walk(value, self._present(whole), "", 0, version=False)
 
-    def text(self, text: str, where: str, *, binary: bool = False) -> str:
+    def text(self, text: str, where: str) -> str:
         """A text with masks in it.
 
         Args:
-            where: the member that it stands in. binary: it is a run of letters out of other data.
+            where: the member that it stands in.
         """
         self._where = where
-        return self._without_known(self._without_shapes(text, binary=binary), self._present(text))
+        return self._without_known(self._without_shapes(text), self._present(text))
 
     def binary(self, data: bytes, where: str) -> bytes:
         """Other data: runs of letters that would be masked are struck out, so that what follows stays in its place."""
-        runs = sorted({match.group() for match in _RUN.finditer(data)})
-        masked = self.text(b"\n".join(runs).decode(), where, binary=True).split("\n")
-        struck = {run for run, line in zip(runs, masked, strict=True) if run.decode() != line}
+        self._where = where
+        runs = {match.group() for match in _RUN.finditer(data)}
+        present = self._present(b"\n".join(runs).decode())
+        struck = {run for run in runs if self._without_known(self._without_line(line := run.decode()), present) != line}
         if not struck:
             return data
         return _RUN.sub(lambda match: b"x" * len(match.group()) if match.group() in struck else match.group(), data)
@@ -201,19 +207,19 @@ class Redactor:
             self._clean.add((text, version))
         return masked
 
-    def _without_shapes(self, text: str, *, version: bool = False, binary: bool = False) -> str:
+    def _without_shapes(self, text: str, *, version: bool = False) -> str:
         if "PRIVATE KEY" in text:
             text = self._masked(PRIVATE_KEY, text, version=version)
         pieces = _SIGNATURE.split(text)
         for place in range(0, len(pieces), 2):
             lines = pieces[place].split("\n")
-            pieces[place] = "\n".join(self._without_line(line, version=version, binary=binary) for line in lines)
+            pieces[place] = "\n".join(self._without_line(line, version=version) for line in lines)
         return "".join(pieces)
 
-    def _without_line(self, line: str, *, version: bool, binary: bool) -> str:
+    def _without_line(self, line: str, *, version: bool = False) -> str:
         lower = line.lower()
         for shape in SHAPES:
-            if shape.may_be_in(lower) and not (binary and shape.text_only):
+            if shape.may_be_in(lower):
                 line = self._masked(shape, line, version=version)
         return line
 

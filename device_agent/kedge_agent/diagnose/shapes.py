@@ -26,7 +26,7 @@ class Shape:
 
     find: its groups are named; the one that matched is the value, where `holds` says so.
     hints: one of them stands, in lower case, in every line that has the shape; none: only trying tells.
-    learn: the value is looked for everywhere, in its encoded forms too. text_only: of no use in binary data.
+    learn: the value is looked for everywhere, in its encoded forms too.
     """
 
     kind: str
@@ -34,7 +34,6 @@ class Shape:
     hints: tuple[str, ...] = ()
     holds: Callable[[Found], bool] = lambda found: True
     learn: bool = True
-    text_only: bool = False
 
     def may_be_in(self, lower: str) -> bool:
         """Whether it is worth trying on a line, given in lower case."""
@@ -58,9 +57,8 @@ def _shape(
     *,
     case: bool = False,
     learn: bool = True,
-    text_only: bool = False,
 ) -> Shape:
-    return Shape(kind, re.compile(find, 0 if case else re.IGNORECASE), tuple(hints.split()), holds, learn, text_only)
+    return Shape(kind, re.compile(find, 0 if case else re.IGNORECASE), tuple(hints.split()), holds, learn)
 
 
 _NAMES = (
@@ -94,7 +92,7 @@ _TOLD = rf"\b{_NAMES}(?: for [^\s]{{1,64}})? (?:is|was) [\"']?(?P<v>[^\s\"']{{4,
 _QUERY = r"[?&](?:sig|signature|x-amz-[a-z-]{4,24}|auth|code|key|access_token)=(?P<v>[^\s&\"'<>#]{4,4096})"
 _PUBLIC_KEY = (
     r"(?:ssh-(?:rsa|dss|ed25519)|ecdsa-sha2-nistp\d{3}|sk-(?:ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"
-    r" AAAA[A-Za-z0-9+/]{20,4096}={0,2}[ \t]+(?P<v>[^\r\n\"'\\]{1,256})"
+    r" AAAA[A-Za-z0-9+/]{20,4096}={0,2}[ \t]+(?P<v>[^\x00-\x1f\"'\\\x7f\ud800-\udfff]{1,256})"
 )
 _MAIL = r"(?<![a-z0-9._%+-])(?P<v>[a-z0-9._%+-]{1,64}@[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63}){0,8})(?<![.-])(?![a-z0-9])"
 _MAC = (
@@ -152,7 +150,6 @@ SHAPES: tuple[Shape, ...] = (
         r"(?<![A-Za-z0-9+/=_-])(?P<v>[A-Za-z0-9+/_-]{32,8192}={0,2})",
         holds=looks_random,
         case=True,
-        text_only=True,
     ),
 )
 """In the order in which they are tried: what is found is masked, and no more looked into."""

@@ -23,7 +23,7 @@ from .collectors.table import COLLECTORS
 from .device import Device
 from .facts import progress_of
 from .known import KNOWN
-from .members import Masked, shown_to
+from .members import LeftOutError, masked_document, masked_member, shown_to
 from .redact import Redactor
 from .running import Collector, Outcome, run_collectors
 
@@ -37,13 +37,21 @@ _OVER = "the time for all was over"
 _TELL_SHARE, _SHOW_SHARE, _RECORDING_SHARE, _WRITE_SHARE = 0.6, 0.75, 0.85, 0.95
 
 
-def write_snapshot(state: Path, sink: BinaryIO, seconds: float, collectors: tuple[Collector, ...] = COLLECTORS) -> None:
+def write_snapshot(
+    state: Path,
+    sink: BinaryIO,
+    seconds: float,
+    collectors: tuple[Collector, ...] = COLLECTORS,
+    root: Path = Path("/"),
+) -> None:
     """Write PROGRESS as each collector ends, the file as DATA, the redactor's map as PRIVATE, and END: the manifest.
 
     Args:
         seconds: within which it is over, as far as whoever reads takes what is written.
+        root: where /proc, /sys and /etc begin.
     """
-    _Snapshot(state, sink, seconds).write(collectors)
+    device = Device(state, root, raw=True, seconds=seconds * _TELL_SHARE)
+    _Snapshot(device, sink, seconds).write(collectors)
 
 
 @dataclass
@@ -58,15 +66,15 @@ class _Row:
 class _Snapshot:
     """One that is being written."""
 
-    def __init__(self, state: Path, sink: BinaryIO, seconds: float) -> None:
-        self._state, self._sink, self._seconds = state, sink, seconds
+    def __init__(self, device: Device, sink: BinaryIO, seconds: float) -> None:
+        self._device, self._sink, self._seconds = device, sink, seconds
         self._begin, self._at_s = time.monotonic(), time.time()
         self._archive = Archive(lambda data: write_part(sink, Part.DATA, data))
         self._redactor = Redactor()
         self._rows: dict[str, _Row] = {}
 
     def write(self, collectors: tuple[Collector, ...]) -> None:
-        device = Device(self._state, raw=True, seconds=self._seconds * _TELL_SHARE)
+        device = self._device
         known = run_collectors([KNOWN], device, self._left(_TELL_SHARE))[KNOWN.name]
         self._redactor = Redactor(known.data or {})
         self._add(BEGUN, self._head())
@@ -77,10 +85,10 @@ class _Snapshot:
 
         def hold(outcome: Outcome) -> None:
             self._tell(outcome)
-            if self._late(_SHOW_SHARE):
-                self._leave_out(outcome)
+            why = self._shown(outcome)
+            if why is not None:
+                self._leave_out(outcome, why)
                 return
-            shown_to(self._redactor, outcome)
             held.append(outcome)
             if sum(map(_size, held)) > _MAX_HELD_BYTES:
                 self._write_outcome(held.pop(max(range(len(held)), key=lambda place: _size(held[place]))))
@@ -117,7 +125,7 @@ class _Snapshot:
             "kedge_snapshot": SNAPSHOT,
             "at_s": self._at_s,
             "agent_version": __version__,
-            "state": self._redactor.text(str(self._state), BEGUN),
+            "state": self._redactor.text(str(self._device.state), BEGUN),
         }
 
     def _how(self, outcome: Outcome) -> dict[str, Any]:
@@ -132,36 +140,69 @@ class _Snapshot:
 
     def _write_told(self, outcome: Outcome) -> None:
         self._tell(outcome)
-        shown_to(self._redactor, outcome)
-        self._write_outcome(outcome)
+        why = self._shown(outcome)
+        if why is None:
+            self._write_outcome(outcome)
+        else:
+            self._leave_out(outcome, why)
+
+    def _shown(self, outcome: Outcome) -> str | None:
+        """Show it to the redactor; why it cannot be written where that fails, or comes too late."""
+        if self._late(_SHOW_SHARE):
+            return _OVER
+        try:
+            shown_to(self._redactor, outcome)
+        except Exception as error:  # what one collector brings does not end the whole
+            return _failed(error)
+        return None
 
     def _write_outcome(self, outcome: Outcome) -> None:
         row = self._rows[outcome.name] = _Row(outcome)
-        masked = Masked(self._redactor)
         for given, data in ((f"{FACTS}{outcome.name}.json", None), *outcome.members):
             name = self._name(given)
-            late = self._late(_WRITE_SHARE)
-            written = b"" if late else masked.document(name, outcome) if data is None else masked.member(name, data)
-            why = _OVER if late else masked.refusal or self._archive.refusal(name, len(written))
-            if why is None:
-                self._archive.add(name, written)
-                row.members.append({"name": name, "bytes": len(written)})
-            else:
-                row.left_out.append({"name": name, "why": why})
+            try:
+                written = self._masked(name, outcome, data)
+            except LeftOutError as error:
+                row.left_out.append({"name": name, "why": str(error)})
+                continue
+            self._archive.add(name, written)
+            row.members.append({"name": name, "bytes": len(written)})
         self._archive.flush()
+
+    def _masked(self, name: str, outcome: Outcome, data: bytes | None) -> bytes:
+        """A file, or what the collector found; as it is to be written."""
+        if self._late(_WRITE_SHARE):
+            raise LeftOutError(_OVER)
+        try:
+            if data is None:
+                masked = masked_document(self._redactor, name, outcome)
+            else:
+                masked = masked_member(self._redactor, name, data)
+        except LeftOutError:
+            raise
+        except Exception as error:  # what is in one file does not end the whole
+            raise LeftOutError(_failed(error)) from error
+        refusal = self._archive.refusal(name, len(masked))
+        if refusal is not None:
+            raise LeftOutError(refusal)
+        return masked
 
     def _name(self, name: str) -> str:
         """A member's name, which may hold the name of a user or a host; masks in it go without their brackets."""
         masked = re.sub("[<>]", "", self._redactor.text(name, MANIFEST))
         return masked if is_member_name(masked) else "a name that no member has"
 
-    def _leave_out(self, outcome: Outcome) -> None:
-        """Of what came too late to be looked through, it is told that it came."""
+    def _leave_out(self, outcome: Outcome, why: str) -> None:
+        """Of what could not be looked through, it is told that it came."""
         names = (f"{FACTS}{outcome.name}.json", *(self._name(name) for name, _ in outcome.members))
-        self._rows[outcome.name] = _Row(outcome, [], [{"name": name, "why": _OVER} for name in names])
+        self._rows[outcome.name] = _Row(outcome, [], [{"name": name, "why": why} for name in names])
 
     def _add(self, name: str, document: Mapping[str, Any]) -> None:
         self._archive.add(name, json.dumps(document, indent=1, allow_nan=False).encode())
+
+
+def _failed(error: Exception) -> str:
+    return f"it could not be masked ({type(error).__name__})"
 
 
 def _size(outcome: Outcome) -> int:

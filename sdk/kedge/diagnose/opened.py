@@ -5,6 +5,7 @@ Of a file that was cut, or damaged, what stands before the damage is read, and `
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ __all__ = ["Opened", "open_snapshot"]
 _PIECE_BYTES = 1 << 16
 _MAX_JSON_BYTES = 8 << 20
 _MOST_PROBLEMS = 100
+_TIME = re.compile(r"-\d{8}T\d{6}Z$")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Opened:
     @property
     def device(self) -> str:
         """The device's name on the host that took it, by the name of the file; the file's own, where it has another."""
-        return self.path.name.partition(".kedge-snapshot")[0].rpartition("-")[0] or self.path.name
+        return _TIME.sub("", self.path.name.partition(".kedge-snapshot")[0]) or self.path.name
 
     def member(self, name: str) -> bytes | None:
         """A member's bytes; None where there is none of this name."""
