@@ -389,7 +389,7 @@ def test_a_clock_that_went_back_behind_its_own_journal_is_found_out_of_a_snapsho
 def test_a_small_difference_or_too_few_requests_are_no_drift() -> None:
     document = healthy()
     told = data(document, "recorder")
-    told["hour"]["models"]["camera"]["compute_p99_ms"] = 0.4
+    told["hour"]["models"]["camera"].update(compute_p99_ms=0.4, compute_p50_ms=0.1)
     told["since_deploy"]["camera"]["at_deploy"]["gate"]["p99_ms"] = 0.1
     assert look("latency", judged(document)).result == "ok"
     document = slow(healthy())
@@ -409,6 +409,16 @@ def test_what_it_was_is_of_its_gate_or_of_its_first_minutes_or_of_the_journal() 
     assert "14.8 ms at its gate" in look("latency", judged(document)).evidence
     data(document, "journal")["entries"].clear()
     assert look("latency", judged(document)).result == "unknown"
+
+
+def test_of_a_gate_of_few_runs_the_median_is_compared_alone() -> None:
+    document = healthy()
+    told = data(document, "recorder")
+    told["since_deploy"]["camera"]["at_deploy"]["gate"] = {"runs": 7, "median_ms": 12.0, "p99_ms": 243.0}
+    assert look("latency", judged(document)).result == "ok"
+    told["hour"]["models"]["camera"].update(compute_p50_ms=30.0, compute_p99_ms=60.0)
+    finding = look("latency", judged(document))
+    assert (finding.result, finding.brief) == ("fault", "p50 2.5 × what it was")
 
 
 def test_a_gap_before_each_start_of_the_agent_is_no_wonder() -> None:

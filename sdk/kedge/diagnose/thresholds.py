@@ -62,14 +62,17 @@ THRESHOLDS: dict[str, Threshold] = {
         0.5, "of all cores, latency being worse", "threads of a model wait for whoever computes beside them"
     ),
     "others_cores_warning_share": Threshold(0.75, "of all cores", "no core is left free for a model of one thread"),
-    "p99_ratio_fault": Threshold(2.0, "times what it was", "twice as long is no variation of a device that is well"),
-    "p99_ratio_warning": Threshold(1.5, "times what it was", "runs of one model on a quiet device differ by less"),
-    "p99_difference": Threshold(
+    "latency_ratio_fault": Threshold(
+        2.0, "times what it was", "twice as long is no variation of a device that is well"
+    ),
+    "latency_ratio_warning": Threshold(1.5, "times what it was", "runs of one model on a quiet device differ by less"),
+    "latency_difference": Threshold(
         0.5, "ms more than it was", "what the scheduler adds to a request that comes alone; ratios mean little below it"
     ),
     "latency_requests": Threshold(
         100, "requests in the hour", "of fewer, the 99th percentile is the slowest one: an accident"
     ),
+    "gate_runs": Threshold(100, "runs of the gate", "of fewer, the 99th percentile is the longest one: an accident"),
     "failed_fault_share": Threshold(
         0.01, "of the hour's requests", "as the probation after a deploy, where the release does not say"
     ),

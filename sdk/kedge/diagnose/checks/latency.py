@@ -1,12 +1,14 @@
 """How fast models are now, against what they were when they were deployed; and how many requests fail.
 
-What it was: the 99th percentile of the latency gate (of the runs that let the release go live, bare in the runtime)
-and of the first ten minutes after it, once these are long over; of both the larger one, for a gate measures a device
-that does nothing else. What it is: the recorder's last hour.
+What it was: by the latency gate, whose runs let the release go live, bare in the runtime; and by the first ten minutes
+after it, once these are long over. Of both the longer one counts, for a gate measures a device that does nothing else.
+What it is: the recorder's last hour. Medians are compared as well, and alone where the gate had so few runs that their
+99th percentile is the longest of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kedge_agent.formats.manifest import is_model_name
@@ -14,11 +16,11 @@ from kedge_agent.formats.manifest import is_model_name
 from ...report.text import milliseconds
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
-from ..node import Node
+from ..node import NOTHING, Node
 from ..thresholds import limit
 from .words import counted, share
 
-__all__ = ["Drift", "drifts", "latency", "requests", "worse"]
+__all__ = ["drifting", "latency", "requests"]
 
 _FIRST_OVER_S = 1200
 # What a model or the agent is to blame for; the others are the client's, or say that there was too much to do.
@@ -26,58 +28,58 @@ _OURS = ("internal", "integrity", "incompatible", "space")
 
 
 @dataclass(frozen=True)
-class Drift:
-    """One model: 99th percentiles of compute, of the last hour and when it was deployed; None: not known.
+class _Drift:
+    """A percentile of one model's compute, in the last hour and when it was deployed, and where that is from."""
 
-    named: the model, for a command.
-    """
-
-    model: str
-    named: str
-    requests: int
+    percentile: str
     now_ms: float
-    was_ms: float | None
+    was_ms: float
     was: str
 
     @property
-    def ratio(self) -> float | None:
-        """How many times longer it takes; None: not known."""
-        return self.now_ms / self.was_ms if self.was_ms else None
+    def ratio(self) -> float:
+        """How many times longer it takes."""
+        return self.now_ms / self.was_ms
+
+    @property
+    def brief(self) -> str:
+        """In a few words."""
+        return f"{self.percentile} {self.ratio:.1f} × what it was"
 
     def beyond(self, threshold: str) -> bool:
-        """Whether it is slower than it was by so much."""
-        ratio = self.ratio
-        if ratio is None or self.was_ms is None or self.requests < limit("latency_requests"):
-            return False
-        return ratio >= limit(threshold) and self.now_ms - self.was_ms >= limit("p99_difference")
+        """Whether it is slower by so much."""
+        return self.ratio >= limit(threshold) and self.now_ms - self.was_ms >= limit("latency_difference")
 
 
-def drifts(evidence: Evidence) -> list[Drift]:
-    """Of each model that was asked in the last hour."""
-    data = evidence.data("recorder")
-    out = []
-    for name, figures in data.child("hour", "models").items():
-        now = figures.amount("compute_p99_ms")
-        if now is None:
-            continue
-        was, what = _was(evidence, name, figures.text("release"), data.child("since_deploy").child(name))
-        out.append(Drift(name, name if is_model_name(name) else "MODEL", figures.size("requests") or 0, now, was, what))
-    return out
+@dataclass(frozen=True)
+class _Model:
+    """One that was asked in the last hour. drifts: the 99th percentile before the median; those that can be told."""
+
+    name: str
+    requests: int
+    p99_ms: float
+    drifts: tuple[_Drift, ...]
+
+    def worst(self, threshold: str) -> _Drift | None:
+        """The first that is beyond a line, where there were requests enough."""
+        if self.requests < limit("latency_requests"):
+            return None
+        return next((drift for drift in self.drifts if drift.beyond(threshold)), None)
 
 
-def worse(evidence: Evidence) -> bool:
+def drifting(evidence: Evidence) -> bool:
     """Whether any model is slower than it was by so much that it is a fault: what may be behind it is one too then."""
-    return any(drift.beyond("p99_ratio_fault") for drift in drifts(evidence))
+    return any(model.worst("latency_ratio_fault") for model in _models(evidence))
 
 
 def latency(evidence: Evidence) -> list[Finding]:
-    """The 99th percentile of each model, against what it was."""
+    """The compute time of each model, against what it was."""
     name, section = "latency", evidence.section("recorder")
     if section.why:
         return [unknown(name, section.why)]
     if not section.data.child("hour"):
         return [unknown(name, section.data.text("hour_why") or "nothing was recorded in the last hour")]
-    found = [_judged(evidence, drift) for drift in drifts(evidence)]
+    found = [_judged(evidence, model) for model in _models(evidence)]
     return found or [ok(name, "no model was asked anything in the last hour")]
 
 
@@ -124,62 +126,79 @@ def requests(evidence: Evidence) -> Finding:
     return ok(name, f"{counted(total, 'request')} in the last hour{words if total else ''}", **figures_told)
 
 
-def _judged(evidence: Evidence, drift: Drift) -> Finding:
-    name, ratio = "latency", drift.ratio
-    figures = {
-        "model": drift.model,
-        "requests": drift.requests,
-        "p99_ms": drift.now_ms,
-        "was_p99_ms": drift.was_ms,
-        "ratio": None if ratio is None else round(ratio, 3),
-    }
-    now = f"{milliseconds(drift.now_ms)} of compute in the last hour"
-    if drift.requests < limit("latency_requests"):
-        few = counted(drift.requests, "request")
-        return ok(
-            name, f"{drift.model}: {few} in the last hour, too few to judge ({milliseconds(drift.now_ms)})", **figures
-        )
-    if ratio is None:
-        return unknown(name, f"{drift.model}: p99 {now}; what it was when it was deployed is not known", **figures)
-    brief = f"p99 {ratio:.1f} × what it was"
-    words = f"{drift.model}: {brief} ({now}, {milliseconds(drift.was_ms)} {drift.was})"
-    if not drift.beyond("p99_ratio_warning"):
-        if ratio >= limit("p99_ratio_warning"):
-            words += f": less than {limit('p99_difference'):g} ms more"
-        return ok(name, words, **figures)
+def _judged(evidence: Evidence, model: _Model) -> Finding:
+    name = "latency"
+    figures = {"model": model.name, "requests": model.requests, "p99_ms": model.p99_ms}
+    for drift in model.drifts:
+        figures |= {f"was_{drift.percentile}_ms": drift.was_ms, f"{drift.percentile}_ratio": round(drift.ratio, 3)}
+    now = f"{milliseconds(model.p99_ms)} of compute at p99"
+    if model.requests < limit("latency_requests"):
+        few = counted(model.requests, "request")
+        return ok(name, f"{model.name}: {few} in the last hour, too few to judge ({now})", **figures)
+    if not model.drifts:
+        return unknown(name, f"{model.name}: {now}; what it was when it was deployed is not known", **figures)
+    slower, verdict = model.worst("latency_ratio_fault"), fault
+    if slower is None:
+        slower, verdict = model.worst("latency_ratio_warning"), warning
+    if slower is None:
+        return ok(name, f"{model.name}: {_told(model.drifts[0])}", **figures)
     # Where other checks say why, theirs come first.
-    return (fault if drift.beyond("p99_ratio_fault") else warning)(
+    return verdict(
         name,
-        words,
-        brief=brief,
+        f"{model.name}: {_told(slower)}",
+        brief=slower.brief,
         cause="what the other checks found amiss; where they found nothing: other inputs or batch sizes than those of"
         " its gate",
-        cure=f"kedge bench {drift.named} --on {evidence.device} --waterfall",
+        cure=f"kedge bench {model.name if is_model_name(model.name) else 'MODEL'} --on {evidence.device} --waterfall",
         figures=figures,
         symptom=True,
     )
 
 
-def _was(evidence: Evidence, model: str, release: str | None, deploy: Node) -> tuple[float | None, str]:
-    """The 99th percentile when it was deployed, and in words where the figure is from."""
-    told = deploy.child("at_deploy")
-    gate, first = told.child("gate").amount("p99_ms"), None
-    at, now = told.amount("at_s"), evidence.at_s
-    if gate is None:
-        gate = _of_journal(evidence, model, release)
-    if at is None or now is None or now - at >= _FIRST_OVER_S:
-        figures = told.child("first", "models").child(model)
-        if (figures.size("requests") or 0) >= limit("latency_requests"):
-            first = figures.amount("compute_p99_ms")
-    if first is not None and (gate is None or first > gate):
-        return first, "in the ten minutes after its deploy"
-    return gate, "at its gate"
+def _told(drift: _Drift) -> str:
+    small = 0 < drift.now_ms - drift.was_ms < limit("latency_difference")
+    little = ": too little to matter" if small and drift.ratio >= limit("latency_ratio_warning") else ""
+    now = f"{milliseconds(drift.now_ms)} of compute in the last hour"
+    return f"{drift.brief} ({now}, {milliseconds(drift.was_ms)} {drift.was}){little}"
 
 
-def _of_journal(evidence: Evidence, model: str, release: str | None) -> float | None:
+def _models(evidence: Evidence) -> Sequence[_Model]:
+    """Each model that was asked in the last hour."""
+    data = evidence.data("recorder")
+    out = []
+    for name, figures in data.child("hour", "models").items():
+        p99 = figures.amount("compute_p99_ms")
+        if p99 is None:
+            continue
+        deploy = data.child("since_deploy", name, "at_deploy")
+        gate = deploy.child("gate") or _gate_of_journal(evidence, name, figures.text("release"))
+        first = _first(evidence, name, deploy)
+        drifts = []
+        for percentile, at_gate, key in (("p99", "p99_ms", "compute_p99_ms"), ("p50", "median_ms", "compute_p50_ms")):
+            now = figures.amount(key)
+            runs = gate.size("runs")
+            few = percentile == "p99" and runs is not None and runs < limit("gate_runs")
+            was = [(None if few else gate.amount(at_gate), "at its gate")]
+            was += [(first.amount(key), "in the ten minutes after its deploy")]
+            known = [(each, what) for each, what in was if each]
+            if now is not None and known:
+                drifts.append(_Drift(percentile, now, *max(known)))
+        out.append(_Model(name, figures.size("requests") or 0, p99, tuple(drifts)))
+    return out
+
+
+def _first(evidence: Evidence, model: str, deploy: Node) -> Node:
+    """Figures of the first ten minutes, once they are no part of what is judged any more and say something."""
+    at, now = deploy.amount("at_s"), evidence.at_s
+    figures = deploy.child("first", "models", model)
+    over = at is None or now is None or now - at >= _FIRST_OVER_S
+    return figures if over and (figures.size("requests") or 0) >= limit("latency_requests") else NOTHING
+
+
+def _gate_of_journal(evidence: Evidence, model: str, release: str | None) -> Node:
     for entry in reversed(evidence.data("journal").nodes("entries")):
         if (entry.text("step"), entry.text("model"), entry.text("release")) == ("gated", model, release):
             for gate in entry.nodes("gates"):
                 if gate.text("gate") == "latency":
-                    return gate.child("figures").amount("p99_ms")
-    return None
+                    return gate.child("figures")
+    return NOTHING

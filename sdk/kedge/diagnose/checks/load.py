@@ -6,7 +6,7 @@ from ...report.text import byte_size
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
 from ..thresholds import limit
-from .latency import worse
+from .latency import drifting
 from .words import counted, share
 
 __all__ = ["gpu_users", "processes"]
@@ -32,7 +32,7 @@ def processes(evidence: Evidence) -> Finding:
             {"pid": each.pid(), "name": each.text("name"), "cores": round(used, 3)} for used, each in others[:5]
         ],
     }
-    slower = worse(evidence)
+    slower = drifting(evidence)
     line = limit("others_cores_fault_share") if slower else limit("others_cores_warning_share")
     if taken < line * cores:
         return ok(name, f"others take {taken:.1f} of {cores:.0f} cores", **figures)
@@ -70,7 +70,7 @@ def gpu_users(evidence: Evidence) -> Finding:
         return ok(name, "nobody else uses the GPU" if users else "nobody uses a GPU", **figures)
     names = ", ".join(f"{each.text('name')} ({each.pid()})" for each in others[:4])
     pid = others[0].pid()
-    return (fault if worse(evidence) else warning)(
+    return (fault if drifting(evidence) else warning)(
         name,
         f"{counted(len(others), 'other process', 'other processes')} on the GPU: {names}",
         brief=f"{others[0].text('name')} uses the GPU too",
