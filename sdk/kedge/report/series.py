@@ -23,6 +23,8 @@ __all__ = ["SERIES_PX", "Mark", "Series", "series_svg"]
 
 SERIES_PX = (960, 210)
 
+# Left, bottom, width, height, as shares of the drawing: under a legend, and without one.
+_AXES, _AXES_ALONE = (0.075, 0.225, 0.915, 0.63), (0.075, 0.225, 0.915, 0.74)
 # A drawing has some 900 pixels of time; a pair of points in each shows every peak that a screen could.
 _PLACES = 900
 _STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
@@ -87,7 +89,9 @@ def series_svg(
     first, last = span_s or _span(series)
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
+        # All drawings of a page have their axes in one place: what happened at one time stands in one line.
+        figure.set_layout_engine("none")
+        axes = figure.add_axes(_AXES)
         axes.set_xlim(first, last)
         for each in series:
             _line(axes, each, first, last, gap_s)
@@ -101,9 +105,12 @@ def series_svg(
         axes.yaxis.set_major_formatter(_bytes if unit == "bytes" else signed)
         if unit != "bytes":
             axes.set_ylabel(elide(unit, 20))
+            axes.yaxis.set_label_coords(-0.055, 0.5)
         handles, labels = axes.get_legend_handles_labels()
         if len(labels) > 1:
-            figure.legend(handles, labels, loc="outside upper left", ncols=6)
+            figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=6)
+        else:
+            axes.set_position(_AXES_ALONE)
 
     return draw(name, title, SERIES_PX, paint)
 
