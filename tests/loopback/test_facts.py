@@ -24,6 +24,7 @@ from kedge.transport.local import LocalAgent
 from kedge_agent.diagnose.collectors.table import FACTS
 from kedge_agent.formats.parts import Part, read_parts
 from tests.support.daemon import Agent, spinning
+from tests.support.powercut import mounted
 from tests.support.schemas import validate
 
 NAMES = [collector.name for collector in FACTS]
@@ -131,6 +132,28 @@ def test_a_device_without_an_agent_is_told_as_such(tmp_path: Path) -> None:
     found = facts_of(tmp_path / "nothing")
     assert (found["agent"]["running"], found["releases"]["models"], found["journal"]["entries"]) == (False, [], [])
     assert found["disk"]["store"]["objects_bytes"] is None
+
+
+@pytest.mark.slow
+def test_of_a_device_whose_disk_gives_no_answer_everything_else_is_told_in_time(tmp_path: Path) -> None:
+    with mounted(tmp_path) as disk:
+        state = disk.folder / "state"
+        state.mkdir()
+        assert disk._process is not None
+        os.kill(disk._process.pid, signal.SIGSTOP)
+        try:
+            document = json.loads(diagnosed(state, "facts", "--seconds", "5")[1])
+        finally:
+            os.kill(disk._process.pid, signal.SIGCONT)
+    validate(document, "facts")
+    outcomes = document["collectors"]
+    told = {name for name, outcome in outcomes.items() if outcome["status"] == "ok"}
+    assert told >= {"system", "memory", "disk", "processes", "kernel", "sensors", "runtimes"}
+    assert {outcomes[name]["status"] for name in ("agent", "releases", "journal", "logs")} == {"timeout"}
+    first = outcomes["disk"]["data"]["file_systems"][0]
+    assert (first["what"], first["free_bytes"]) == ("state", None)
+    assert "gives no answer" in first["total_bytes_why"]
+    assert outcomes["disk"]["data"]["file_systems"][1]["free_bytes"] is not None
 
 
 def test_no_lock_of_anybody_s_is_waited_for(agent: Agent) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..store.files import read_beginning
 from ..store.layout import Layout
 
-__all__ = ["Collected", "Device", "UnavailableError", "reason_of"]
+__all__ = ["Collected", "Device", "UnavailableError", "reason_of", "within"]
+
+T = TypeVar("T")
 
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_OUTPUT_BYTES = 8 << 20
@@ -106,6 +109,34 @@ class Device:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise UnavailableError(f"{words[0]}: {said[-1][:200] if said else f'exit status {done.returncode}'}")
         return done.stdout[-_MAX_OUTPUT_BYTES:].decode("utf-8", "replace")
+
+
+def within(patience_s: float, call: Callable[[], T], what: str) -> T:
+    """Call something that may hang, as a disk does that is gone; its thread is then left behind.
+
+    Args:
+        what: is told as that which gives no answer.
+
+    Raises:
+        UnavailableError: it takes too long. Also what the call raises.
+    """
+    found: list[T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(patience_s)
+    if raised:
+        raise raised[0]
+    if not found:
+        raise UnavailableError(f"{what} gives no answer within {patience_s:g} s")
+    return found[0]
 
 
 def reason_of(error: OSError, what: object) -> str:

@@ -19,7 +19,7 @@ import struct
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ MAX_MEMBERS_BYTES = 64 << 20
 """Of one collector: its document, and its raw files together."""
 
 _AT_ONCE = 6
+_WORKS_S = 1.0
 _REAP_S = 0.3
 _POLL_S = 0.002
 _MAX_TEXT = 4096
@@ -81,6 +82,8 @@ def run_collectors(
 ) -> dict[str, Outcome]:
     """Run all of them, a few at a time in their order, and end within the deadline; the process has no other thread.
 
+    One that has run for a while waits for something, and keeps no other from being begun.
+
     Args:
         deadline_s: for all of them; each has its own too.
         tell: called with each as it ends; while it takes its time, no collector's runs.
@@ -102,7 +105,7 @@ def run_collectors(
         outcomes[outcome.name] = replace(outcome, members=())
 
     while waiting or running:
-        while waiting and len(running) < _AT_ONCE and time.monotonic() < end:
+        while waiting and _busy(running.values()) < _AT_ONCE and time.monotonic() < end:
             collector = waiting.popleft()
             try:
                 child = _Child(collector, device, end)
@@ -113,6 +116,8 @@ def run_collectors(
         if not running:
             break
         due = min(child.end for child in running.values())
+        if waiting:
+            due = min(due, time.monotonic() + _WORKS_S / 2)
         ready, _, _ = select.select(list(running), [], [], max(0.0, due - time.monotonic()))
         for handle in list(running):
             child = running[handle]
@@ -128,6 +133,10 @@ def run_collectors(
         told(Outcome(collector.name, "timeout", "not begun: the time for all was over", 0.0, None))
     _reap(left)
     return {collector.name: outcomes[collector.name] for collector in collectors}
+
+
+def _busy(children: Iterable[_Child]) -> int:
+    return sum(child.runs_s < _WORKS_S for child in children)
 
 
 @dataclass
@@ -164,6 +173,11 @@ class _Child:
         with contextlib.suppress(OSError):
             os.setpgid(self.pid, self.pid)
 
+    @property
+    def runs_s(self) -> float:
+        """For how long it has run, as far as that counts."""
+        return time.monotonic() - self._begin - self._paused_s
+
     def pause(self, seconds: float, end: float) -> None:
         """Nobody listened for so long: it does not count."""
         self._paused_s += seconds
@@ -183,7 +197,7 @@ class _Child:
 
     def cut(self) -> Outcome:
         """It had its time."""
-        mine = time.monotonic() - self._begin - self._paused_s >= self._deadline_s
+        mine = self.runs_s >= self._deadline_s
         return self._outcome(
             "timeout", f"no end within {self._deadline_s:g} s" if mine else "the time for all was over"
         )
@@ -226,7 +240,7 @@ class _Child:
         return None
 
     def _outcome(self, status: str, reason: str | None) -> Outcome:
-        ms = (time.monotonic() - self._begin - self._paused_s) * 1000
+        ms = self.runs_s * 1000
         if status != "ok":
             return Outcome(self._name, status, reason, ms, None)
         return Outcome(self._name, status, reason, ms, self._received.data, tuple(self._received.members))

@@ -11,22 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from ...store.releases import has_release, release_digests
-from ..device import Collected, Device, UnavailableError, reason_of
+from ..device import Collected, Device, UnavailableError, reason_of, within
 
 __all__ = ["collect"]
 
 _MOST_FILES = 200_000
+_PATIENCE_S = 1.0
+_STORE_S = 5.0
+_FIGURES = ("kind", "total_bytes", "free_bytes", "inodes_free", "inodes_total", "read_only")
+_STORED = ("objects_bytes", "releases", "incoming_bytes", "recorder_bytes", "log_bytes")
 
 
 def collect(device: Device) -> Collected:
     """See docs/diagnose.md."""
-    places = [("state", _existing(device.state))]
+    places = [("state", device.state)]
     if device.live:
-        places += [("root", Path("/")), ("tmp", Path(tempfile.gettempdir())), ("log", _existing(Path("/var/log")))]
+        places += [("root", Path("/")), ("tmp", Path(tempfile.gettempdir())), ("log", Path("/var/log"))]
     mounts = _mounts(device)
-    return Collected(
-        {"file_systems": [_file_system(what, path, mounts) for what, path in places], "store": _store(device)}
-    )
+    found = [_answered(*place, mounts) for place in places]
+    gone = found[0]["total_bytes"] is None
+    # Whoever did not answer once is not asked again.
+    store = {**dict.fromkeys(_STORED), "objects_bytes_why": found[0]["total_bytes_why"]} if gone else _store(device)
+    return Collected({"file_systems": found, "store": store})
+
+
+def _answered(what: str, path: Path, mounts: list[tuple[Path, str, str]]) -> dict[str, Any]:
+    """Of one that gives no answer, the others are told all the same."""
+    try:
+        return within(_PATIENCE_S, lambda: _file_system(what, _existing(path), mounts), f"the file system of {path}")
+    except UnavailableError as error:
+        return {"what": what, "path": str(path), **dict.fromkeys(_FIGURES), "total_bytes_why": str(error)}
 
 
 def _existing(path: Path) -> Path:
@@ -41,8 +55,7 @@ def _file_system(what: str, path: Path, mounts: list[tuple[Path, str, str]]) -> 
     try:
         found = os.statvfs(path)
     except OSError as error:
-        nothing = dict.fromkeys(("total_bytes", "free_bytes", "inodes_free", "inodes_total", "read_only"))
-        return {**out, **nothing, "total_bytes_why": reason_of(error, path)}
+        return {**dict.fromkeys(_FIGURES), **out, "total_bytes_why": reason_of(error, path)}
     counts_inodes = found.f_files > 0
     return {
         **out,
@@ -80,12 +93,18 @@ def _kind(path: Path, mounts: list[tuple[Path, str, str]]) -> str | None:
 
 
 def _store(device: Device) -> dict[str, Any]:
+    try:
+        return within(_STORE_S, lambda: _counted(device), str(device.state))
+    except UnavailableError as error:
+        return {**dict.fromkeys(_STORED), "objects_bytes_why": str(error)}
+
+
+def _counted(device: Device) -> dict[str, Any]:
     state, layout = device.state, device.layout
     try:
         names = os.listdir(state)
     except OSError as error:
-        nothing = dict.fromkeys(("objects_bytes", "releases", "incoming_bytes", "recorder_bytes", "log_bytes"))
-        return {**nothing, "objects_bytes_why": reason_of(error, state)}
+        return {**dict.fromkeys(_STORED), "objects_bytes_why": reason_of(error, state)}
     objects_bytes = _used_bytes(state / "objects")
     logs = [state / name for name in names if name == "start.log" or name.startswith("agent.log")]
     return {

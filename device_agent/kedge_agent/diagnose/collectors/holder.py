@@ -9,11 +9,12 @@ import fcntl
 import os
 from dataclasses import dataclass
 
-from ..device import Device, UnavailableError, reason_of
+from ..device import Device, UnavailableError, reason_of, within
 
-__all__ = ["ProcessFacts", "boot_time_s", "lock_holder", "process_facts", "process_stat"]
+__all__ = ["ProcessFacts", "boot_time_s", "daemon_of", "lock_holder", "process_facts", "process_stat"]
 
 _MOST_LOCKS_BYTES = 4 << 20
+_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ def lock_holder(device: Device) -> int | None:
         return _holder(table, place, named)
     finally:
         os.close(handle)
+
+
+def daemon_of(device: Device) -> int | None:
+    """As `lock_holder`; None too where it cannot be told, or the state folder gives no answer."""
+    try:
+        return within(_PATIENCE_S, lambda: lock_holder(device), str(device.state))
+    except UnavailableError:
+        return None
 
 
 def _holder(table: str, place: str, named: int | None) -> int | None:

@@ -19,7 +19,7 @@ from typing import Any
 from ...formats.manifest import is_digest
 from ...store.slots import agents_folder, read_trial, slot_named
 from ..device import Collected, Device, UnavailableError
-from .holder import lock_holder
+from .holder import daemon_of
 
 __all__ = ["collect"]
 
@@ -48,10 +48,7 @@ def collect(device: Device) -> Collected:
     if not device.live:
         raise UnavailableError("a recorded tree has no processes")
     daemons = _daemons()
-    try:
-        holder = lock_holder(device)
-    except UnavailableError:
-        holder = None
+    holder = daemon_of(device)
     slots, distributions = _slots(device, daemons), _distributions(daemons)
     processes = [
         _agent("process", each.path, state=each.state, pid=each.pid, user=each.user, running=True) for each in daemons

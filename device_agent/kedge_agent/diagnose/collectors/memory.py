@@ -12,7 +12,7 @@ from typing import Any
 from ...measure.sensors.cgroup import read_cgroup
 from ...measure.sensors.system import meminfo, read_pressure, read_zram
 from ..device import Collected, Device, UnavailableError
-from .holder import lock_holder
+from .holder import daemon_of
 
 __all__ = ["collect"]
 
@@ -22,6 +22,7 @@ _WINDOW_S = 0.5
 def collect(device: Device) -> Collected:
     """See docs/diagnose.md."""
     begin, before = time.monotonic(), _counters(device)
+    daemon = daemon_of(device)
     told = meminfo(device.text("proc/meminfo"))
     data: dict[str, Any] = {
         "total_bytes": told.get("MemTotal"),
@@ -31,7 +32,7 @@ def collect(device: Device) -> Collected:
         "zram": read_zram(device.root),
         "pressure": read_pressure(device.root / "proc/pressure/memory"),
         "oom_kills": before.get("oom_kill"),
-        "cgroup": read_cgroup(device.root, _watched(device)),
+        "cgroup": read_cgroup(device.root, "self" if daemon is None else str(daemon)),
     }
     if data["pressure"] is None:
         data["pressure_why"] = "this kernel was built or started without pressure stall information (psi=1)"
@@ -43,15 +44,6 @@ def collect(device: Device) -> Collected:
         return Collected({**data, **nothing})
     time.sleep(max(_WINDOW_S - (time.monotonic() - begin), 0.0))
     return Collected({**data, **_rates(before, _counters(device), time.monotonic() - begin)})
-
-
-def _watched(device: Device) -> str:
-    """The daemon's process where it runs, else this one."""
-    try:
-        pid = lock_holder(device)
-    except UnavailableError:
-        pid = None
-    return "self" if pid is None else str(pid)
 
 
 def _rates(before: Mapping[str, int], after: Mapping[str, int], window_s: float) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ..device import Collected, Device, UnavailableError
-from .holder import lock_holder, process_stat
+from .holder import daemon_of, process_stat
 
 __all__ = ["Process", "collect", "descendants", "read_processes"]
 
@@ -44,14 +45,16 @@ def collect(device: Device) -> Collected:
     if not device.live:
         raise UnavailableError("a recorded tree has no processes")
     begin, before = time.monotonic(), read_processes()
-    ours = _ours(device, before)
+    # The diagnosis, and the daemon.
+    roots = {os.getppid(), daemon_of(device)}
+    ours = descendants(before, roots)
     gpu_users, gpu_users_why = _gpu_users(device, before, ours)
     time.sleep(max(_WINDOW_S - (time.monotonic() - begin), 0.0))
     after, window_s = read_processes(), time.monotonic() - begin
     return Collected(
         {
             "window_s": window_s,
-            "top": _top(before, after, window_s, ours | _ours(device, after)),
+            "top": _top(before, after, window_s, ours | descendants(after, roots)),
             "gpu_users": gpu_users,
             "gpu_users_why": gpu_users_why,
         }
@@ -75,28 +78,19 @@ def read_processes() -> dict[int, Process]:
     return found
 
 
-def descendants(processes: dict[int, Process], roots: set[int]) -> set[int]:
+def descendants(processes: dict[int, Process], roots: Iterable[int | None]) -> set[int]:
     """These processes, and all that come from them."""
     children: dict[int, list[int]] = {}
     for each in processes.values():
         children.setdefault(each.parent, []).append(each.pid)
     out: set[int] = set()
-    left = list(roots)
+    left = [pid for pid in roots if pid is not None]
     while left:
         pid = left.pop()
         if pid not in out:
             out.add(pid)
             left += children.get(pid, [])
     return out
-
-
-def _ours(device: Device, processes: dict[int, Process]) -> set[int]:
-    """The daemon and this diagnosis, with their children."""
-    roots = {os.getppid()}
-    with contextlib.suppress(UnavailableError):
-        holder = lock_holder(device)
-        roots |= {holder} if holder is not None else set()
-    return descendants(processes, roots)
 
 
 def _top(

@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 
 from ...store.files import read_beginning
-from ..device import Collected, Device, UnavailableError, reason_of
+from ..device import Collected, Device, reason_of
 from .files import Gathered
-from .holder import lock_holder
+from .holder import daemon_of
 
 __all__ = ["collect_raw", "collect_sensor_files"]
 
@@ -44,10 +44,7 @@ def collect_raw(device: Device) -> Collected:
     found = Gathered()
     for name in _FILES:
         found.read(f"system/{name}", device.root / name)
-    try:
-        pid = lock_holder(device)
-    except UnavailableError:
-        pid = None
+    pid = daemon_of(device)
     for name in _OF_DAEMON if pid is not None else ():
         found.read(f"system/agent/{name}", device.root / "proc" / str(pid) / name)
     return found.collected()
