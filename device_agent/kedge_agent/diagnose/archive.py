@@ -39,7 +39,8 @@ class Archive:
         if zstd is None:
             self._engine, self._cut = zlib.compressobj(_GZIP_LEVEL, wbits=31), zlib.Z_SYNC_FLUSH
         else:
-            self._engine = zstd.ZstdCompressor(level=_LEVEL)
+            options = {zstd.CompressionParameter.compression_level: _LEVEL, zstd.CompressionParameter.checksum_flag: 1}
+            self._engine = zstd.ZstdCompressor(options=options)
             self._cut = zstd.ZstdCompressor.FLUSH_BLOCK
 
     @property

@@ -36,6 +36,7 @@ __all__ = ["Opened", "open_snapshot"]
 _PIECE_BYTES = 1 << 16
 _MAX_JSON_BYTES = 8 << 20
 _MOST_PROBLEMS = 100
+_CUT = "it stops in the middle"
 _TIME = re.compile(r"-\d{8}T\d{6}Z$")
 
 
@@ -153,6 +154,7 @@ def _members(stream: _Unpacked, problems: list[str]) -> Iterator[tuple[str, byte
         stream.skip(info.size + -info.size % tarfile.BLOCKSIZE)
         if len(problems) > _MOST_PROBLEMS:
             raise _TooLongError("there is too much in it that no snapshot has")
+    stream.end()
 
 
 class _Unpacked:
@@ -181,7 +183,10 @@ class _Unpacked:
     def exactly(self, size: int) -> bytes:
         """So many bytes. Raises EOFError: there are fewer."""
         while len(self._ready) < size:
-            self._ready += self._more()
+            more = self._more()
+            if not more:
+                raise EOFError(_CUT)
+            self._ready += more
         out = bytes(self._ready[:size])
         del self._ready[:size]
         return out
@@ -191,21 +196,26 @@ class _Unpacked:
         while size > 0:
             size -= len(self.exactly(min(size, _PIECE_BYTES)))
 
+    def end(self) -> None:
+        """Read to the end, where a checksum stands. Raises EOFError: it is cut before that."""
+        while self._more():
+            pass
+
     def _more(self) -> bytes:
-        """The next bytes that come out, a piece at most."""
+        """The next bytes that come out, a piece at most; none at the end."""
         while not self._engine.eof:
             pending = getattr(self._engine, "unconsumed_tail", b"")
             waits = bool(pending) or not getattr(self._engine, "needs_input", True)
             packed = pending if waits else self._source.read(_PIECE_BYTES)
             if not packed and not waits:
-                break
+                raise EOFError(_CUT)
             out: bytes = self._engine.decompress(packed, _PIECE_BYTES)
             self._left -= len(out)
             if self._left < 0:
                 raise _TooLongError(f"more than {MAX_WHOLE_BYTES >> 20} MiB come out of it")
             if out:
                 return out
-        raise EOFError("it stops in the middle")
+        return b""
 
 
 class _TooLongError(Exception):
