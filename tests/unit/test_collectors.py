@@ -72,6 +72,14 @@ def _floods_with_data(_: Device) -> Collected:
     return Collected({"lines": ["x" * 4000] * 2000})
 
 
+def _writes_past_its_memory(_: Device) -> Collected:
+    # A library that runs wild may write anything anywhere: into the newest pipe, which is the parent's.
+    links = {int(name): os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
+    pipe = max(handle for handle, link in links.items() if "pipe:" in link)
+    os.write(pipe, b"\x02\x00\x00\x00\x01\xff")
+    os._exit(0)
+
+
 def _stumbles_over_a_member(_: Device) -> Collected:
     def members() -> Iterator[tuple[str, bytes]]:
         yield "first", b"1"
@@ -114,6 +122,7 @@ def test_what_a_collector_found_comes_with_its_raw_files(tmp_path: Path) -> None
         (_is_not_here, "unavailable", "there is no such sensor on this board"),
         (_floods_with_members, "failed", "it told more than it may"),
         (_floods_with_data, "failed", "it told more than it may"),
+        (_writes_past_its_memory, "failed", "unpack_from requires a buffer"),
         (_stumbles_over_a_member, "failed", "OSError: [Errno 5] Input/output error"),
     ],
 )

@@ -8,22 +8,19 @@ ends (it waits for a device) is left behind, and nobody waits for it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import math
 import os
-import resource
 import select
 import signal
 import struct
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .device import Collected, Device, UnavailableError, reason_of
+from .device import Collected, Device
+from .forked import HEADER, NAME, Said, collect_and_tell
 
 __all__ = ["MAX_DATA_BYTES", "MAX_MEMBERS_BYTES", "Collector", "Outcome", "run_collectors"]
 
@@ -35,13 +32,6 @@ _AT_ONCE = 6
 _WORKS_S = 1.0
 _REAP_S = 0.3
 _POLL_S = 0.002
-_MAX_TEXT = 4096
-_MAX_REASON = 500
-_PR_SET_PDEATHSIG = 1
-
-_HEADER = struct.Struct(">BI")
-_NAME = struct.Struct(">H")
-_DATA, _MEMBER, _DONE, _UNAVAILABLE, _FAILED = range(1, 6)
 
 
 @dataclass(frozen=True)
@@ -167,7 +157,7 @@ class _Child:
             os.close(write_end)
             raise
         if self.pid == 0:
-            _collect(collector, device, write_end)
+            collect_and_tell(collector.collect, device, write_end)
         os.close(write_end)
         # Both sides do so: whoever comes first.
         with contextlib.suppress(OSError):
@@ -189,7 +179,7 @@ class _Child:
         self._buffer += data
         try:
             outcome = self._parse()
-        except ValueError as error:
+        except (ValueError, struct.error) as error:
             return self._outcome("failed", str(error))
         if outcome is None and not data:
             return self._outcome("failed", self._how_it_ended())
@@ -209,32 +199,34 @@ class _Child:
             os.killpg(self.pid, signal.SIGKILL)
 
     def _parse(self) -> Outcome | None:
-        while len(self._buffer) >= _HEADER.size:
-            kind, length = _HEADER.unpack_from(self._buffer)
-            limit = MAX_MEMBERS_BYTES - self._received.members_bytes if kind == _MEMBER else MAX_DATA_BYTES
+        while len(self._buffer) >= HEADER.size:
+            kind, length = HEADER.unpack_from(self._buffer)
+            limit = MAX_MEMBERS_BYTES - self._received.members_bytes if kind == Said.MEMBER else MAX_DATA_BYTES
             if length > limit:
                 raise ValueError("it told more than it may")
-            if len(self._buffer) < _HEADER.size + length:
+            if len(self._buffer) < HEADER.size + length:
                 return None
-            body = bytes(memoryview(self._buffer)[_HEADER.size : _HEADER.size + length])
-            del self._buffer[: _HEADER.size + length]
+            body = bytes(memoryview(self._buffer)[HEADER.size : HEADER.size + length])
+            del self._buffer[: HEADER.size + length]
             outcome = self._take(kind, body)
             if outcome is not None:
                 return outcome
         return None
 
     def _take(self, kind: int, body: bytes) -> Outcome | None:
-        if kind == _DATA:
+        if kind == Said.DATA:
             self._received.data = json.loads(body)
-        elif kind == _MEMBER:
-            (size,) = _NAME.unpack_from(body)
-            name = body[_NAME.size : _NAME.size + size].decode()
-            self._received.members.append((name, body[_NAME.size + size :]))
+            if not isinstance(self._received.data, dict):
+                raise ValueError("what it told is no object")
+        elif kind == Said.MEMBER:
+            (size,) = NAME.unpack_from(body)
+            name = body[NAME.size : NAME.size + size].decode()
+            self._received.members.append((name, body[NAME.size + size :]))
             self._received.members_bytes += len(body)
-        elif kind == _DONE:
+        elif kind == Said.DONE:
             return self._outcome("ok", None)
-        elif kind in (_UNAVAILABLE, _FAILED):
-            return self._outcome("unavailable" if kind == _UNAVAILABLE else "failed", body.decode())
+        elif kind in (Said.UNAVAILABLE, Said.FAILED):
+            return self._outcome("unavailable" if kind == Said.UNAVAILABLE else "failed", body.decode())
         else:
             raise ValueError("what it told makes no sense")
         return None
@@ -274,63 +266,3 @@ def _reap(pids: list[int]) -> None:
         if not left or time.monotonic() >= end:
             return
         time.sleep(_POLL_S)
-
-
-def _collect(collector: Collector, device: Device, handle: int) -> None:
-    """What the child does; it never returns."""
-    try:
-        os.setpgid(0, 0)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # A disk that is full is not to be filled with the memory of what crashed.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # Standard output carries parts to the host.
-        null = os.open(os.devnull, os.O_RDWR)
-        for each in range(3):
-            os.dup2(null, each)
-        collected = collector.collect(device)
-        _send(handle, _DATA, json.dumps(_plain(collected.data), allow_nan=False).encode())
-        for name, data in collected.members:
-            encoded = name.encode()
-            _send(handle, _MEMBER, _NAME.pack(len(encoded)) + encoded + data)
-        _send(handle, _DONE, b"")
-    except UnavailableError as error:
-        _send(handle, _UNAVAILABLE, str(error)[:_MAX_REASON].encode("utf-8", "replace"))
-    except PermissionError as error:
-        _send(handle, _UNAVAILABLE, reason_of(error, error.filename or "something").encode("utf-8", "replace"))
-    except BaseException as error:
-        _send(handle, _FAILED, _described(error).encode("utf-8", "replace"))
-    finally:
-        os._exit(0)
-
-
-def _described(error: BaseException) -> str:
-    place = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" ({os.path.basename(frame.filename)}:{frame.lineno})" for frame in place)
-    return f"{type(error).__name__}: {str(error)[:_MAX_REASON]}{where}"
-
-
-def _send(handle: int, kind: int, body: bytes) -> None:
-    for piece in (_HEADER.pack(kind, len(body)), body):
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(handle, view) :]
-
-
-def _plain(value: Any) -> Any:
-    """What JSON and its readers take: no NaN, no half characters, no endless numbers or texts."""
-    if isinstance(value, str):
-        return value[:_MAX_TEXT].encode("utf-8", "replace").decode()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < 1 << 63 else None
-    if isinstance(value, dict):
-        return {_plain(str(key)): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(each) for each in value]
-    return str(value)[:_MAX_TEXT]
