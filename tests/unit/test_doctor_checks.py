@@ -411,6 +411,10 @@ def test_what_it_was_is_of_its_gate_or_of_its_first_minutes_or_of_the_journal() 
     assert look("latency", judged(document)).result == "unknown"
 
 
+def test_others_that_leave_cores_free_slow_nothing_down() -> None:
+    assert look("processes", judged(spoilt(hog(3.5)))).result == "ok"
+
+
 def test_of_a_gate_of_few_runs_the_median_is_compared_alone() -> None:
     document = healthy()
     told = data(document, "recorder")

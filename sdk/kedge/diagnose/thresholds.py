@@ -58,10 +58,10 @@ THRESHOLDS: dict[str, Threshold] = {
     ),
     "headroom_fault": Threshold(2, "°C to throttling", "zones are read to half a degree or one: it throttles now"),
     "headroom_warning": Threshold(8, "°C to throttling", "a warmer room, or a little dust, makes the difference"),
-    "others_cores_fault_share": Threshold(
-        0.5, "of all cores, latency being worse", "threads of a model wait for whoever computes beside them"
+    "others_cores_share": Threshold(
+        0.5, "of all cores", "a model's threads, one a core where nothing else is set, wait for whoever holds theirs"
     ),
-    "others_cores_warning_share": Threshold(0.75, "of all cores", "no core is left free for a model of one thread"),
+    "cores_busy_warning_share": Threshold(0.9, "of all cores, all in all", "none is left then for the next request"),
     "latency_ratio_fault": Threshold(
         2.0, "times what it was", "twice as long is no variation of a device that is well"
     ),

@@ -33,8 +33,8 @@ def processes(evidence: Evidence) -> Finding:
         ],
     }
     slower = drifting(evidence)
-    line = limit("others_cores_fault_share") if slower else limit("others_cores_warning_share")
-    if taken < line * cores:
+    much = taken >= limit("others_cores_share") * cores
+    if not much or not (slower or taken + ours >= limit("cores_busy_warning_share") * cores):
         return ok(name, f"others take {taken:.1f} of {cores:.0f} cores", **figures)
     used, hog = max(others, key=lambda each: each[0])
     pid, called = hog.pid(), hog.text("name") or "?"
