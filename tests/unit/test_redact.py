@@ -7,6 +7,7 @@ import json
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+import numpy as np
 import pytest
 
 from kedge_agent.diagnose.allowed import LEFT_OUT, allowed_settings
@@ -288,6 +289,12 @@ def test_binary_data_keep_their_length_and_lose_what_is_secret() -> None:
     assert b"hunter2" not in out
     assert out.startswith(b"\x00\x01kRc1")
     assert out.endswith(b"temperature.cpu\xff")
+
+
+def test_random_bytes_stay_as_they_are() -> None:
+    data = np.random.default_rng(5).bytes(4 << 20)
+
+    assert Redactor({"user": ["annlee"]}).binary(data, "recorder/seconds/1") == data
 
 
 def test_masks_are_not_masked_again() -> None:

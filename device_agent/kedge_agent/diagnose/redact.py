@@ -37,6 +37,7 @@ _QUAD = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
 _MOST_KNOWN, _MOST_ENCODED = 2000, 500
 _MOST_SEEN = 50_000
 _DEEPEST = 60
+_LEAST_LOOSE = 12
 # What signs a release is public, and evidence.
 _SIGNATURE = re.compile(r"(-----BEGIN SSH SIGNATURE-----[A-Za-z0-9+/=\s]{0,8192}-----END SSH SIGNATURE-----)")
 _RUN = re.compile(rb"[\x20-\x7e]{6,}")
@@ -111,7 +112,11 @@ class Redactor:
         self._where = where
         runs = {match.group() for match in _RUN.finditer(data)}
         present = self._present(b"\n".join(runs).decode())
-        struck = {run for run in runs if self._without_known(self._without_line(line := run.decode()), present) != line}
+        struck = {
+            run
+            for run in runs
+            if self._without_known(self._without_line(line := run.decode(), chance=True), present) != line
+        }
         if not struck:
             return data
         return _RUN.sub(lambda match: b"x" * len(match.group()) if match.group() in struck else match.group(), data)
@@ -160,10 +165,14 @@ class Redactor:
             self._known[value] = (kind, encoded_forms(value) if len(self._known) < _MOST_ENCODED else NO_FORMS)
             self._clean.clear()
 
-    def _masked(self, shape: Shape, text: str, *, version: bool) -> str:
+    def _masked(self, shape: Shape, text: str, *, version: bool = False, chance: bool = False) -> str:
         pieces, done = [], 0
         for found in shape.found(text):
             if MASK.search(found.value) or (shape.kind == "ip" and (version or self._is_version(found))):
+                continue
+            # Among millions of random bytes there is many an x@y.
+            loose = shape.kind in ("email", "host") or (shape.kind == "ip" and ":" in found.value)
+            if chance and loose and len(found.value) < _LEAST_LOOSE:
                 continue
             value = found.value.rstrip(TRAILING) if shape.kind == "secret" else found.value
             if not value or (shape.kind == "user" and value.lower() in COMMON_NAMES):
@@ -209,18 +218,18 @@ class Redactor:
 
     def _without_shapes(self, text: str, *, version: bool = False) -> str:
         if "PRIVATE KEY" in text:
-            text = self._masked(PRIVATE_KEY, text, version=version)
+            text = self._masked(PRIVATE_KEY, text)
         pieces = _SIGNATURE.split(text)
         for place in range(0, len(pieces), 2):
             lines = pieces[place].split("\n")
             pieces[place] = "\n".join(self._without_line(line, version=version) for line in lines)
         return "".join(pieces)
 
-    def _without_line(self, line: str, *, version: bool = False) -> str:
+    def _without_line(self, line: str, *, version: bool = False, chance: bool = False) -> str:
         lower = line.lower()
         for shape in SHAPES:
             if shape.may_be_in(lower):
-                line = self._masked(shape, line, version=version)
+                line = self._masked(shape, line, version=version, chance=chance)
         return line
 
     def _present(self, text: str) -> _Present:
