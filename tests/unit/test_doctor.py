@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,42 @@ def test_a_device_or_a_snapshot_is_asked_for_and_not_both(capsys: pytest.Capture
     assert main(["doctor"]) == ExitCode.USAGE
     assert main(["doctor", "file", "--on", "local"]) == ExitCode.USAGE
     assert "name a device" in capsys.readouterr().err
+
+
+def _snapshot(path: Path, document: Facts) -> Path:
+    """A snapshot's file with these facts (kedge_agent.formats.snapshots)."""
+    head = {key: document[key] for key in ("at_s", "agent_version", "state", "seconds")} | {"kedge_snapshot": 1}
+    members = {"begun.json": head}
+    members |= {f"facts/{name}.json": outcome for name, outcome in document["collectors"].items()}
+    members["manifest.json"] = head
+    with tarfile.open(path, "w:gz") as archive:
+        for name, body in members.items():
+            content = json.dumps(body).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
+    return path
+
+
+def test_a_snapshot_is_judged_as_the_device_would_be_but_for_the_way_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoilt = _spoilt(slow, _throttled, _low_power)
+    path = _snapshot(tmp_path / "nano-20261126T041200Z.kedge-snapshot.tar.gz", spoilt)
+    assert main(["doctor", str(path), "--json"]) == ExitCode.DOCTOR
+    document = json.loads(capsys.readouterr().out)
+    validate(document, "doctor")
+    live = {each.check: each.result for each in diagnose(judged(spoilt)).findings}
+    told = {each["check"]: each["result"] for each in document["findings"]}
+    offline = {"reachability", "host-key", "clock-skew"}
+    assert {check for check in told if told[check] != live[check]} == offline
+    assert {told[check] for check in offline} == {"unknown"}
+    assert document["device"] == "nano"
+    # There is no address in it: the command is to be run on the device.
+    assert document["first_cause"]["cure"] == "sudo nvpmodel -m 2"
+    well = _snapshot(tmp_path / "renamed.tar.gz", healthy())
+    assert main(["doctor", str(well), "--json"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)["device"] == "DEVICE"
 
 
 def test_what_is_no_snapshot_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

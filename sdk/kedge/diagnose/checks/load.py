@@ -11,6 +11,9 @@ from .words import counted, share
 
 __all__ = ["gpu_users", "processes"]
 
+# As the collector says it (docs/diagnose.md) of a machine that has none.
+_NO_GPU = "no NVIDIA GPU"
+
 
 def processes(evidence: Evidence) -> Finding:
     """How much of all cores others take; a fault where models are slower than they were."""
@@ -60,10 +63,13 @@ def gpu_users(evidence: Evidence) -> Finding:
     value = section.data.value.get("gpu_users")
     users = section.data.nodes("gpu_users")
     if not isinstance(value, list):
+        why = section.data.text("gpu_users_why") or "who uses the GPU is not known"
         gpu = evidence.data("sensors").child("facts", "gpu")
-        if evidence.target is not None and evidence.target.gpu is None and not gpu:
+        if not gpu and evidence.target is not None and evidence.target.gpu is None:
             return ok(name, "this kind of device has no GPU")
-        return unknown(name, section.data.text("gpu_users_why") or "who uses the GPU is not known")
+        if not gpu and evidence.target is None and _NO_GPU in why:
+            return ok(name, why)
+        return unknown(name, why)
     others = [each for each in users if not each.flag("ours")]
     figures = {"users": len(users), "others": [each.text("name") for each in others[:10]]}
     if not others:
