@@ -94,7 +94,9 @@ def test_what_was_answered_and_refused_is_in_the_recording_to_the_last_request(
 
 def test_how_each_daemon_began_is_recorded(device: Device) -> None:
     device.start()
+    waits(lambda: len(newest_starts(device.state, 10)) == 1)
     device.restart()
+    waits(lambda: len(newest_starts(device.state, 10)) == 2)
     device.restart(orderly=True)
     waits(lambda: len(newest_starts(device.state, 10)) == 3)
     starts = [each.start for each in newest_starts(device.state, 10) if each.start is not None]
@@ -137,11 +139,12 @@ def test_a_recording_that_is_off_makes_no_file_and_metrics_say_nothing_of_it(tmp
     assert (records, end["from_s"], end["to_s"]) == ([], None, None)
 
 
-def test_who_asks_for_longer_than_six_hours_is_told_minutes(device: Device, release: Release) -> None:
+def test_who_asks_for_longer_than_six_hours_is_told_minutes_to_the_last_request(
+    device: Device, release: Release
+) -> None:
     device.start()
     device.serve(release)
     infer(device, 5)
-    waits(lambda: requests(device.state) >= 5)
     device.stop()
     records, end = asked(device.state, 7 * 86_400)
     assert end["resolution_s"] == 60

@@ -243,8 +243,9 @@ def test_a_thread_records_each_second_until_it_is_closed_and_then_lets_go(tmp_pa
     time.sleep(3.3)
     flight.recorder.close()
     said = flight.said()
-    assert 2 <= len(said) <= 4
-    assert all(0.4 < each.seconds < 3 for each in said)
+    assert 3 <= len(said) <= 5
+    assert all(0.4 < each.seconds < 3 for each in said[:-1])
+    assert sum(each.seconds for each in said) > 3
     assert said[-1].channels["temperature.cpu"] == 41.5
     assert said[-1].channels["memory.agent_rss"] > 1e6
     assert said[-1].units["memory.agent_rss"] == "bytes"
@@ -399,7 +400,7 @@ def test_what_goes_wrong_within_a_second_is_said_once_and_the_next_second_is_rec
     flight.recorder.start()
     time.sleep(4.4)
     flight.recorder.close()
-    assert 1 <= len(flight.said()) <= 3
+    assert 1 <= len(flight.said()) <= 4
     assert len([each for each in caplog.records if "a defect" in str(each.exc_info)]) == 1
 
 

@@ -90,7 +90,7 @@ class Recorder:
         self._turn = 0
         self._synced = self._taken = time.monotonic()
         self._again = 0.0
-        self._silent = False
+        self._silent = self._said = False
         self._ended = threading.Event()
         self._guard = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -132,23 +132,26 @@ class Recorder:
 
     def _run(self) -> None:
         due = time.monotonic() + 1.0
-        said = False
         # How it began is written at once: it may end within the second.
         self._written(lambda: None)
         while not self._ended.wait(max(due - time.monotonic(), 0.0)):
-            began = time.thread_time()
-            now = time.monotonic()
             # A second that nobody recorded stays one: what follows it is no shorter for it.
-            due = max(due + 1.0, now + 0.5)
-            seconds, self._taken = now - self._taken, now
-            try:
-                self._second(seconds)
-            except Exception:
-                if not said:
-                    _LOG.exception("a second was not recorded; this is said once")
-                said = True
-            self._cost.add(time.thread_time() - began, seconds)
+            due = max(due + 1.0, time.monotonic() + 0.5)
+            self._pass()
+        # What was answered since then.
+        self._pass()
         self._finish()
+
+    def _pass(self) -> None:
+        began, now = time.thread_time(), time.monotonic()
+        seconds, self._taken = now - self._taken, now
+        try:
+            self._second(seconds)
+        except Exception:
+            if not self._said:
+                _LOG.exception("a second was not recorded; this is said once")
+            self._said = True
+        self._cost.add(time.thread_time() - began, seconds)
 
     def _second(self, seconds: float) -> None:
         *left, live = self._take()
@@ -193,15 +196,16 @@ class Recorder:
             return None
         return float(any(value > known.get(name, value) for name, value in counts.items()))
 
-    def _end_minute(self) -> None:
+    def _end_minute(self, *, sync: bool = True) -> None:
         merged, self._minute = self._minute.merged(), Merger()
         if merged is not None:
             self._written(lambda: self._rings[MINUTES].append(merged))
-            self._written(self._rings[MINUTES].sync)
+            if sync:
+                self._written(self._rings[MINUTES].sync)
 
     def _finish(self) -> None:
-        self._end_minute()
-        self._written(self._rings[SECONDS].sync)
+        self._end_minute(sync=False)
+        # The kernel has it: nothing is synced here, for the next agent waits for this one's end.
         for ring in self._rings.values():
             ring.close()
         if self._sensors is not None:
@@ -229,8 +233,10 @@ class Recorder:
             self._silent = False
 
     def _write_start(self, began: Record) -> None:
+        # The kernel has it before anything waits for the disk: this process may have little time.
         for ring in self._rings.values():
             ring.append(began)
+        for ring in self._rings.values():
             ring.sync()
 
     def _now(self) -> Record:
