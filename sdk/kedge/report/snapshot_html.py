@@ -141,7 +141,24 @@ def _tile(name: str, value: str, detail: str) -> dict[str, str]:
 def _section(
     identifier: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()
 ) -> dict[str, Any]:
-    return {"id": identifier, "title": title, "columns": columns, "rows": rows, "right": right}
+    return {
+        "id": identifier,
+        "title": title,
+        "columns": columns,
+        "rows": rows,
+        "right": right,
+        "wide": len(columns) > 4,
+    }
+
+
+def _yes(value: Any) -> str:
+    return _either(value, "yes", "no", "–")
+
+
+def _reading(each: Mapping[str, Any]) -> tuple[Any, ...]:
+    kind, unit = plain(each.get("kind"), 20), plain(each.get("unit"), 20)
+    value = _bytes(each.get("value")) if unit == "bytes" else _figure(each.get("value"))
+    return kind, plain(each.get("name"), 60).removeprefix(f"{kind}."), value, "" if unit == "bytes" else unit
 
 
 def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -150,7 +167,7 @@ def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     mode = _dict(facts.get("power_mode"))
     switches = [
         ("power mode", plain(mode.get("name"), 60)),
-        ("jetson_clocks", plain(facts.get("jetson_clocks"), 10)),
+        ("jetson_clocks", _yes(facts.get("jetson_clocks"))),
         *((f"throttled by {plain(name, 60)}", _figure(count)) for name, count in _throttles(get["sensors"])),
     ]
     return [
@@ -165,7 +182,7 @@ def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
                     _figure(each.get("version")),
                     plain(each.get("role"), 20),
                     _truth(each.get("whole")),
-                    plain(each.get("signed"), 20),
+                    _yes(each.get("signed")),
                     "; ".join(
                         f"{plain(bad.get('file'), 80)}: {plain(bad.get('why'))}" for bad in _list(each.get("bad"))
                     ),
@@ -210,15 +227,7 @@ def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
             "sensors",
             "Sensors",
             ("Kind", "Name", "Value", "Unit"),
-            [
-                (
-                    plain(each.get("kind"), 20),
-                    plain(each.get("name"), 60),
-                    _figure(each.get("value")),
-                    plain(each.get("unit"), 20),
-                )
-                for each in _list(get["sensors"].get("readings"))
-            ],
+            [_reading(each) for each in _list(get["sensors"].get("readings"))],
             (2,),
         ),
         _section("switches", "Power mode and throttling", ("What", "Value"), switches if facts else [], (1,)),
@@ -232,7 +241,7 @@ def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
                     cell(plain(each.get("pid"), 12), _number(each.get("pid"))),
                     _figure(each.get("cores")),
                     _bytes(each.get("rss_bytes")),
-                    plain(each.get("ours"), 10),
+                    _yes(each.get("ours")),
                 )
                 for each in _list(get["processes"].get("top"))
             ],
@@ -248,7 +257,7 @@ def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
                     cell(plain(each.get("path")), code=True),
                     plain(each.get("version"), 30),
                     cell(plain(each.get("state")), code=True),
-                    plain(each.get("running"), 10),
+                    _yes(each.get("running")),
                 )
                 for each in _list(get["installs"].get("agents"))
             ],
