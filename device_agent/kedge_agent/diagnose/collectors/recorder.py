@@ -45,6 +45,7 @@ def _since_deploy(device: Device) -> dict[str, Any]:
     except UnavailableError:
         history = []
     out = {}
+    day: list[Record] = []
     for model in list_models(device.layout)[:_MOST_MODELS]:
         try:
             state = read_state(device.layout, model)
@@ -55,7 +56,10 @@ def _since_deploy(device: Device) -> dict[str, Any]:
             deploy = _deploy(history, model, state.current)
             age_s = _LONGEST_S if deploy is None else max(time.time() - deploy.at_s, 1.0)
             ring = SECONDS if age_s <= _BY_SECONDS_S else MINUTES
-            since = read_back(device.state, min(age_s, _LONGEST_S), ring)
+            if ring == MINUTES and not day:
+                # For all models once; of seconds there are more than one would hold in memory.
+                day = list(read_back(device.state, _LONGEST_S, MINUTES))
+            since = iter(day) if ring == MINUTES else read_back(device.state, age_s, SECONDS)
             out[model] = {
                 **summarise(_served(since, model, state.current)),
                 "at_deploy": None if deploy is None else _at_deploy(device, history, deploy, ring),
