@@ -2,6 +2,9 @@
 
 As root, the server runs in a mount namespace of its own, where /run/sshd exists and one more,
 unprivileged user does: the machine itself is not changed. Otherwise the user is whoever runs the tests.
+
+Such a device may also have processes of its own alone, and the files that kedge reads of /sys and /etc may be a
+recorded tree's.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.environment import lacks, sshd_path
+from tests.support.trees import unfold
 
 USER = "kedge-test"
 UID = 54321
@@ -24,11 +28,15 @@ UID = 54321
 
 @dataclass
 class Sshd:
+    """environment: of whatever its user has run, from the next start on. apart: no process of this machine is seen there."""
+
     folder: Path
     user: str
     home: Path
     port: int = 0
     mounts: str = ""
+    apart: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -59,6 +67,8 @@ class Sshd:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 self.port = probe.getsockname()[1]
+        # Where the tests run as a person's own user, that person's agent is not theirs to touch.
+        environment = {"XDG_STATE_HOME": f"{self.home}/.local/state", **self.environment}
         (self.folder / "sshd_config").write_text(
             f"""
             Port {self.port}
@@ -73,14 +83,14 @@ class Sshd:
             UseDNS no
             MaxStartups 100
             MaxSessions 100
-            # Where the tests run as a person's own user, that person's agent is not theirs to touch.
-            SetEnv XDG_STATE_HOME={self.home}/.local/state
+            SetEnv {" ".join(f"{name}={value}" for name, value in environment.items())}
             Subsystem sftp internal-sftp
             """
         )
         serve = f"exec {sshd_path()} -D -e -f {self.folder}/sshd_config"
         if os.geteuid() == 0:
-            command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", f"{self.mounts}\n{serve}"]
+            own = ("--pid", "--fork", "--kill-child", "--mount-proc") if self.apart else ()
+            command = ["unshare", "--mount", "--propagation", "private", *own, "sh", "-ec", f"{self.mounts}\n{serve}"]
         else:
             command = ["sh", "-c", serve]
         log = (self.folder / "sshd.log").open("ab")
@@ -98,8 +108,13 @@ class Sshd:
         lacks("sshd", f"sshd does not start here: {said.splitlines()[-1] if said else 'no reason given'}")
 
     def stop(self) -> None:
+        """Stop the server; one that is apart takes all of its processes with it."""
         if self.process is not None:
-            self.process.terminate()
+            if self.apart:
+                # Whoever waits for a child of its own namespace heeds nothing else.
+                self.process.kill()
+            else:
+                self.process.terminate()
             self.process.wait(10)
             self.process = None
 
@@ -122,16 +137,25 @@ def _keygen(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
 
 
-def make_sshd(*, tmpfs_state: str | None = None) -> Sshd:
-    """A running server. `tmpfs_state`: as root, mount a tmpfs of this size at HOME/small."""
+def make_sshd(*, tmpfs_state: str | None = None, apart: bool = False, tree: str | None = None) -> Sshd:
+    """A running server.
+
+    Args:
+        tmpfs_state: as root, mount a tmpfs of this size at HOME/small.
+        apart: of this machine's processes none is seen there; needs root.
+        tree: what it has in /sys and /etc is of this tree (`tests.support.trees`), which lies in `folder/tree` and may
+            be changed there; needs root.
+    """
     sshd_path()
+    root = os.geteuid() == 0
+    if (apart or tree) and not root:
+        lacks("root", "only root can give a device processes and files of its own")
     # Not under pytest's own folder, which only root may enter: the server's user must get in.
     folder = Path(tempfile.mkdtemp(prefix="kedge-sshd-", dir="/tmp"))
     folder.chmod(0o755)
     home = folder / "home"
     home.mkdir()
-    root = os.geteuid() == 0
-    server = Sshd(folder, USER if root else pwd.getpwuid(os.getuid()).pw_name, home)
+    server = Sshd(folder, USER if root else pwd.getpwuid(os.getuid()).pw_name, home, apart=apart)
     _keygen(folder / "host_key")
     _keygen(server.key)
     shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
@@ -144,7 +168,15 @@ def make_sshd(*, tmpfs_state: str | None = None) -> Sshd:
             # '*' is a password nobody has; '!' would lock the account for keys too.
             out.write(f"{USER}:*:19000:0:99999:7:::\n")
         os.chown(home, UID, UID)
-        server.mounts = f"""
+        if tree is not None:
+            unfold(tree, folder / "tree")
+            server.mounts = f"""
+            mount -t overlay -o lowerdir={folder}/tree/etc:/etc overlay /etc
+            mount -t overlay -o lowerdir={folder}/tree/var/lib:/var/lib overlay /var/lib
+            mount --bind {folder}/tree/var/lib/nvpmodel /var/lib/nvpmodel
+            mount --bind {folder}/tree/sys /sys
+            """
+        server.mounts += f"""
             mount -t tmpfs tmpfs /run
             mkdir /run/sshd
             mount --bind {folder}/passwd /etc/passwd

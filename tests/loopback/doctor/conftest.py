@@ -1,0 +1,105 @@
+"""Devices that the doctor is called to: `local`, and one behind a real OpenSSH server that looks like a Jetson."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.loopback.test_ssh import introduce, make_cli
+from tests.support.agents import Device
+from tests.support.clock import WallClock
+from tests.support.doctors import Doctor
+from tests.support.sshd import UID, Sshd, make_sshd, remove_sshd
+
+
+@dataclass
+class Local:
+    """This machine as the device `local`: its agent is the test's to start and to kill."""
+
+    device: Device
+    doctor: Doctor
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
+    made = make_local(tmp_path, tmp_path, monkeypatch)
+    yield made
+    made.device.kill()
+
+
+def make_local(home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Local:
+    """home: where its state lies. folder: for snapshots."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(home))
+    state = home / "kedge" / "local"
+    state.mkdir(parents=True, mode=0o700)
+    (state / "agent.json").write_text('{"releases": {"probation_s": 0}}')
+    return Local(Device(state), Doctor("local", folder, dict(os.environ)))
+
+
+@dataclass
+class Bench:
+    """A device of its own: OpenSSH, a user, processes, a clock, and what an Orin Nano has in /sys and /etc.
+
+    Two names stand for it: `bench1`, as the PC that it is, and `nano`, as the Jetson that it looks like.
+    """
+
+    server: Sshd
+    clock: WallClock
+    tree: Path
+    doctor: Doctor
+    nano: Doctor
+
+    @property
+    def state(self) -> Path:
+        return self.server.home / ".local/state/kedge"
+
+    @property
+    def program(self) -> str:
+        return f"{self.state}/bin/kedge-agent"
+
+    def pid(self) -> int:
+        """The daemon's, as the device counts."""
+        return int((self.state / "agent.lock").read_text().split()[0])
+
+    def run(self, command: str) -> str:
+        """Run something as the device's user; it must work."""
+        done = self.server.run(command)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def restart(self) -> None:
+        """Stop the agent in order where it runs, and start it."""
+        self.server.run(f"{self.program} stop")
+        self.run(f"{self.program} start")
+
+    def own(self) -> None:
+        """What root wrote into the state folder belongs to the agent."""
+        subprocess.run(["chown", "-R", f"{UID}:{UID}", str(self.state)], check=True)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("doctor")
+    server = make_sshd(apart=True, tree="jetson_orin_nano")
+    try:
+        clock = WallClock(server.folder / "clock")
+        server.environment |= clock.environment
+        server.stop()
+        server.start()
+        cli = make_cli(folder)
+        cli.environment["XDG_STATE_HOME"] = str(folder / "state")
+        introduce(cli, server)
+        cli("device", "provision", "bench1", "--no-service")
+        state = str(server.home / ".local/state/kedge")
+        key = ("--key", str(server.key))
+        cli("device", "add", "nano", server.address, "--target", "orin-nano-8gb", *key, "--state", state)
+        cli("device", "trust", "nano", "--fingerprint", server.fingerprint())
+        one, two = (Doctor(name, folder, cli.environment) for name in ("bench1", "nano"))
+        yield Bench(server, clock, server.folder / "tree", one, two)
+    finally:
+        remove_sshd(server)
