@@ -190,8 +190,20 @@ AMISS: list[tuple[str, str, Spoil, str, str]] = [
         "warning",
         "12.2",
     ),
-    ("runtimes", "numpy", put("runtimes", numpy=None), "fault", "kedge device provision nano --force"),
-    ("runtimes", "needed", put("runtimes", tensorrt=None, tensorrt_why="no libnvinfer"), "fault", "no libnvinfer"),
+    (
+        "runtimes",
+        "numpy",
+        all_of(put("runtimes", numpy=None), put("agent", info=None)),
+        "fault",
+        "kedge device provision nano --force",
+    ),
+    (
+        "runtimes",
+        "needed",
+        all_of(put("runtimes", tensorrt=None, tensorrt_why="no libnvinfer"), put("agent", info=None)),
+        "fault",
+        "no libnvinfer",
+    ),
     ("runtimes", "replaced", put("runtimes", onnxruntime="1.24.0"), "warning", "runs with onnxruntime 1.23.2"),
     (
         "models",
@@ -409,6 +421,23 @@ def test_what_it_was_is_of_its_gate_or_of_its_first_minutes_or_of_the_journal() 
     assert "14.8 ms at its gate" in look("latency", judged(document)).evidence
     data(document, "journal")["entries"].clear()
     assert look("latency", judged(document)).result == "unknown"
+
+
+def test_an_engine_that_only_a_rollback_would_serve_is_a_warning() -> None:
+    refused = row("engines", "engines", 0, release=BEFORE, fits=False, refusals=[_OTHER_TENSORRT])
+    assert look("engines", judged(spoilt(refused))).result == "warning"
+
+
+def test_a_runtime_that_the_agent_has_loaded_is_there_whoever_installed_it() -> None:
+    assert look("runtimes", judged(spoilt(put("runtimes", tensorrt=None)))).result == "ok"
+    assert look("runtimes", judged(spoilt(put("runtimes", tensorrt="10.3.0.30")))).result == "ok"
+
+
+def test_a_device_whose_profile_has_a_gpu_and_no_runtime_for_it_is_warned_of() -> None:
+    document = spoilt(all_of(put("runtimes", tensorrt=None), put("agent", info=None, status=None)))
+    data(document, "engines")["engines"].clear()
+    finding = look("runtimes", judged(document))
+    assert (finding.result, "models run on its CPU" in finding.evidence) == ("warning", True)
 
 
 def test_others_that_leave_cores_free_slow_nothing_down() -> None:

@@ -112,9 +112,9 @@ CAUSES_FIRST: tuple[str, ...] = (
     "disk",
     # What is installed, and what is to be served.
     "installs",
-    "runtimes",
     "releases",
     "engines",
+    "runtimes",
     # What makes a device slow, or ends its processes.
     "memory",
     "swap",

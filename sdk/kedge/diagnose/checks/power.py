@@ -13,6 +13,7 @@ from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
 from ..node import Node
 from ..thresholds import limit
+from .releases import live_releases
 from .words import share
 
 __all__ = ["clocks", "power_mode"]
@@ -128,11 +129,7 @@ def _mode_below(evidence: Evidence, now: str, other: str) -> bool:
 
 def _built_in(evidence: Evidence) -> str | None:
     """The number of the power mode in which a live engine was built."""
-    live = {
-        state.text("current")
-        for model in evidence.data("releases").nodes("models")
-        if (state := model.child("state")).text("current")
-    }
+    live = live_releases(evidence)
     for engine in evidence.data("engines").nodes("engines"):
         mode = _id(engine.child("passport"), "power_mode")
         if mode is not None and (not live or engine.text("release") in live):

@@ -7,7 +7,7 @@ from ..finding import Finding, fault, ok, unknown, warning
 from ..node import Node
 from .words import counted
 
-__all__ = ["engines", "models", "releases"]
+__all__ = ["engines", "live_releases", "models", "releases"]
 
 
 def models(evidence: Evidence) -> Finding:
@@ -94,9 +94,11 @@ def engines(evidence: Evidence) -> Finding:
     bad = [each for each in found if each.flag("fits") is False]
     figures = {"engines": len(found), "refused": len(bad)}
     if bad:
-        engine = bad[0]
+        live = live_releases(evidence)
+        serving = [each for each in bad if not live or each.text("release") in live]
+        engine = (serving or bad)[0]
         said = engine.texts("refusals")
-        return fault(
+        return (fault if serving else warning)(
             name,
             f"{engine.text('model')} (release {(engine.text('release') or '')[:12]}): "
             f"{said[0] if said else 'its engine does not fit this device'}",
@@ -123,6 +125,12 @@ def engines(evidence: Evidence) -> Finding:
         why = next((why for each in found if (why := each.text("fits_why"))), "the device's own passport is not known")
         return unknown(name, f"{counted(len(found), 'engine')}, and whether they fit is not known: {why}", **figures)
     return ok(name, f"{counted(len(found), 'engine')}, built for this GPU and runtime", **figures)
+
+
+def live_releases(evidence: Evidence) -> set[str]:
+    """Releases that serve, or are to; empty where that is not known."""
+    states = (model.child("state").text("current") for model in evidence.data("releases").nodes("models"))
+    return {release for release in states if release}
 
 
 def _damaged(evidence: Evidence, model: Node, release: Node, figures: dict[str, int]) -> Finding:

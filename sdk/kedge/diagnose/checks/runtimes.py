@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from kedge_agent.formats.passport import same_version
+
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
+from .releases import live_releases
+from .words import restart_command
 
 __all__ = ["runtimes"]
 
@@ -20,51 +24,54 @@ def runtimes(evidence: Evidence) -> Finding:
         return unknown(name, section.why)
     versions = {key: data.text(key) for key in (*_KEYS.values(), "cuda", "driver", "numpy", "zstd")}
     provision = f"kedge device provision {device} --force"
-    if versions["numpy"] is None:
+    loaded = evidence.data("agent").child("info", "runtimes")
+    # What the agent has loaded is there, also where no list of packages names it.
+    there = {runtime: loaded.text(runtime) or versions[key] for runtime, key in _KEYS.items()}
+    if versions["numpy"] is None and not loaded:
         return fault(
             name,
-            "numpy cannot be imported",
+            "numpy is not installed for the agent's Python",
             brief="numpy is missing",
             figures=versions,
             cure=provision,
             cause=data.text("numpy_why") or "the agent's libraries are damaged",
         )
     for runtime, model in _needed(evidence).items():
-        key = _KEYS.get(runtime)
-        if key is not None and versions[key] is None:
+        if there.get(runtime, "") is None:
+            why = data.text(f"{_KEYS[runtime]}_why")
             return fault(
                 name,
-                f"{model} wants {runtime}, which is not there: {data.text(f'{key}_why') or 'it cannot be imported'}",
+                f"{model} wants {runtime}, which is not there{f': {why}' if why else ''}",
                 brief=f"{runtime} is missing",
                 cause="it was removed or updated, or the agent's Python does not see the system's packages",
                 cure=provision,
                 figures=versions,
             )
-    loaded = evidence.data("agent").child("info", "runtimes")
     for runtime, key in _KEYS.items():
         before, now = loaded.text(runtime), versions[key]
-        if before is not None and now is not None and before != now:
+        if before is not None and now is not None and not same_version(before, now):
             return warning(
                 name,
                 f"the agent runs with {runtime} {before}, installed is {now}",
                 brief=f"{runtime} was replaced under the agent",
                 cause="it was updated, and the agent was not started again",
-                cure=f"kedge device upgrade {device}  # or restart the agent",
+                cure=restart_command(evidence),
                 figures=versions,
             )
-    wanted = None if evidence.target is None else evidence.target.runtimes[0]
-    if (
-        evidence.target is not None
-        and wanted != "onnxruntime"
-        and versions[_KEYS.get(wanted or "", "tensorrt")] is None
-    ):
+    target = evidence.target
+    wanted = "onnxruntime" if target is None else target.runtimes[0]
+    if target is not None and wanted != "onnxruntime" and there[wanted] is None:
+        jetson = wanted == "tensorrt" and target.family == "jetson"
         return warning(
             name,
-            f"a {evidence.target.name} runs {wanted}, which is not there: models run on its CPU",
+            f"a {target.name} runs {wanted}, which is not there: models run on its CPU",
             brief=f"{wanted} is missing",
-            cause=data.text(f"{_KEYS.get(wanted or '', '')}_why") or "JetPack's packages are not installed",
+            cause="JetPack's packages are not installed, or the agent's Python does not see them"
+            if jetson
+            else "it is not installed for the agent's Python",
+            # NVIDIA, TensorRT Installation Guide: the Python bindings' package.
             cure=evidence.shell("sudo apt-get install python3-libnvinfer") + f" && {provision}"
-            if wanted == "tensorrt"
+            if jetson
             else provision,
             figures=versions,
         )
@@ -75,7 +82,10 @@ def runtimes(evidence: Evidence) -> Finding:
 def _needed(evidence: Evidence) -> dict[str, str]:
     """Runtimes that live models and engines want, each with a model that does."""
     found: dict[str, str] = {}
-    rows = [*evidence.data("agent").child("status").nodes("models"), *evidence.data("engines").nodes("engines")]
+    live = live_releases(evidence)
+    engines = evidence.data("engines").nodes("engines")
+    rows = [*evidence.data("agent").child("status").nodes("models")]
+    rows += [each for each in engines if not live or each.text("release") in live]
     for row in rows:
         runtime, model = row.text("runtime"), row.text("model")
         if runtime and model:
