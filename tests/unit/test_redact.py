@@ -111,6 +111,8 @@ def test_addresses_and_names_are_masked(text: str, kind: str, private: str) -> N
     "text",
     [
         "engine of TensorRT 10.3.0.30 on CUDA 12.6.68.1",
+        "built by TensorRT for RTX 1.7.1.116, header: tensorrt-rtx 1.7.1.116",
+        '"runtime_version": "10.3.0.30"',
         "tensorrt==10.3.0.30 and tensorrt-10.3.0.30-cp310-none-linux_aarch64.whl",
         "/usr/lib/aarch64-linux-gnu/libnvinfer.so.10.3.0.30",
         "libnvinfer10 10.3.0.30-1+cuda12.5 arm64",
@@ -255,6 +257,16 @@ def test_lines_of_a_private_key_are_masked_where_they_stand_alone() -> None:
     redactor.learn(PRIVATE_KEY)
 
     assert "QyNTUxOQ" not in redactor.text(f"kernel: {PRIVATE_KEY.splitlines()[2]}", "a.log")
+
+
+def test_a_private_key_in_a_line_of_json_is_masked_whole_and_its_lines_everywhere() -> None:
+    line = json.dumps({"key": PRIVATE_KEY})
+    redactor = Redactor()
+    redactor.learn(f"service: {line}")
+    body = PRIVATE_KEY.splitlines()[1]
+
+    assert redactor.text(f"service: {line}", "a") == 'service: {"key": "<secret-1>"}'
+    assert body not in redactor.text(f"app: read {body}", "a")
 
 
 def test_a_common_word_is_masked_where_its_key_stands_and_nowhere_else() -> None:

@@ -43,11 +43,6 @@ class Archive:
             self._engine = zstd.ZstdCompressor(options=options)
             self._cut = zstd.ZstdCompressor.FLUSH_BLOCK
 
-    @property
-    def names(self) -> frozenset[str]:
-        """The members that were added."""
-        return frozenset(self._names)
-
     def refusal(self, name: str, size: int) -> str | None:
         """Why there can be no member of this name and size; None where there can."""
         if not is_member_name(name):

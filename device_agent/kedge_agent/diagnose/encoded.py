@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, quote_plus
 
-__all__ = ["LEAST_BYTES", "NO_FORMS", "Forms", "encoded_forms", "encoded_words"]
+__all__ = ["NO_FORMS", "Forms", "encoded_forms", "encoded_words"]
 
-LEAST_BYTES = 6
-"""Shorter values make forms that stand in anything."""
+# Shorter values make forms that stand in anything.
+_LEAST_BYTES = 6
 
 _WORDS = re.compile(r"[A-Za-z0-9+/_=%.~-]{8,}")
 
@@ -38,7 +38,7 @@ def encoded_forms(value: str) -> Forms:
     bytes, less the characters that its neighbours have a part in.
     """
     data = value.encode("utf-8", "surrogateescape")
-    if len(data) < LEAST_BYTES:
+    if len(data) < _LEAST_BYTES:
         return NO_FORMS
     packed = {data.hex(), data.hex().upper()}
     for shift in range(3):

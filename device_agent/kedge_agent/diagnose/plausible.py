@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 VERSION_KEY = re.compile(
-    r"version|^(?:tensorrt(?:_rtx)?|cuda(?:_bindings)?|cudnn|driver|l4t|numpy|onnxruntime|pycuda|zstd|nvml|python|libc)$",
+    r"version|^(?:tensorrt(?:[_-]rtx)?|cuda(?:_bindings)?|cudnn|driver|l4t|numpy|onnxruntime|pycuda|zstd|nvml|python|libc)$",
     re.IGNORECASE,
 )
 """Keys of JSON documents whose values are versions, and those of what lies under them."""

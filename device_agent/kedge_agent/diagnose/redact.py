@@ -150,7 +150,9 @@ class Redactor:
 
     def _learn_secret(self, value: str) -> None:
         value = value.rstrip(TRAILING)
-        lines = [line for line in value.splitlines() if len(line) >= 20 and not line.startswith("-----")]
+        lines = [
+            line for line in value.replace("\\n", "\n").splitlines() if len(line) >= 20 and not line.startswith("-----")
+        ]
         parts = re.split("[&;,]", value)
         for each in dict.fromkeys([value, *lines, parts[0], *_of_basic(value)]):
             if not in_place_only(each) and MASK.search(each) is None:
