@@ -54,7 +54,7 @@ def disk(evidence: Evidence) -> Finding:
             f"{_WHAT['state']}, {path}: {words}",
             brief="the disk is full" if verdict == "fault" else "the disk is nearly full",
             cause=f"what fills it is found with the command below; {_ours(section.data.child('store'))}",
-            cure=evidence.shell(f"sudo du -xh --max-depth=3 {shlex.quote(path)} | sort -h | tail -n 20"),
+            cure=_largest(evidence, path),
             figures=figures,
         )
     for other in systems:
@@ -66,7 +66,7 @@ def disk(evidence: Evidence) -> Finding:
                 f"{_WHAT.get(what, what)}, {where}: {found[1]}; the state folder has room",
                 brief=f"{where} is full",
                 cause="not the agent's own disk, but systemd, SSH and logs need it",
-                cure=evidence.shell(f"sudo du -xh --max-depth=3 {shlex.quote(where)} | sort -h | tail -n 20"),
+                cure=_largest(evidence, where),
                 figures=figures,
             )
     return ok(name, f"{_room(state)} free at {path}", **figures)
@@ -107,6 +107,12 @@ def _fullness(system: Node) -> tuple[str, str] | None:
     if free < limit("disk_free_warning") and free < total * limit("disk_free_warning_share"):
         return "warning", f"{byte_size(free)} free of {byte_size(total)}"
     return None
+
+
+def _largest(evidence: Evidence, path: str) -> str:
+    """What shows the largest folders of the file system that a path lies on."""
+    mounted = f'"$(df --output=target {shlex.quote(path)} | tail -n 1)"'
+    return evidence.shell(f"sudo du -xh --max-depth=3 {mounted} | sort -h | tail -n 20")
 
 
 def _room(system: Node) -> str:

@@ -42,13 +42,12 @@ def service(evidence: Evidence) -> Finding:
         return hung
     problem = data.child("settings").text("problem")
     if problem:
-        mend = f"mend {shlex.quote(data.child('settings').text('file') or 'STATE/agent.json')}"
         return warning(
             name,
             f"it answers, and its settings file is not in force: {problem}",
             brief="the settings file is wrong",
             cause="it serves by the settings that it read before; at its next start it will not come up",
-            cure=f"{mend} (docs/agent.md), then "
+            cure=f"{_mend(data)}, then "
             + evidence.shell(f"kill -HUP {pid}" if pid else "kill -HUP $(cat STATE/agent.lock)"),
             figures=figures,
         )
@@ -129,7 +128,8 @@ def restarts(evidence: Evidence) -> Finding:
             figures=figures,
         )
     if crashes is None and not data.child("crashes"):
-        return unknown(name, data.text("starts_why") or "nobody wrote down how it ended", **figures)
+        why = data.text("starts_why")
+        return unknown(name, f"how often it started is not known{f': {why}' if why else ''}", **figures)
     again = f"; systemd restarted it {by_systemd:,} times" if by_systemd else ""
     return ok(name, f"no crash in the last hour{again}", **figures)
 
@@ -151,9 +151,13 @@ def _stopped(evidence: Evidence, data: Node, figures: Mapping[str, object]) -> F
         "; ".join(filter(None, ["no agent runs", *reasons])),
         brief="no agent runs",
         cause="its settings keep it from starting" if problem else "it was stopped, killed, or does not start at boot",
-        cure=start_command(evidence),
+        cure=f"{_mend(data)}, then {start_command(evidence)}" if problem else start_command(evidence),
         figures=figures,
     )
+
+
+def _mend(data: Node) -> str:
+    return f"mend {shlex.quote(data.child('settings').text('file') or 'STATE/agent.json')} (docs/agent.md)"
 
 
 def _hung(evidence: Evidence, data: Node, figures: Mapping[str, object]) -> Finding | None:
