@@ -14,11 +14,12 @@ from .told import require
 __all__ = ["read_history"]
 
 
-def read_history(transport: Transport, model: str | None = None) -> list[dict[str, Any]]:
+def read_history(transport: Transport, model: str | None = None, *, timeout_s: float = 60.0) -> list[dict[str, Any]]:
     """What was done to the models of a device, oldest first, as its journal tells it (docs/wire-protocol.md).
 
     Args:
         model: of this one alone; None: of all.
+        timeout_s: how long the agent may take to answer.
 
     Raises:
         BadInputError: that names no model, or the agent is too old to keep a journal.
@@ -26,7 +27,7 @@ def read_history(transport: Transport, model: str | None = None) -> list[dict[st
     """
     if model is not None and not is_model_name(model):
         raise BadInputError(f"{model!r} is no model's name", hint=f"see: kedge status --on {transport.name}")
-    client = AgentClient(transport)
+    client = AgentClient(transport, timeout_s)
     try:
         query = "" if model is None else f"?model={model}"
         entries = client.get(f"/kedge/v1/history{query}", expect=("entries",))["entries"]

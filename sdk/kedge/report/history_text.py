@@ -1,16 +1,26 @@
-"""A device's journal on the terminal: one line a deploy or rollback."""
+"""What a device did, on the terminal: a line for each deploy or rollback, and drawings of its recording."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
-__all__ = ["deploys_of", "history_rows", "outcome_words"]
+from rich.console import Console
+from rich.text import Text
+
+from .history_events import Event, duration, events_of, marks_of, models_of, moment, notes_of
+from .history_panels import Panel, device_panels, model_panels
+from .tables import print_table
+from .text import printable
+
+__all__ = ["DEPLOY_COLUMNS", "deploys_of", "history_rows", "outcome_words", "show_history"]
+
+DEPLOY_COLUMNS = ("device's clock (UTC)", "model", "version", "release", "outcome")
 
 # The table says already which release, and what became of it.
 _REPEATED = re.compile(r"^release [0-9a-f]{12} was (refused|taken back): ")
+_MOST_MODELS = 3
 _REPLACED = "replaced"
 _SWITCHED = ("switched", "committed", "reverted", "rolled-back")
 _ENDS = {"committed": "live", "refused": "refused", "reverted": "taken back", "rolled-back": "rolled back"}
@@ -54,11 +64,85 @@ def deploys_of(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+def show_history(document: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the document of `kedge history --json` for people: drawings on a terminal, tables in a pipe."""
+    out = console or Console(highlight=False)
+    rows = history_rows(document["entries"])
+    if rows:
+        print_table("", DEPLOY_COLUMNS, rows)
+    else:
+        why = document["entries_why"]
+        _say(out, f"no deploy of {document['model'] or 'anything'} is known{f': {why}' if why else ''}")
+    recording = document["recording"]
+    if recording is None:
+        _say(out, f"nothing to draw: {document['recording_why']}")
+        return
+    span = recording["to_s"] - recording["from_s"]
+    out.print()
+    out.print(
+        Text.assemble(
+            (printable(f"{document['device']}: {duration(span)} until {moment(recording['to_s'])} UTC"), "bold"),
+            f", by the device's clock; a point is {duration(recording['step_s'])}",
+        )
+    )
+    out.print()
+    events = events_of(document)
+    names = models_of(recording)
+    panels = [panel for name in names[:_MOST_MODELS] for panel in model_panels(recording, name)]
+    panels += [panel for panel in device_panels(recording) if not panel.minor]
+    if out.is_terminal:
+        _draw(out, recording, panels, events)
+    else:
+        for panel in panels:
+            print_table(
+                f"{panel.title} ({panel.unit})", *_table(panel, recording), right=range(1, len(panel.lines) + 1)
+            )
+    for event in events:
+        style = "bold" if event.fault else ""
+        out.print(Text.assemble((f"{moment(event.at_s)}  ", "bright_black"), (printable(event.text), style)))
+    if events:
+        out.print()
+    for note in notes_of(recording):
+        _say(out, note)
+    if len(names) > _MOST_MODELS:
+        more = ", ".join(names[_MOST_MODELS:])
+        _say(out, f"not drawn: {more}; see: kedge history MODEL --on {document['device']}")
+
+
+def _say(out: Console, line: str) -> None:
+    out.print(Text(printable(line)), soft_wrap=not out.is_terminal)
+
+
+def _draw(out: Console, recording: Mapping[str, Any], panels: Sequence[Panel], events: Sequence[Event]) -> None:
+    from .history_charts import chart
+
+    times = [step["at_s"] for step in recording["steps"]]
+    span = (recording["from_s"], recording["to_s"])
+    for panel in panels:
+        marks = [event.at_s for event, _ in marks_of(panel, events)]
+        out.print(chart(panel, times, span, recording["step_s"], marks, columns=out.width))
+        out.print()
+
+
+def _table(panel: Panel, recording: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: one a step, and one where there is a gap."""
+    rows = []
+    last = None
+    for index, step in enumerate(recording["steps"]):
+        begin = step["at_s"] - recording["step_s"]
+        if last is not None and begin - last > 0.6 * recording["step_s"]:
+            rows.append([moment(last), *["not recorded"] * len(panel.lines)])
+        last = step["at_s"]
+        values = (line.values[index] for line in panel.lines)
+        rows.append([moment(last), *("–" if value is None else f"{value:.4g}" for value in values)])
+    return ["until (UTC)", *(line.name for line in panel.lines)], rows
+
+
 def history_rows(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Rows of the table: when, model, version, release, how it ended."""
     return [
         [
-            _time(each["at_s"]),
+            moment(each["at_s"]),
             str(each["model"]),
             str(each.get("version", "–")),
             str(each["release"])[:12],
@@ -70,10 +154,3 @@ def history_rows(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _target(release: Any) -> str:
     return f" to {release[:12]}" if isinstance(release, str) else ""
-
-
-def _time(at_s: Any) -> str:
-    try:
-        return datetime.fromtimestamp(at_s, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
-    except (TypeError, ValueError, OverflowError, OSError):
-        return "–"
