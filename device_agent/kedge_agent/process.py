@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from .systemd import Notifier
 
 __all__ = [
     "Signals",
+    "bound_output",
     "feeding",
     "hold",
     "how_it_ended",
@@ -35,6 +37,7 @@ __all__ = [
 _LOG_BYTES = 4 * 1024 * 1024
 _POLL_S = 0.02
 _FEED_S = 5.0
+_LOOK_S = 60.0
 
 
 class Signals:
@@ -131,6 +134,34 @@ def log_to(path: Path) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    threading.Thread(target=_bound_errors, args=(path.with_name("start.log"),), name="errors", daemon=True).start()
+
+
+def _bound_errors(path: Path) -> None:
+    while bound_output(2, path, _LOG_BYTES):
+        time.sleep(_LOOK_S)
+
+
+def bound_output(handle: int, path: Path, limit_bytes: int) -> bool:
+    """Empty the file that output goes to, where it has grown too long; False: it goes elsewhere, now and later.
+
+    `kedge-agent start` has a file for standard error, and a library that warns of each request would fill the disk.
+    """
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or not os.path.samestat(found, path.stat()):
+            return False
+        # What is written next then goes to its new end.
+        fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_APPEND)
+        if found.st_size > limit_bytes:
+            os.ftruncate(handle, 0)
+            os.write(handle, b"(what was here is gone: it was too long)\n")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # A disk that fails says so elsewhere.
+        return True
+    return True
 
 
 def serve_command(state: Path, folder: Path, options: Sequence[str]) -> list[str]:
