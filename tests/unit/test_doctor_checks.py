@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from kedge.diagnose.doctor import CHECKS
 from kedge.diagnose.evidence import Clock, Evidence, Link
 from kedge.diagnose.finding import Finding
+from kedge_agent.measure.sensors.reading import read_sensors
 from tests.support.evidence import BEFORE, LINK, LIVE, NOW_S, data, healthy, judged, slow
 from tests.support.schemas import validate
+from tests.support.trees import TREES, unfold
 
 Facts = dict[str, Any]
 Spoil = Callable[[Facts], object]
@@ -421,6 +424,58 @@ def test_what_it_was_is_of_its_gate_or_of_its_first_minutes_or_of_the_journal() 
     assert "14.8 ms at its gate" in look("latency", judged(document)).evidence
     data(document, "journal")["entries"].clear()
     assert look("latency", judged(document)).result == "unknown"
+
+
+def test_what_slows_a_device_down_now_says_what_to_do_before_what_did_once() -> None:
+    hot = put("sensors", "facts", throttling_now=["processor slowed by heat"])
+    document = spoilt(all_of(hot, put("sensors", throttles={"over-current oc3": 7})))
+    assert "jetson_clocks --fan" in look("throttling", judged(document)).cure
+    assert "a stronger power supply" in look("throttling", judged(spoilt(throttled(0.3)))).cure
+
+
+def test_a_clock_that_a_power_mode_caps_is_no_fault_of_the_clock() -> None:
+    lowered = row("sensors", "facts", "clocks", 0, high_hz=960_000_000)
+    finding = look("clocks", judged(spoilt(all_of(lowered, power("15W", 0)))))
+    assert (finding.result, "as power mode 15W has it" in finding.evidence) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("tree", "results"),
+    [
+        ("jetson_agx_orin", {"power-mode": "ok", "clocks": "ok", "throttling": "ok", "thermal": "ok"}),
+        ("jetson_orin_nano", {"power-mode": "ok", "clocks": "ok", "throttling": "ok", "thermal": "ok"}),
+        ("jetson_thor", {"power-mode": "ok", "clocks": "ok", "throttling": "ok", "thermal": "ok"}),
+        ("jetson_xavier_nx", {"power-mode": "ok", "clocks": "ok", "throttling": "fault", "thermal": "fault"}),
+        ("x86_laptop", {"power-mode": "ok", "clocks": "warning", "throttling": "ok", "thermal": "ok"}),
+        ("x86_server", {"power-mode": "ok", "clocks": "unknown", "throttling": "ok", "thermal": "unknown"}),
+    ],
+)
+def test_what_the_sensors_of_each_tree_tell_is_judged(tree: str, results: dict[str, str], tmp_path: Path) -> None:
+    document = healthy()
+    document["collectors"]["sensors"]["data"] = read_sensors(unfold(tree, tmp_path), window_s=0.01)
+    if tree.startswith("x86"):
+        data(document, "system")["l4t"] = None
+    evidence = judged(document, target=None)
+    assert {check: look(check, evidence).result for check in results} == results
+
+
+def test_every_tree_is_judged() -> None:
+    marks = test_what_the_sensors_of_each_tree_tell_is_judged.pytestmark  # type: ignore[attr-defined]
+    assert {case[0] for case in marks[0].args[1]} == set(TREES)
+
+
+def test_a_tree_of_a_jetson_that_is_too_hot_is_at_fault_for_it(tmp_path: Path) -> None:
+    document = healthy()
+    document["collectors"]["sensors"]["data"] = read_sensors(unfold("jetson_xavier_nx", tmp_path), window_s=0.01)
+    finding = look("throttling", judged(document, target="xavier-nx"))
+    assert (finding.result, "processor slowed by heat" in finding.evidence) == ("fault", True)
+
+
+def test_wrong_settings_are_mended_before_the_agent_is_started() -> None:
+    document = spoilt(put("agent", running=False, pid=None))
+    data(document, "agent")["settings"] = {"file": "/etc/kedge/agent.json", "problem": "there is no setting x"}
+    cure = look("service", judged(document)).cure
+    assert cure.startswith("mend /etc/kedge/agent.json (docs/agent.md), then ssh kedge@192.0.2.7 ")
 
 
 def test_an_engine_that_only_a_rollback_would_serve_is_a_warning() -> None:

@@ -96,8 +96,10 @@ def _risen(counters: Node) -> dict[str, float]:
     return {name: count for name, count in counters.numbers().items() if count}
 
 
-def _electrical(counter: str, reasons: list[str]) -> bool:
-    return "current" in counter or (not counter and any("power" in reason.lower() for reason in reasons))
+def _electrical(counter: str, now: list[str]) -> bool:
+    """Whether it is for want of power, by what slows it down now, else by what counted most."""
+    said = " ".join(now).lower() or counter
+    return "current" in said or "power" in said
 
 
 def _cause(counter: str, reasons: list[str]) -> str:

@@ -19,6 +19,7 @@ from .words import share
 __all__ = ["clocks", "power_mode"]
 
 _MODE = re.compile(r"[0-9]{1,4}")
+_WATTS = re.compile(r"(?<!\d)(\d{1,4})W")
 
 
 def power_mode(evidence: Evidence) -> Finding:
@@ -78,15 +79,17 @@ def clocks(evidence: Evidence) -> Finding:
     }
     if not found:
         return unknown(name, _missing(section.data, "clock") or "no clock can be read", **figures)
-    if lowered:
+    jetson, mode = _jetson(evidence), facts.child("power_mode").text("name")
+    # Of a Jetson's modes only MAXN caps nothing.
+    capped = jetson and mode is not None and not mode.startswith("MAXN")
+    if lowered and not capped:
         clock = min(lowered, key=lambda each: _part(each) or 0)
         high, most = clock.amount("high_hz") or 0, clock.amount("hardware_high_hz") or 0
-        jetson = _jetson(evidence)
         return warning(
             name,
             f"the clock of the {clock.text('name')} is limited to {high / 1e6:,.0f} of {most / 1e6:,.0f} MHz",
             brief=f"{clock.text('name')} limited to {share(high / most)} of its clock",
-            cause="the power mode limits it, or somebody lowered its limit"
+            cause="somebody lowered its limit, or heat did"
             if jetson
             else "a tool, a power profile, or the firmware lowered its limit",
             cure=evidence.shell(_raise(jetson, clock.text("name") == "processor", most)),
@@ -97,7 +100,8 @@ def clocks(evidence: Evidence) -> Finding:
         for each, high in ((each, each.amount("high_hz")) for each in found)
         if high is not None
     ]
-    return ok(name, "; ".join(words[:4]) or "no limit is lowered", **figures)
+    by = f", as power mode {mode} has it" if lowered else ""
+    return ok(name, ("; ".join(words[:4]) or "no limit is lowered") + by, **figures)
 
 
 def _raise(jetson: bool, processor: bool, most_hz: float) -> str:
@@ -109,22 +113,28 @@ def _raise(jetson: bool, processor: bool, most_hz: float) -> str:
 
 
 def _mode_below(evidence: Evidence, now: str, other: str) -> bool:
-    """Whether a power mode is lower than another, by its budget in the profile; where that is silent: not the highest.
+    """Whether a power mode is lower than another, by its budget; where that is not known: it is not the highest.
 
     nvpmodel's numbers are in no order.
     """
     mode = evidence.data("sensors").child("facts", "power_mode")
     modes = _modes(mode)
-    target = evidence.target
-    budgets = (
-        {}
-        if target is None
-        else {each.name: math.inf if each.watts is None else each.watts for each in target.power_modes}
-    )
-    mine, theirs = budgets.get(modes.get(now, "")), budgets.get(modes.get(other, ""))
+    mine, theirs = (_budget(evidence, modes.get(number, "")) for number in (now, other))
     if mine is not None and theirs is not None:
         return mine < theirs
     return now != _id(mode, "highest")
+
+
+def _budget(evidence: Evidence, called: str) -> float | None:
+    """Watts of a mode: of the profile, or of its name; MAXN has no limit."""
+    known = () if evidence.target is None else evidence.target.power_modes
+    for each in known:
+        if each.name == called:
+            return math.inf if each.watts is None else each.watts
+    if called.startswith("MAXN"):
+        return math.inf
+    watts = _WATTS.search(called)
+    return float(watts[1]) if watts is not None else None
 
 
 def _built_in(evidence: Evidence) -> str | None:
