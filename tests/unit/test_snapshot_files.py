@@ -23,6 +23,7 @@ from kedge_agent.diagnose.archive import Archive
 from kedge_agent.diagnose.members import LeftOutError, masked_member
 from kedge_agent.diagnose.redact import Redactor
 from kedge_agent.formats.snapshots import is_member_name, zstd_module
+from tests.unit.test_recording import encoded, second, start
 
 BEGUN = json.dumps({"kedge_snapshot": 1, "at_s": 1.5, "agent_version": "0.1", "state": "/s"}).encode()
 
@@ -244,6 +245,25 @@ def test_documents_of_any_form_make_a_page(tmp_path: Path) -> None:
         members["manifest.json"] = json.dumps({"kedge_snapshot": 1, "collectors": body, "redacted": body}).encode()
         page = snapshot_page(open_snapshot(written(tmp_path, packed(members))))
         assert "<script>alert" not in page
+
+
+@pytest.mark.parametrize("ring", ["seconds", "minutes"])
+def test_what_was_recorded_is_drawn_from_either_ring(tmp_path: Path, ring: str) -> None:
+    data = encoded([start(0), *(second(number) for number in range(1, 90))])
+    members = {"begun.json": BEGUN, f"recorder/{ring}/0000000000.rec": data, "manifest.json": BEGUN}
+    opened = open_snapshot(written(tmp_path, packed(members)))
+    page = snapshot_page(opened)
+
+    assert opened.recording(ring) == data
+    assert "Latency of digits" in page
+    assert page.count("<svg") >= 4
+
+
+def test_a_recording_of_nonsense_draws_nothing_and_spoils_nothing(tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).bytes(50_000)
+    members = {"begun.json": BEGUN, "recorder/seconds/0.rec": b"kRc1" + noise, "manifest.json": BEGUN}
+
+    assert "<svg" not in snapshot_page(open_snapshot(written(tmp_path, packed(members))))
 
 
 @pytest.mark.parametrize(

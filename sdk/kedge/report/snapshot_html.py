@@ -19,7 +19,9 @@ _LINE = 600
 _STATES = {"ok": "ok", "unavailable": "unavailable", "failed": "fault", "timeout": "fault"}
 
 
-def snapshot_html(document: Mapping[str, Any], diagnosis: Mapping[str, Any] | None, figures: Sequence[str]) -> str:
+def snapshot_html(
+    document: Mapping[str, Any], diagnosis: Mapping[str, Any] | None, figures: Sequence[tuple[str, str]]
+) -> str:
     """The page of one snapshot, complete in itself; the same snapshot gives the same text.
 
     Whoever made the snapshot may have put anything into it: nothing of it is believed.
@@ -28,7 +30,7 @@ def snapshot_html(document: Mapping[str, Any], diagnosis: Mapping[str, Any] | No
         document: `name`; `file`; `problems`; `manifest` and `facts` (docs/snapshot.md); `members`: sizes by name;
             `logs`: lines by name, oldest first.
         diagnosis: the document of `kedge doctor --json`; None where the facts cannot be judged.
-        figures: drawings of the recorder's figures over time, as `report.series` makes them.
+        figures: title and drawing of the recorder's figures over time (`report.history_html.recording_figures`).
 
     Raises:
         IncompatibleError: jinja2 is not installed.
@@ -47,7 +49,7 @@ def snapshot_html(document: Mapping[str, Any], diagnosis: Mapping[str, Any] | No
         "lead": f"taken {_time(document['facts'].get('at_s'))}; file {document['file']}",
         "diagnosis": None if diagnosis is None else doctor_view(diagnosis),
         "tiles": _tiles(data, document["facts"]),
-        "figures": [markup(each) for each in figures],
+        "figures": [(title, markup(drawing)) for title, drawing in figures],
         "sections": sections,
         "logs": logs,
         "collectors": _collectors(document),
@@ -165,11 +167,13 @@ def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     get = {name: data.get(name, {}) for name in ("releases", "engines", "journal", "sensors", "processes", "installs")}
     facts = _dict(get["sensors"].get("facts"))
     mode = _dict(facts.get("power_mode"))
+    throttles = list(_dict(get["sensors"].get("throttles")).items())[:_MOST_ROWS]
     switches = [
         ("power mode", plain(mode.get("name"), 60)),
         ("jetson_clocks", _yes(facts.get("jetson_clocks"))),
-        *((f"throttled by {plain(name, 60)}", _figure(count)) for name, count in _throttles(get["sensors"])),
+        *((f"throttled by {plain(name, 60)}", _figure(count)) for name, count in throttles),
     ]
+    known = mode or throttles or facts.get("jetson_clocks") is not None
     return [
         _section(
             "releases",
@@ -230,7 +234,7 @@ def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
             [_reading(each) for each in _list(get["sensors"].get("readings"))],
             (2,),
         ),
-        _section("switches", "Power mode and throttling", ("What", "Value"), switches if facts else [], (1,)),
+        _section("switches", "Power mode and throttling", ("What", "Value"), switches if known else [], (1,)),
         _section(
             "processes",
             "Who computed meanwhile",
@@ -263,10 +267,6 @@ def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
             ],
         ),
     ]
-
-
-def _throttles(sensors: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return list(_dict(sensors.get("throttles")).items())[:_MOST_ROWS]
 
 
 def _logs(document: Mapping[str, Any], data: Mapping[str, dict[str, Any]]) -> list[tuple[str, Sequence[str]]]:
