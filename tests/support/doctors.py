@@ -1,4 +1,4 @@
-"""`kedge doctor` on a device that something was done to: live and out of a snapshot, and whether its cure can be done."""
+"""`kedge doctor` on a device that something was done to, live and out of a snapshot; whether its cures can be done."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ UID = 54321
 
 @dataclass
 class Sshd:
-    """environment: of whatever its user has run, from the next start on. apart: no process of this machine is seen there."""
+    """environment: of what its user runs, from the next start on. apart: no process of this machine is seen there."""
 
     folder: Path
     user: str

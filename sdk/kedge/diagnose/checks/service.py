@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
-from ..node import Node
+from ..node import NOTHING, Node
 from ..thresholds import limit
 from .words import counted, duration, model_name, restart_command, service_command, start_command
 
@@ -113,7 +113,7 @@ def restarts(evidence: Evidence) -> Finding:
             "; ".join(filter(None, told)) or f"systemd restarted it {by_systemd} times, and it does not run now",
             brief="the agent crashes over and over",
             cause=f"{blamed}: the model makes its runtime crash" if blamed else _why_it_ends(data),
-            cure=f"kedge rollback {model_name(who)} --on {device}"
+            cure=_without_crashing(evidence, who, suspects)
             if who is not None
             else f"kedge logs --on {device} --level error",
             figures=figures,
@@ -199,6 +199,16 @@ def _crashes_within(data: Node, now_s: float | None, seconds: float) -> int | No
     after = [each for each in data.nodes("starts") if "crash" in (each.text("how") or "")]
     times = [at for each in after if (at := each.amount("at_s")) is not None]
     return sum(now_s is None or at >= now_s - seconds for at in times)
+
+
+def _without_crashing(evidence: Evidence, who: Node, suspects: list[Node]) -> str:
+    """Back to the release before, unless the agent went there by itself: a rollback would bring the crashes back."""
+    rows = evidence.data("releases").nodes("models")
+    state = next((each.child("state") for each in rows if each.text("model") == who.text("model")), NOTHING)
+    before, crashing = state.text("previous"), {each.text("release") for each in suspects}
+    if state.text("current") == who.text("release") and before is not None and before not in crashing:
+        return f"kedge rollback {model_name(who)} --on {evidence.device}"
+    return f"kedge deploy RELEASE --to {evidence.device}  # of {model_name(who)}, one that does not crash"
 
 
 def _blamed(suspect: Node | None) -> str:
