@@ -31,7 +31,7 @@ _COMMANDS = {
     "history": ("history", "history", "What was deployed to a device, when, and how it ended."),
     "doctor": ("doctor", "doctor", "Why a device is slow or does not serve: checks, causes, cures."),
     "logs": ("logs", "logs", "What the agent on a device wrote down."),
-    "snapshot": ("snapshot", "snapshot", "All that a device knows of itself, in one file that is safe to send."),
+    "snapshot": ("snapshot", "snapshot", "What a device knows of itself, in one file that may be sent."),
     "rollback": ("deploy", "rollback", "Switch a model back to the release it served before."),
     "device": ("device", "device", "Add, trust, provision, upgrade and list devices."),
     "targets": ("targets", "targets", "Profiles of what kinds of devices can do."),
