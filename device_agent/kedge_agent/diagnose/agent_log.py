@@ -16,35 +16,55 @@ __all__ = ["LogEntry", "log_bytes", "log_files", "plain", "read_entries", "tail"
 _MOST_BYTES = 8 << 20
 _MOST_LINE = 4000
 _FILE = re.compile(r"agent\.log(?:\.(\d{1,3}))?")
-_LINE = re.compile(r"(\d{4}-\d\d-\d\d)([T ])(\d\d:\d\d:\d\d)[.,](\d{3})(Z?) ([A-Z]{1,10}) (.*)", re.DOTALL)
+_LINE = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,]\d{3}Z?) ([A-Z]{1,10}) (.*)", re.DOTALL)
+_STAMP = re.compile(r"(\d+)-(\d+)-(\d+)[T ](\d+):(\d+):(\d+)[.,](\d+)(Z?)")
 
 
 @dataclass(frozen=True)
 class LogEntry:
     """What was logged at once: a line, and those below it that have no time of their own (a traceback).
 
-    at_s: since 1970; None: it begins before what was read. level: as Python's logging has it. lines: without the time
-    and the level.
+    stamp: the time as it stands there; None: the entry begins before what was read. level: as Python's logging has it.
+    lines: without the time and the level.
     """
 
-    at_s: float | None
+    stamp: str | None
     level: str | None
     lines: tuple[str, ...]
 
     @property
+    def at_s(self) -> float | None:
+        """When, since 1970; None: it is not known."""
+        found = _STAMP.fullmatch(self.stamp or "")
+        if found is None:
+            return None
+        numbers = [int(each) for each in found.groups()[:6]]
+        try:
+            # Agents before 0.2 wrote the device's local time.
+            whole = (
+                calendar.timegm((*numbers, 0, 0, 0))
+                if found[8]
+                else time.mktime(time.struct_time((*numbers, 0, 0, -1)))
+            )
+        except (ValueError, OverflowError):
+            return None
+        return whole + int(found[7]) / 1000
+
+    @property
     def at(self) -> str | None:
         """When, in UTC, as ISO 8601 has it."""
-        if self.at_s is None:
+        at_s = self.at_s
+        if at_s is None:
             return None
-        ms = round(self.at_s * 1000)
+        ms = round(at_s * 1000)
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms // 1000)) + f".{ms % 1000:03d}Z"
 
     @property
     def shown(self) -> tuple[str, ...]:
         """Its lines as they are shown: the first with time and level."""
-        if self.at is None:
+        if self.stamp is None:
             return self.lines
-        return (f"{self.at} {self.level} {self.lines[0]}", *self.lines[1:])
+        return (f"{self.at or self.stamp} {self.level} {self.lines[0]}", *self.lines[1:])
 
 
 def log_files(state: Path) -> list[Path]:
@@ -112,24 +132,14 @@ def plain(text: str) -> str:
 
 
 def _entries(lines: list[str]) -> Iterator[LogEntry]:
-    at_s, level = None, None
+    stamp, level = None, None
     gathered: list[str] = []
     for line in lines:
         found = _LINE.fullmatch(line)
         if found:
             if gathered:
-                yield LogEntry(at_s, level, tuple(gathered))
-            at_s, level, gathered = _seconds(found), found[6], []
-        gathered.append(plain(found[7] if found and at_s is not None else line))
+                yield LogEntry(stamp, level, tuple(gathered))
+            stamp, level, gathered = found[1], found[2], []
+        gathered.append(plain(found[3] if found else line))
     if gathered:
-        yield LogEntry(at_s, level, tuple(gathered))
-
-
-def _seconds(found: re.Match[str]) -> float | None:
-    try:
-        moment = time.strptime(f"{found[1]} {found[3]}", "%Y-%m-%d %H:%M:%S")
-        # Agents before 0.2 wrote the device's local time.
-        whole = calendar.timegm(moment) if found[5] else time.mktime(moment)
-    except (ValueError, OverflowError):
-        return None
-    return whole + int(found[4]) / 1000
+        yield LogEntry(stamp, level, tuple(gathered))

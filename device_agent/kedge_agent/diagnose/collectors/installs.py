@@ -174,16 +174,20 @@ def _daemon(pid: int, words: list[str]) -> _Daemon | None:
 
 
 def _two_daemons(device: Device, daemons: list[_Daemon], holder: int | None) -> list[str]:
-    lasting = [each for each in daemons if not each.passing and each.pid != holder]
-    mine = {str(device.state), str(device.state.resolve())}
+    mine = {str(device.state), os.path.realpath(device.state)}
+    others = [each for each in daemons if not each.passing and each.pid != holder]
+    if holder is None:
+        # Who holds the lock is not known: the first that may be it is.
+        here = [each for each in others if each.state is None or each.state in mine]
+        others = [each for each in others if each not in here[:1]]
     out = []
-    for each in lasting:
+    for each in others:
+        who = f"process {each.pid} of user {each.user}"
         if each.state in mine:
-            # It waits for the lock of the one that serves, or goes; if it stays, somebody starts two.
-            out.append(f"process {each.pid} of user {each.user} is another agent on this state folder")
+            out.append(f"{who} is another agent on this state folder")
         else:
             where = each.state or "its user's default state folder"
-            out.append(f"process {each.pid} of user {each.user} is an agent on another state folder: {where}")
+            out.append(f"{who} is an agent on another state folder: {where}")
     return out
 
 

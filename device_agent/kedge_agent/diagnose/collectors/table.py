@@ -25,7 +25,7 @@ from . import (
 __all__ = ["COLLECTORS", "FACTS"]
 
 COLLECTORS = (
-    Collector("agent", agent.collect, 8.0),
+    Collector("agent", agent.collect, 12.0),
     Collector("memory", memory.collect, 4.0),
     Collector("processes", processes.collect, 6.0),
     Collector("releases", releases.collect, 40.0),
