@@ -127,6 +127,8 @@ def test_addresses_and_names_are_masked(text: str, kind: str, private: str) -> N
         "node MatMul_12_QuantizeLinear_BatchNormalization_7 in backbone/layer4/Conv2d_3x3/Relu6",
         "_ZNK8nvinfer119IEngineInspector20getLayerInformationEi",
         "token: true, tokens=128, password: null",
+        "    key = head.file, head.frame",
+        "    return {key: plain(each) for key, each in value.items()}",
         "getty@tty1.service, kedge-agent.service, ssh-ed25519-cert-v01@openssh.com",
         "see https://docs.nvidia.com/deeplearning and https://github.com/onnx/onnx",
         "/home/nvidia/model.onnx for user root",
@@ -291,6 +293,19 @@ def test_the_map_tells_addresses_and_keeps_secrets_to_the_device() -> None:
     assert "hunter2" not in json.dumps(told)
     assert "unseen" not in json.dumps(told)
     assert redactor.counts == {"host": 1, "ip": 1, "secret": 1}
+
+
+def test_the_map_of_a_hostile_log_fits_into_one_part_and_tells_no_secret() -> None:
+    redactor = Redactor({"secret": ["Str0ng-Secret-77"]})
+    redactor.learn("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9mWk0Pq6y1eNn2rQ7uJ8k3 my Str0ng-Secret-77 key")
+    lines = [f"from 10.{each >> 16}.{each >> 8 & 255}.{each & 255}" for each in range(12_000)]
+    lines.append("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9mWk0Pq6y1eNn2rQ7uJ8k3 my Str0ng-Secret-77 key")
+    redactor.text("\n".join(lines), "agent.log")
+    told = json.dumps(redactor.private_map())
+
+    assert len(told) < 4 << 20
+    assert "my <secret-1> key" in told
+    assert "Str0ng" not in told
 
 
 def test_binary_data_keep_their_length_and_lose_what_is_secret() -> None:

@@ -87,10 +87,10 @@ def named_value(found: Found) -> bool:
 
 
 def is_key_value(found: Found) -> bool:
-    """Whether a mere `key` names a secret, and not a hash, a public key, a word or a place."""
-    return (
-        not _is_public(found.value) and not in_place_only(found.value) and not found.value.startswith(("{", "[", "("))
-    )
+    """Whether a mere `key` names a secret, and not a hash, a public key, a word, a place or a piece of a program."""
+    value = found.value
+    program = not any(map(str.isdigit, value)) or not value.isascii() or re.search(r"[({\[]", value) is not None
+    return not (program or _is_public(value) or in_place_only(value))
 
 
 def unlike_a_word(found: Found) -> bool:

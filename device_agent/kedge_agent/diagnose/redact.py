@@ -34,7 +34,7 @@ comment email mac ssid id ip reason key keys value values time build work
 COMMON_NAMES = frozenset(_COMMON.split())
 
 _QUAD = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
-_MOST_KNOWN, _MOST_ENCODED = 2000, 500
+_MOST_KNOWN, _MOST_ENCODED, _MOST_MAPPED = 2000, 500, 10_000
 _MOST_SEEN = 50_000
 _DEEPEST = 60
 _LEAST_LOOSE = 12
@@ -65,13 +65,17 @@ class Redactor:
                 self._learn(kind, value)
 
     def private_map(self) -> dict[str, Any]:
-        """What each mask that was put in stands for. Of secrets: what length they have, and where they were first."""
+        """What each mask that was put in stands for, at most 10,000 of them.
+
+        Of secrets: what length they have, and where they were first.
+        """
+        secrets = [value for value, (kind, _) in self._known.items() if kind == "secret"]
         out = {}
-        for mask, told in sorted(
-            self._used.items(), key=lambda each: (each[0].partition("-")[0], len(each[0]), each[0])
-        ):
+        in_order = sorted(self._used, key=lambda mask: (mask.partition("-")[0], len(mask), mask))
+        for mask in in_order[:_MOST_MAPPED]:
+            told = self._used[mask]
             value = told.get("value", "")
-            inside = [each for each in self._present(value) if each[1] == "secret"]
+            inside: _Present = [(secret, "secret", []) for secret in secrets if secret in value]
             out[mask] = {**told, "value": self._without_known(value, inside)} if inside else told
         return out
 

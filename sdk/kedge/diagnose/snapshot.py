@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from kedge_agent.formats.snapshots import GZIP_MAGIC, MAX_FILE_BYTES
 
-from ..errors import KedgeError, UnreachableError
+from ..errors import KedgeError
 from ..transport.base import Deadline, Transport
 from .asking import Told, ask
 
@@ -99,7 +99,7 @@ def _receive(
     """What came beside the file, and why it is not whole."""
     try:
         return ask(transport, words, deadline, file.write, limit_bytes=MAX_FILE_BYTES, note=note), None
-    except (UnreachableError, KedgeError) as error:
+    except KedgeError as error:
         # Redacted as it was written: a part is safe to send, and better than nothing.
         if file.tell() == 0:
             raise
