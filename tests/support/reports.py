@@ -91,6 +91,14 @@ class Workshop:
         return page
 
     @cached_property
+    def history(self) -> Path:
+        """What its recorder has of the bench's requests."""
+        page = self.folder / "history.html"
+        assert self.bench.is_file()
+        self.kedge("history", "--on", self.served, "--since", "90s", "--html", page)
+        return page
+
+    @cached_property
     def snapshot(self) -> Path:
         """Of a device that has answered requests, and whose recorder has seconds of them."""
         taken, page = self.folder / "digits.tar.zst", self.folder / "snapshot.html"
@@ -105,6 +113,7 @@ KINDS: dict[str, Callable[[Workshop], Path]] = {
     "build": lambda workshop: workshop.build,
     "bench": lambda workshop: workshop.bench,
     "doctor": lambda workshop: workshop.doctor,
+    "history": lambda workshop: workshop.history,
     "snapshot": lambda workshop: workshop.snapshot,
     "preflight": lambda workshop: workshop.preflight,
 }

@@ -140,7 +140,7 @@ def _line(axes: Axes, series: Series, first: float, last: float, gap_s: float | 
     known = np.isfinite(shown[0])
     alone = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]
     if alone.any():
-        axes.plot(where[alone], shown[0][alone], color=series.colour, linestyle="", marker="o", markersize=2.5)
+        axes.plot(where[alone], shown[0][alone], color=series.colour, linestyle="", marker="o", markersize=4)
 
 
 def _floats(values: Sequence[float | None]) -> NDArray[np.float64]:
@@ -189,7 +189,8 @@ def _marks(axes: Axes, marks: Sequence[Mark], first: float, last: float) -> None
             axes.axvspan(low, high, color=mark.colour, alpha=0.18, linewidth=0, label=label or None)
             told.add(text)
             continue
-        axes.axvline(mark.at_s, color=mark.colour, linewidth=1.2, linestyle=(0, (4, 2)))
+        # Under the lines: it must not hide what happened then.
+        axes.axvline(mark.at_s, color=mark.colour, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1.5)
         share = (mark.at_s - first) / (last - first)
         if share >= free_from:
             axes.annotate(
