@@ -17,7 +17,6 @@ import pytest
 from kedge.release.bundle import Release
 from kedge_agent.diagnose.agent_log import read_entries
 from kedge_agent.diagnose.collectors import agent, engines, files, journal, logs, recorder, releases
-from kedge_agent.diagnose.collectors.marks import read_marks
 from kedge_agent.diagnose.device import Device, UnavailableError
 from kedge_agent.diagnose.logs import write_logs
 from kedge_agent.engine.library import library_of
@@ -26,7 +25,7 @@ from kedge_agent.formats.recording import Histogram, ModelRecord, Record, Start
 from kedge_agent.formats.snapshots import is_member_name
 from kedge_agent.measure.recorder.places import MINUTES, SECONDS, boot_id, recorder_folder
 from kedge_agent.measure.recorder.ring import Ring
-from kedge_agent.store.crashes import Marks
+from kedge_agent.store.crashes import Marks, read_marks
 from kedge_agent.store.journal import Journal
 from kedge_agent.store.models import ModelState, write_state
 from tests.loopback.faults.test_wrong_target import RTX, engine, with_engine

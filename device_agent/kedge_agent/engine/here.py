@@ -21,6 +21,7 @@ __all__ = [
     "Gpu",
     "built_passport",
     "compatible_modules",
+    "driver_version",
     "gpu_here",
     "jetson_linux",
     "passport_here",
@@ -114,7 +115,7 @@ def passport_here(
         module=modules[0] if modules else None,
         l4t=jetson_linux(root),
         cuda=None if gpu is None else gpu.driver_cuda,
-        driver=_driver(root),
+        driver=driver_version(root),
         power_mode=power_mode(root),
     )
 
@@ -159,7 +160,8 @@ def peak_rss(root: Path = Path("/")) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _driver(root: Path) -> str | None:
+def driver_version(root: Path = Path("/")) -> str | None:
+    """Version of NVIDIA's driver, as "540.4.0"; None where there is none that says so."""
     text = _read(root / "proc/driver/nvidia/version").decode("ascii", "replace")
     found = re.search(r"(?:Module|for \S+)\s+(\d+\.\d+(?:\.\d+)?)", text)
     return found[1] if found else None

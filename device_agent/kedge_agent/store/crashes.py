@@ -13,11 +13,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from .files import make_directory, move_aside
+from .files import make_directory, move_aside, read_beginning
 from .layout import Layout
 
-__all__ = ["Marker", "Marks"]
+__all__ = ["Marker", "Marks", "read_marks"]
 
 _LOG = logging.getLogger("kedge.crashes")
 
@@ -200,6 +201,48 @@ class Marker:
         """No more runs of it. To be called once."""
         if self._number:
             self._closed(self._number)
+
+
+def read_marks(layout: Layout, boot_id: str | None) -> dict[str, Any] | None:
+    """What is marked, as the facts have it; None: nothing, or of another boot.
+
+    Args:
+        boot_id: of this boot; None: not known, and the marks are taken to be of this one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        data = read_beginning(layout.root / "running", _SIZE + 1)
+    except FileNotFoundError:
+        return None
+    if len(data) != _SIZE or not data.startswith(_MAGIC):
+        return None
+    if boot_id is not None and data[_BOOT].decode("ascii", "replace").strip() != boot_id:
+        return None
+    suspects = []
+    for number in range(1, _ENTRIES + 1):
+        entry = data[_FIRST_ENTRY + (number - 1) * _ENTRY :][:_ENTRY]
+        crashes, doubts = entry[_CRASHES], entry[_DOUBTS]
+        if crashes or doubts:
+            suspects.append({**_names(entry), "crashes": crashes, "doubts": doubts})
+    busy = sorted(set(data[_FIRST_SEAT + 1 : _FIRST_ENTRY]))
+    computing = [
+        _names(data[_FIRST_ENTRY + (number - 1) * _ENTRY :][:_ENTRY]) for number in busy if 0 < number <= _ENTRIES
+    ]
+    return {
+        "unclean": bool(data[_ALIVE]),
+        "anonymous": data[_ANONYMOUS],
+        "suspects": suspects,
+        "computing": [names for names in computing if names["model"]],
+    }
+
+
+def _names(entry: bytes) -> dict[str, str]:
+    model, release = (
+        part.rstrip(b"\0").decode("ascii", "replace") for part in (entry[:_NAME], entry[_NAME : 2 * _NAME])
+    )
+    return {"model": model, "release": release}
 
 
 def _mapped(path: Path) -> mmap.mmap:

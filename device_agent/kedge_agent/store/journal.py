@@ -26,7 +26,7 @@ from ..wire import WireError, parse_json
 from .files import make_directory, move_aside, read_beginning, write_atomic
 from .layout import Layout
 
-__all__ = ["FINAL_STEPS", "STEPS", "Entry", "Journal", "read_unfinished"]
+__all__ = ["FINAL_STEPS", "STEPS", "Entry", "Journal", "read_entries", "read_unfinished"]
 
 _LOG = logging.getLogger("kedge.journal")
 
@@ -162,13 +162,18 @@ class Journal:
         self._entries, self._end = kept, len(lines)
 
 
-def read_unfinished(layout: Layout) -> set[str]:
-    """Releases whose deploys have not ended, by what is written; for whoever is not the daemon. Changes nothing.
+def read_entries(layout: Layout) -> list[Entry]:
+    """All records, oldest first, by what is written; for whoever is not the daemon. Changes nothing.
 
     Raises:
         OSError: it cannot be read.
     """
-    return {entry.release for entry in _unfinished(_entries(_content(layout.root / "journal"))[0])}
+    return _entries(_content(layout.root / "journal"))[0]
+
+
+def read_unfinished(layout: Layout) -> set[str]:
+    """Releases whose deploys have not ended. As `read_entries`."""
+    return {entry.release for entry in _unfinished(read_entries(layout))}
 
 
 def _unfinished(entries: list[Entry]) -> list[Entry]:

@@ -10,11 +10,11 @@ from typing import Any
 from ...errors import AgentError
 from ...measure.recorder.reading import newest_starts
 from ...settings import settings_of, settings_path
+from ...store.crashes import read_marks
 from ...store.slots import read_outcome
 from ..device import Collected, Device, UnavailableError, reason_of
 from .doors import ask
 from .holder import lock_holder, process_facts
-from .marks import read_marks
 from .service import find_service
 
 __all__ = ["collect"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...store.journal import Entry, _content, _entries
+from ...store.journal import Entry, read_entries
 from ..device import Collected, Device, UnavailableError, reason_of
 
 __all__ = ["collect", "read_history"]
@@ -21,8 +21,7 @@ def read_history(device: Device) -> list[Entry]:
     Raises:
         UnavailableError: it cannot be read.
     """
-    path = device.state / "journal"
     try:
-        return _entries(_content(path))[0]
+        return read_entries(device.layout)
     except OSError as error:
-        raise UnavailableError(reason_of(error, path)) from error
+        raise UnavailableError(reason_of(error, device.state / "journal")) from error

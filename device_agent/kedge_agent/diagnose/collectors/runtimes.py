@@ -7,12 +7,11 @@ beside the package's own library as libonnxruntime_providers_NAME.so).
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any
 
-from ...engine.here import gpu_here
-from ..device import Collected, Device, UnavailableError
+from ...engine.here import driver_version, gpu_here
+from ..device import Collected, Device
 
 __all__ = ["collect"]
 
@@ -28,8 +27,6 @@ _DISTRIBUTIONS = {
     "nvml": ("nvidia-ml-py",),
 }
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-# NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  …; NVIDIA UNIX Open Kernel Module for aarch64  540.4.0 …
-_DRIVER = re.compile(r"(?:Module|for \S+)\s+(\d+\.\d+(?:\.\d+)?)")
 
 
 def collect(device: Device) -> Collected:
@@ -37,9 +34,9 @@ def collect(device: Device) -> Collected:
     data: dict[str, Any] = {name: _version(names) for name, names in _DISTRIBUTIONS.items()}
     if data["zstd"] is None and importlib.util.find_spec("compression") is not None:
         data["zstd"] = "of Python"
-    data["driver"], why = _driver(device)
-    if why is not None:
-        data["driver_why"] = why
+    data["driver"] = driver_version(device.root)
+    if data["driver"] is None:
+        data["driver_why"] = "/proc/driver/nvidia/version is not here, or names none"
     gpu = gpu_here() if device.live else None
     data["cuda"] = None if gpu is None else gpu.driver_cuda
     if gpu is None:
@@ -57,14 +54,6 @@ def _version(names: tuple[str, ...]) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-def _driver(device: Device) -> tuple[str | None, str | None]:
-    try:
-        found = _DRIVER.search(device.text("proc/driver/nvidia/version", 4096))
-    except UnavailableError as error:
-        return None, str(error)
-    return (found[1], None) if found else (None, "/proc/driver/nvidia/version names no version")
 
 
 def _providers() -> dict[str, Any]:
