@@ -22,7 +22,7 @@ def tracked(folder: str) -> set[str]:
     return {
         str(path.relative_to(base))
         for path in base.rglob("*")
-        if path.suffix in (".py", ".typed", ".toml", ".json", ".j2", ".css")
+        if path.suffix in (".py", ".typed", ".toml", ".json", ".j2", ".css", ".js")
         and "__pycache__" not in path.parts
         and path.name != "pyproject.toml"
     }
