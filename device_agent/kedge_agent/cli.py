@@ -8,8 +8,6 @@ import io
 import json
 import os
 import select
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,12 +16,10 @@ from typing import Any
 
 from . import __version__
 from .errors import AgentError
-from .wire import DOORS, FAULTS, GREETING_PREFIX, PROTOCOLS_SPOKEN, Greeting, render_greeting
+from .wire import DOORS, FAULTS, PROTOCOLS_SPOKEN, Greeting, render_greeting
 
 __all__ = ["main"]
 
-_START_S = 30.0
-_STOP_S = 30.0
 _SILENCE_S = 60.0
 _GRACE_S = 60.0
 # A frame that is like the device's own travels in 905 bytes, and making it may take a busy host seconds.
@@ -127,9 +123,13 @@ def _run(arguments: argparse.Namespace, state: Path) -> None:
         options = (arguments.threads, arguments.parent_pipe, arguments.ephemeral, config, arguments.standby)
         serve(Options(state, *options))
     elif arguments.command == "start":
-        _start(state, config, arguments.threads)
+        from .background import start
+
+        start(state, config, arguments.threads)
     elif arguments.command == "stop":
-        _stop(state, config)
+        from .background import stop
+
+        stop(state, config)
     elif arguments.command == "unit":
         _unit(arguments, config)
     elif arguments.command == "status":
@@ -241,40 +241,8 @@ def _status(state: Path) -> None:
     print(json.dumps({**body, "sockets": str(socket_directory(state))}, indent=2))
 
 
-def _own_command(state: Path, config: Path | None) -> list[str]:
-    """How this very agent serves: the interpreter and its options that run us now (python -I run.py, -m …)."""
-    own = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
-    settings = ["--config", str(config)] if config is not None else []
-    return [sys.executable, *own[1:], "--state", str(state), "serve", *settings]
-
-
-def _start(state: Path, config: Path | None, threads: int) -> None:
-    command = [*_own_command(state, config), "--threads", str(threads)]
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # A new file: a daemon that runs already keeps writing into its own.
-    (state / "start.log").unlink(missing_ok=True)
-    with (state / "start.log").open("wb") as log:
-        daemon = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, cwd="/"
-        )
-    assert daemon.stdout is not None
-    readable, _, _ = select.select([daemon.stdout], [], [], _START_S)
-    if readable and daemon.stdout.readline().startswith(GREETING_PREFIX):
-        return
-    daemon.terminate()
-    busy = daemon.wait() == FAULTS["busy"].exit_code
-    said = (state / "start.log").read_text(errors="replace").strip().splitlines()
-    reason = next(
-        (line for line in said if line.startswith("kedge-agent: error: ")), said[-1] if said else "no reason given"
-    )
-    raise AgentError(
-        f"the agent did not start: {reason.removeprefix('kedge-agent: error: ')}",
-        kind="busy" if busy else "no_agent",
-        hint=f"see {state / 'start.log'} and {state / 'agent.log'}",
-    )
-
-
 def _unit(arguments: argparse.Namespace, config: Path | None) -> None:
+    from .background import own_command
     from .settings import read_settings, settings_path
     from .store.layout import SYSTEM_STATE
     from .unit import UnitOptions, systemd_version, unit_text
@@ -283,7 +251,7 @@ def _unit(arguments: argparse.Namespace, config: Path | None) -> None:
     state = arguments.state.absolute() if arguments.state is not None else SYSTEM_STATE
     settings = read_settings(settings_path(state, config))
     options = UnitOptions(
-        _own_command(state, config),
+        own_command(state, config),
         state,
         arguments.user,
         tcp=arguments.port or settings.tcp_port is not None,
@@ -292,42 +260,3 @@ def _unit(arguments: argparse.Namespace, config: Path | None) -> None:
         systemd=systemd_version(),
     )
     print(unit_text(options), end="")
-
-
-def _stop(state: Path, config: Path | None) -> None:
-    from .settings import Settings, read_settings, settings_of
-    from .store.layout import Layout
-
-    layout = Layout(state)
-    pid = _holder(layout.lock)
-    if pid is None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    settings = Settings()
-    with contextlib.suppress(AgentError):
-        settings = read_settings(config) if config is not None else settings_of(state)
-    patience_s = settings.drain_s + _STOP_S
-    deadline = time.monotonic() + patience_s
-    while _holder(layout.lock) is not None:
-        if time.monotonic() > deadline:
-            raise AgentError(f"the agent (process {pid}) did not stop within {patience_s:g} s", kind="busy")
-        time.sleep(0.05)
-
-
-def _holder(lock: Path) -> int | None:
-    """The process that holds the lock; None when nobody does, whatever number the file still holds."""
-    import fcntl
-
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(handle, 32, 0)
-        return int(text) if text.isdigit() else None
-    finally:
-        os.close(handle)
-    return None

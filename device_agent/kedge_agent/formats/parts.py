@@ -1,4 +1,4 @@
-"""What `kedge-agent diagnose` writes after its greeting: parts, each of a kind and a length; the last says how it ended.
+"""What `kedge-agent diagnose` writes after its greeting: parts, each with kind and length; the last says how it ended.
 
 A stream that stops without `END` or `ERROR` was cut, and what came of it is all that there is.
 """
