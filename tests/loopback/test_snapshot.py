@@ -26,6 +26,7 @@ from kedge_agent.formats.parts import Part, read_parts
 from kedge_agent.formats.snapshots import BEGUN, MANIFEST
 from tests.support.deploys import Device
 from tests.support.pages import SCRIPT, Page
+from tests.support.powercut import mounted
 from tests.support.stores import fill, small_disk
 
 # Far from what any of these takes, so that a busy machine is no failure; a snapshot ends within it by itself.
@@ -165,6 +166,25 @@ def test_a_full_disk_is_told_and_nothing_is_written_to_it(release: Release, tmp_
             assert state["free_bytes"] == 0
         finally:
             device.kill()
+
+
+@pytest.mark.slow
+def test_of_a_device_whose_disk_gives_no_answer_the_rest_comes_home_in_time(tmp_path: Path) -> None:
+    with mounted(tmp_path) as disk:
+        state = disk.folder / "state"
+        state.mkdir()
+        assert disk._process is not None
+        os.kill(disk._process.pid, signal.SIGSTOP)
+        try:
+            taken, opened = snapshot_of(state, tmp_path, seconds=20)
+        finally:
+            os.kill(disk._process.pid, signal.SIGCONT)
+    statuses = {name: each["status"] for name, each in opened.facts()["collectors"].items()}
+
+    assert taken.cut is None
+    assert opened.problems == ()
+    assert {name for name, status in statuses.items() if status == "ok"} >= {"system", "memory", "kernel", "raw_files"}
+    assert "timeout" in statuses.values()
 
 
 _PROGRAM = """

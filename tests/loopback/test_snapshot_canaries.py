@@ -156,7 +156,7 @@ from kedge_agent.diagnose.running import Collector
 from kedge_agent.diagnose.snapshot import write_snapshot
 
 def service(device):
-    names = ("service.log", "service.log.1.gz", "notes.zip", "core.bin")
+    names = ("service.log", "service.log.1.gz", "notes.zip", "core.bin", "wide.txt")
     return Collected({"files": []}, [(f"logs/{name}", (device.root / name).read_bytes()) for name in names])
 
 planted = tuple(Collector("service_log", service, 5.0) if each.name == "service_log" else each for each in COLLECTORS)
@@ -174,6 +174,7 @@ def test_no_canary_of_the_kernel_the_service_or_the_system_leaves_it(tmp_path: P
     with zipfile.ZipFile(root / "notes.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("notes.txt", text)
     (root / "core.bin").write_bytes(bytes(range(256)) * 40 + b"\0".join(text.splitlines()) + bytes(range(256)) * 40)
+    (root / "wide.txt").write_bytes(text.decode().encode("utf-16"))
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(state), str(root)], stdout=subprocess.PIPE, check=True, timeout=120
     )
@@ -189,7 +190,11 @@ def test_no_canary_of_the_kernel_the_service_or_the_system_leaves_it(tmp_path: P
     assert CONTROL.encode() in (opened.member("logs/kernel.log") or b"")
     assert CONTROL.encode() in (opened.member("logs/service.log.1.gz") or b"")
     left_out = opened.manifest["collectors"]["service_log"]["left_out"] if opened.manifest else []
-    assert left_out == [{"name": "logs/notes.zip", "why": "it is compressed: what is in it cannot be masked"}]
+    assert left_out == [
+        {"name": "logs/notes.zip", "why": "it is compressed: what is in it cannot be masked"},
+        {"name": "logs/core.bin", "why": "it is no text: what is in it cannot be masked"},
+        {"name": "logs/wide.txt", "why": "it is no text: what is in it cannot be masked"},
+    ]
     assert b"5.15.148-tegra" in (opened.member("system/proc/version") or b"")
 
 

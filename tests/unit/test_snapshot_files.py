@@ -292,3 +292,9 @@ def test_lines_of_a_journal_are_masked_as_documents_and_untouched_ones_stay() ->
     out = masked_member(Redactor(), "store/journal", (line + bad + "torn {").encode()).decode()
 
     assert out == line + '0a1b2c3d {"step": "refused", "reason": "from <ip-1>"}\ntorn {'
+
+
+def test_names_of_a_device_tree_are_text_though_zeros_end_them() -> None:
+    data = b"nvidia,p3768-0000+p3767-0005\0nvidia,tegra234\0"
+
+    assert masked_member(Redactor(), "system/proc/device-tree/compatible", data) == data

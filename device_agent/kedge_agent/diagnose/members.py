@@ -23,7 +23,7 @@ _GZIP = b"\x1f\x8b"
 _CUT = "… what came before is left out: it is too long\n"
 # A record of the store's journal begins with its checksum.
 _JSON_LINE = re.compile(r"(?:[0-9a-f]{8} )?(?=\{)")
-_CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\udc80-\udcff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\udc80-\udcff]")
 _SETTINGS = "config/settings.json"
 
 
@@ -64,9 +64,11 @@ def masked_member(redactor: Redactor, name: str, data: bytes) -> bytes:
     if body is not None:
         masked = redactor.document(body, name)
         return unpacked if masked == body else json.dumps(masked, indent=1).encode()
-    text = None if name.startswith(RECORDER) else _text(unpacked)
-    if text is None:
+    if name.startswith(RECORDER):
         return redactor.binary(unpacked, name)
+    text = _text(unpacked)
+    if text is None:
+        raise LeftOutError("it is no text: what is in it cannot be masked")
     return "".join(_masked_lines(redactor, name, text)).encode("utf-8", "surrogateescape")
 
 
