@@ -2,11 +2,10 @@
 
     python tools/bench/recorder.py [--seconds 60] [--requests-per-s 1000] [--out FILE.json]
 
-A real agent serves two small models: idle, asked by two cameras of 30 images a second, and under load, by requests
-that are due at set times. The recorder's share
-of a core is its own measurement of its thread's processor time, as it is in the recording and in /metrics. Beside it
-stands what the idle agent's whole process takes with the recorder and without it, which nobody can measure wrongly. How
-far back a ring reaches is its size over what the seconds take that were recorded here, packed as a full file is.
+A real agent serves two small models: idle, asked by two cameras of 30 images a second, and under load, by requests that
+are due at set times. The recorder's share of a core is its own measurement of its thread's processor time, as it is in
+the recording and in /metrics. Beside it stands what the idle agent's whole process takes with the recorder and without
+it. How far back a ring reaches is its size over what the records take that were made here, packed as a full file is.
 """
 
 from __future__ import annotations
@@ -112,18 +111,19 @@ def measured(folder: Path, rate: float, seconds: float, *, enabled: bool = True)
     records = [each for each in read_back(state, took, SECONDS) if each.start is None]
     told = summarise(records)
     channels = told["channels"]
-    raw, packed = sizes(records)
-    # What a minute adds to a file that has its table already.
-    merged = list(resample(records, 60.0))
-    minute = max(sizes([*records, each])[1] - packed for each in merged)
+    # What a record adds to a file that has its table already: a full file has few tables.
+    (first_raw, first_packed), (all_raw, all_packed) = sizes(records[:1]), sizes(records)
+    more = len(records) - 1
+    raw, packed = (all_raw - first_raw) / more, (all_packed - first_packed) / more
+    minute = max(sizes([*records, each])[1] - all_packed for each in resample(records, 60.0))
     return out | {
         "requests_per_s": sum(each["requests"] for each in told["models"].values()) / told["seconds"],
         "channels": len(channels),
         "cpu_share": {key: channels["recorder.cpu_share"][key] for key in ("mean", "max")},
-        "written_bytes_per_s": raw / told["seconds"],
-        "packed_bytes_per_s": packed / told["seconds"],
+        "written_bytes_per_s": raw,
+        "packed_bytes_per_s": packed,
         "minute_bytes": minute,
-        "reaches_s": {SECONDS: capacity(SECONDS) / packed * told["seconds"], MINUTES: capacity(MINUTES) / minute * 60},
+        "reaches_s": {SECONDS: capacity(SECONDS) / packed, MINUTES: capacity(MINUTES) / minute * 60},
     }
 
 

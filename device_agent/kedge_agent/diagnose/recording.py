@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ __all__ = ["write_recording"]
 
 def write_recording(state: Path, sink: BinaryIO, since_s: int) -> None:
     """Write DATA parts, files of the recording one after another, and END:
-    {encoding: "raw", resolution_s, from_s, to_s}; the times are of the wall clock, None where there is no record.
+    {encoding: "raw", resolution_s, from_s, to_s, at_s: now}. Times are of the wall clock, None: no record.
 
     The frames in them are compressed already (`formats.recording_frames`). They may begin earlier than was asked for.
 
@@ -35,4 +36,4 @@ def write_recording(state: Path, sink: BinaryIO, since_s: int) -> None:
     except OSError as error:
         raise translate_os_error(error, "reading the recording") from error
     end = {"encoding": "raw", "resolution_s": 1 if ring == SECONDS else 60, "from_s": from_s, "to_s": to_s}
-    write_json_part(sink, Part.END, end)
+    write_json_part(sink, Part.END, {**end, "at_s": time.time()})
