@@ -101,7 +101,8 @@ def _newest(entries: Sequence[LogEntry], most: int) -> tuple[list[LogEntry], int
 def _entries(text: str) -> Iterator[LogEntry]:
     head: tuple[str | None, str | None] = (None, None)
     gathered: list[str] = []
-    for sent in text.split("\n")[: -1 if text.endswith("\n") else None]:
+    whole, _, rest = text.rpartition("\n")
+    for sent in [*(whole.split("\n") if whole else ()), *([rest] if rest else ())]:
         # A device may send what its own `logs` would not.
         line = printable(sent.expandtabs(8))
         found = _FIRST.fullmatch(line)

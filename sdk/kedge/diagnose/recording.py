@@ -237,7 +237,9 @@ def _step_json(step: Record) -> dict[str, Any]:
         "seconds": step.seconds,
         "models": told["models"],
         "channels": {
-            name: {key: each[key] for key in ("mean", "min", "max")} for name, each in told["channels"].items()
+            # They were recorded in single precision, which has 7 digits.
+            name: {key: float(f"{each[key]:.7g}") for key in ("mean", "min", "max")}
+            for name, each in told["channels"].items()
         },
         "throttled_share": step.throttled,
     }

@@ -29,7 +29,7 @@ from .inventory import LOCAL, Inventory, open_device
 
 __all__ = ["Past", "open_as_it_is", "past_of_snapshot", "read_past"]
 
-_ANSWERS_S = 10.0
+_ANSWERS_S = 5.0
 _BY_SECONDS_S = 6 * 3600
 # With these, nothing else that is asked of the device will be told.
 _FINAL = (AuthenticationRefusedError, HostKeyChangedError, UnknownHostKeyError, UnreachableError)

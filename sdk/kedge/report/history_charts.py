@@ -57,8 +57,9 @@ def chart(
     """
     known = [value for line in panel.lines for value in line.values if value is not None]
     low, high, ticks = _scale(known, panel.from_zero)
-    # plotext has one figure, and it keeps what was drawn last.
+    # plotext has one figure, which keeps what was drawn last, and cuts it to what it takes for the terminal.
     figure = plotext.figure
+    plotext.terminal.limit(False, False)
     figure.clear()
     figure.plot_size(columns_of_time(columns) + _LABEL + 1, _ROWS)
     figure.theme("colorless")
@@ -82,27 +83,29 @@ def chart(
             )
             signal.lines(True)
             figure.draw(signal)
-    drawn = Text.from_ansi(figure.build().string())
-    drawn.no_wrap = True
-    return Text("\n").join([_head(panel), drawn])
+    drawn = Text.from_ansi(figure.build().string().rstrip("\n"))
+    whole = Text("\n").join([*_head(panel, columns), drawn])
+    whole.no_wrap = True
+    return whole
 
 
-def _head(panel: Panel) -> Text:
-    head = Text.assemble((printable(f"{panel.title} "), "bold"), (f"({panel.unit})", "bright_black"))
+def _head(panel: Panel, columns: int) -> list[Text]:
+    """What is shown, and by which lines: as many to a row as there is room for."""
+    items = [Text.assemble((printable(panel.title), "bold"), (f" ({panel.unit})", "bright_black"))]
     for line, colour in zip(panel.lines, _COLOURS, strict=False):
         values = [value for value in line.values if value is not None]
         most = max([value for value in line.high or () if value is not None] or values, default=None)
-        head.append("  ")
-        head.append(_unbroken(f"━ {elide(line.name, 24)}"), f"color({colour})")
-        if values and most is not None:
-            head.append(_unbroken(f" {_figure(values[-1])} (most {_figure(most)})"))
+        figures = f" {_figure(values[-1])} (most {_figure(most)})" if values and most is not None else ""
+        items.append(Text.assemble((f"━ {elide(line.name, 24)}", f"color({colour})"), figures))
     if panel.left_out:
-        head.append(_unbroken(f"  and {panel.left_out} more"), "bright_black")
-    return head
-
-
-def _unbroken(text: str) -> str:
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+        items.append(Text(f"and {panel.left_out} more", "bright_black"))
+    rows: list[Text] = []
+    for item in items:
+        if rows and rows[-1].cell_len + 2 + item.cell_len <= columns:
+            rows[-1] = Text("  ").join([rows[-1], item])
+        else:
+            rows.append(item)
+    return rows
 
 
 def _runs(line: Line, times_s: Sequence[float], step_s: float) -> Iterator[tuple[list[float], list[float]]]:

@@ -40,7 +40,7 @@ def history_html(document: Mapping[str, Any]) -> str:
             "notes": [sentence(each) for each in notes_of(recording)],
             "figures": [(title, markup(drawing)) for title, drawing in recording_figures(document)],
             "events": [
-                (cell(moment(each.at_s), each.at_s), cell(each.text, state="warning" if each.fault else ""))
+                (cell(moment(each.at_s), each.at_s), cell("amiss", state="warning") if each.fault else "", each.text)
                 for each in events
             ],
             "model_columns": _MODEL_COLUMNS,

@@ -67,6 +67,9 @@ def deploys_of(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def show_history(document: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the document of `kedge history --json` for people: drawings on a terminal, tables in a pipe."""
     out = console or Console(highlight=False)
+    if console is None and not out.is_terminal:
+        # A pipe has no width: cut nothing.
+        out.width = 200
     rows = history_rows(document["entries"])
     if rows:
         print_table("", DEPLOY_COLUMNS, rows)
@@ -94,9 +97,8 @@ def show_history(document: Mapping[str, Any], console: Console | None = None) ->
         _draw(out, recording, panels, events)
     else:
         for panel in panels:
-            print_table(
-                f"{panel.title} ({panel.unit})", *_table(panel, recording), right=range(1, len(panel.lines) + 1)
-            )
+            title = printable(f"{panel.title} ({panel.unit})")
+            print_table(title, *_table(panel, recording), right=range(1, len(panel.lines) + 1))
     for event in events:
         style = "bold" if event.fault else ""
         out.print(Text.assemble((f"{moment(event.at_s)}  ", "bright_black"), (printable(event.text), style)))
@@ -110,7 +112,7 @@ def show_history(document: Mapping[str, Any], console: Console | None = None) ->
 
 
 def _say(out: Console, line: str) -> None:
-    out.print(Text(printable(line)), soft_wrap=not out.is_terminal)
+    out.print(Text(printable(line)))
 
 
 def _draw(out: Console, recording: Mapping[str, Any], panels: Sequence[Panel], events: Sequence[Event]) -> None:
@@ -131,11 +133,11 @@ def _table(panel: Panel, recording: Mapping[str, Any]) -> tuple[list[str], list[
     for index, step in enumerate(recording["steps"]):
         begin = step["at_s"] - recording["step_s"]
         if last is not None and begin - last > 0.6 * recording["step_s"]:
-            rows.append([moment(last), *["not recorded"] * len(panel.lines)])
+            rows.append([moment(begin), *["not recorded"] * len(panel.lines)])
         last = step["at_s"]
         values = (line.values[index] for line in panel.lines)
         rows.append([moment(last), *("–" if value is None else f"{value:.4g}" for value in values)])
-    return ["until (UTC)", *(line.name for line in panel.lines)], rows
+    return ["until (UTC)", *(printable(line.name) for line in panel.lines)], rows
 
 
 def history_rows(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
