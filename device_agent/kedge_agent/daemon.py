@@ -21,6 +21,7 @@ from .errors import AgentError
 from .formats.manifest import Manifest
 from .handover import Upgrades
 from .process import Signals, feeding, hold, log_to, serve_command, socket_folder, wait_for_parent
+from .runtime.cuda_lanes import lost_gpu
 from .runtime.table import RUNTIMES, runtime_named
 from .serving.agent_routes import with_agent_routes
 from .serving.building import Builds
@@ -251,6 +252,7 @@ def _watched(notifier: Notifier, doors: Doors, repository: Repository, configura
         lambda: doors.servers,
         repository.stuck_s,
         lambda: configuration.settings.stuck_s,
+        lost_gpu,
     )
     watchdog.start()
     try:

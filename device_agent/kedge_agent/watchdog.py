@@ -1,8 +1,9 @@
 """Feeds systemd's watchdog, as long as the agent does what it is there for.
 
 A thread that says "alive" while nobody is served any more is worse than none. So each time, a request must have been
-answered through the socket that clients use, the threads that accept connections must have gone round, and no request
-may have been computing for ever. Else systemd hears nothing; after WatchdogSec it ends the agent, and starts it again.
+answered through the socket that clients use, the threads that accept connections must have gone round, no request may
+have been computing for ever, and the GPU, where models are on one, must do what it is asked. Else systemd hears
+nothing; after WatchdogSec it ends the agent, and starts it again.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Watchdog:
         loops: the accepting threads there are now.
         stuck_s: how long the request that computes longest has done so; 0 when none computes.
         limit_s: how long that may be.
+        lost: why no model can compute any more, or None.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Watchdog:
         loops: Callable[[], Iterable[Ticking]],
         stuck_s: Callable[[], float],
         limit_s: Callable[[], float],
+        lost: Callable[[], str | None],
     ) -> None:
         self._notifier = notifier
         self._period_s = period_s
@@ -62,6 +65,7 @@ class Watchdog:
         self._loops = loops
         self._stuck_s = stuck_s
         self._limit_s = limit_s
+        self._lost = lost
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -83,6 +87,9 @@ class Watchdog:
         stuck, limit = self._stuck_s(), self._limit_s()
         if stuck > limit:
             return f"a request has been computing for {stuck:.0f} s, more than the {limit:g} s of stuck_s"
+        lost = self._lost()
+        if lost is not None:
+            return f"the GPU is lost to this process: {lost}"
         # With half a period to the next look, the next word is in time even where the answer takes all of this.
         return self._ask(self._period_s / 4)
 

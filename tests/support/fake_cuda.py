@@ -83,7 +83,8 @@ class FakeCuda:
     """A GPU that is not there. log: what was called, in order. broken: first rule that was broken, if any.
 
     memory_fails_at: the so-many-th allocation finds no memory, as do all of more than `most` bytes.
-    capture_fails: no graph can be captured. copy_fails: the next copy does.
+    capture_fails: no graph can be captured. copy_fails: the next copy does. lost: a kernel has faulted, and every call
+    fails from now on.
     """
 
     device: DeviceProperties = UNIFIED
@@ -92,6 +93,7 @@ class FakeCuda:
     most: int = 1 << 30
     capture_fails: bool = False
     copy_fails: bool = False
+    lost: bool = False
     log: list[str] = field(default_factory=list)
     binding: str = "fake 1.0"
 
@@ -168,6 +170,8 @@ class FakeCuda:
         """Note a call."""
         if not self._depths.get(threading.get_ident()):
             raise RuleError(f"{what} was called by a thread without a context")
+        if self.lost:
+            raise AgentError(f"CUDA failed: {what}: CUDA_ERROR_ILLEGAL_ADDRESS", kind="internal")
         self.log.append(what)
 
     def queue(self, stream: FakeStream, what: str, took_ms: float, uses: Sequence[Use], run: Any) -> Work:

@@ -193,3 +193,16 @@ def test_a_resource_is_released_once_and_by_its_context_manager() -> None:
     assert released == [1]
     with pytest.raises(AgentError, match="a CUDA thing was used after it was closed"):
         thing.use()
+
+
+def test_what_cannot_be_freed_is_logged_and_counts_as_closed(caplog: pytest.LogCaptureFixture) -> None:
+    class Thing(Resource):
+        def _release(self) -> None:
+            raise AgentError("CUDA failed: freeing what the GPU held: CUDA_ERROR_ILLEGAL_ADDRESS", kind="internal")
+
+    thing = Thing()
+    thing.close()
+    thing.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "CUDA failed: freeing what the GPU held: CUDA_ERROR_ILLEGAL_ADDRESS"
+    ]

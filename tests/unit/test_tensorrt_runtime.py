@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from kedge_agent.errors import AgentError
+from kedge_agent.runtime import cuda_lanes
 from kedge_agent.runtime.base import LoadOptions
 from kedge_agent.runtime.buffers import ALIGNMENT
-from kedge_agent.runtime.cuda_lanes import Gpu
+from kedge_agent.runtime.cuda_lanes import Gpu, lost_gpu
 from kedge_agent.runtime.pool import ModelPool, PoolRules, Timing
 from kedge_agent.runtime.tensorrt import TensorRTRuntime
 from kedge_agent.runtime.tensorrt_model import TensorRTModel
@@ -522,6 +523,28 @@ def test_a_model_goes_with_its_last_slot(load: Load, cuda: FakeCuda) -> None:
     slot.close()
     slot.close()
     cuda.assert_clean()
+
+
+def test_a_gpu_that_a_kernel_took_away_is_told_and_its_model_still_goes(
+    load: Load, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_lanes, "_gpu", [])
+    assert lost_gpu() is None
+    monkeypatch.setattr(cuda_lanes, "_gpu", [Gpu(cuda)])
+    pool = ModelPool(load(plan()))
+    shapes = {"x": (4,)}
+    with pool.request(shapes, Timing()) as binding:
+        pool.run(binding, Timing())
+        assert lost_gpu() is None
+        cuda.lost = True
+        with pytest.raises(AgentError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+            pool.run(binding, Timing())
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS" in (lost_gpu() or "")
+    pool.retire()
+    assert pool.wait_closed(0)
+    # Such a driver frees nothing, and says so each time.
+    cuda.lost = False
+    cuda.open.clear()
 
 
 def test_a_slot_that_closes_in_flight_waits_for_its_run(load: Load) -> None:

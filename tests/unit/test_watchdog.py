@@ -60,6 +60,7 @@ def watchdog(notifier: Notifier, **more: Callable[..., object]) -> Watchdog:
         "loops": lambda: [Loop(time.monotonic())],
         "stuck_s": lambda: 0.0,
         "limit_s": lambda: 300.0,
+        "lost": lambda: None,
         **more,
     }
     return Watchdog(notifier, 0.1, **given)
@@ -86,6 +87,7 @@ def test_an_agent_that_is_well_is_reported_alive_again_and_again(folder: Path, h
         ({"loops": lambda: [Loop(time.monotonic()), Loop(time.monotonic() - 60)]}, "the accepting thread is stuck"),
         ({"stuck_s": lambda: 301.0}, "a request has been computing for 301 s, more than the 300 s of stuck_s"),
         ({"stuck_s": lambda: 1 / 0}, "ZeroDivisionError"),
+        ({"lost": lambda: "CUDA_ERROR_ILLEGAL_ADDRESS"}, "the GPU is lost to this process: CUDA_ERROR_ILLEGAL_ADDRESS"),
     ],
 )
 def test_an_agent_that_is_not_well_is_reported_once_and_is_not_fed(

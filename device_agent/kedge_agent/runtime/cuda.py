@@ -7,6 +7,7 @@ ends a process whose thread ends with a context still pushed.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -31,6 +32,8 @@ __all__ = [
     "open_cuda",
     "properties_of",
 ]
+
+_LOG = logging.getLogger("kedge.cuda")
 
 ATTRIBUTES: Mapping[str, str] = {
     "integrated": "INTEGRATED",
@@ -215,7 +218,8 @@ class Cuda(Protocol):
 class Resource:
     """Something of CUDA's that is given back: `close` is idempotent, and use after it raises.
 
-    Subclasses say what `_release` does.
+    Subclasses say what `_release` does. An error of it is logged: after a kernel that faulted every call fails, also
+    those that free, and a model that could not be closed would stay for good.
     """
 
     _closed = False
@@ -224,7 +228,10 @@ class Resource:
         """Give it back; idempotent."""
         if not self._closed:
             self._closed = True
-            self._release()
+            try:
+                self._release()
+            except AgentError as error:
+                _LOG.warning("%s", error.message)
 
     def __enter__(self) -> Any:
         return self

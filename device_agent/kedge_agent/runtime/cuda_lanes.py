@@ -15,7 +15,7 @@ from ..errors import AgentError
 from .buffers import round_up
 from .cuda import Cuda, Memory, Stream, open_cuda
 
-__all__ = ["Gpu", "Lane", "gpu_of_process"]
+__all__ = ["Gpu", "Lane", "gpu_of_process", "lost_gpu"]
 
 
 class Lane:
@@ -139,3 +139,18 @@ def gpu_of_process() -> Gpu:
         if not _gpu:
             _gpu.append(Gpu(open_cuda()))
         return _gpu[0]
+
+
+def lost_gpu() -> str | None:
+    """Why the GPU of this process does nothing any more, in the driver's words; None: it works, or nobody opened it.
+
+    A kernel that faults leaves its context unusable, and every call in it fails until the process has ended (CUDA
+    driver API, CUDA_ERROR_ILLEGAL_ADDRESS and its like): models that are loaded anew fail too.
+    """
+    for gpu in _gpu:
+        try:
+            with gpu.cuda.current():
+                gpu.cuda.free_bytes()
+        except AgentError as error:
+            return error.message
+    return None
