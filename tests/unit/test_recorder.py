@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -402,6 +403,27 @@ def test_what_goes_wrong_within_a_second_is_said_once_and_the_next_second_is_rec
     flight.recorder.close()
     assert 1 <= len(flight.said()) <= 4
     assert len([each for each in caplog.records if "a defect" in str(each.exc_info)]) == 1
+
+
+def test_a_recorder_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CLOSE_S", 0.2)
+    flight = Flight(tmp_path)
+    reached, released = threading.Event(), threading.Event()
+
+    def sample(now_s: float | None = None) -> dict[str, float]:
+        reached.set()
+        assert released.wait(60)
+        return {}
+
+    monkeypatch.setattr(flight.sensors, "sample", sample)
+    flight.recorder.start()
+    assert reached.wait(60)
+    flight.recorder.close()
+    # Nor does whoever asks for metrics meanwhile.
+    assert flight.recorder.last_minute() == {}
+    assert flight.recorder.sampled() is None
+    released.set()
+    flight.recorder._thread.join(60)
 
 
 def test_a_recording_reaches_back_as_far_as_was_asked_for(tmp_path: Path) -> None:
