@@ -31,6 +31,7 @@ __all__ = [
     "parse_settings",
     "read_settings",
     "remember_config",
+    "settings_file",
     "settings_of",
     "settings_path",
 ]
@@ -123,12 +124,25 @@ def settings_of(state: Path) -> Settings:
         AgentError: as `read_settings`.
     """
     try:
-        config = Path(read_bounded(state / _CONFIG_NOTE, _MAX_PATH_BYTES).decode("utf-8", "surrogateescape"))
-    except FileNotFoundError:
-        return read_settings(settings_path(state, None))
+        config = _noted(state)
     except OSError as error:
         raise translate_os_error(error, f"reading {state / _CONFIG_NOTE}") from error
-    return read_settings(config, must_exist=True)
+    return read_settings(settings_path(state, config), must_exist=config is not None)
+
+
+def settings_file(state: Path) -> Path:
+    """The file that `settings_of` reads, whatever is in it; where no note can be read, the usual one."""
+    config = None
+    with contextlib.suppress(OSError, AgentError):
+        config = _noted(state)
+    return settings_path(state, config)
+
+
+def _noted(state: Path) -> Path | None:
+    try:
+        return Path(read_bounded(state / _CONFIG_NOTE, _MAX_PATH_BYTES).decode("utf-8", "surrogateescape"))
+    except FileNotFoundError:
+        return None
 
 
 def read_settings(path: Path, *, must_exist: bool = False) -> Settings:

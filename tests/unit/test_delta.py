@@ -61,7 +61,7 @@ def test_a_bomb_makes_no_more_than_was_announced() -> None:
 
 
 def test_a_window_larger_than_ours_is_refused() -> None:
-    zstd = delta._zstd()
+    zstd = delta.zstd_module()
     options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.content_size_flag: 0}
     writer = zstd.ZstdCompressor(options=options)
     packed = writer.compress(bytes(FRAME_BYTES)) + writer.flush()
@@ -71,5 +71,5 @@ def test_a_window_larger_than_ours_is_refused() -> None:
 
 def test_without_the_library_only_raw_frames_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encodings() == (ENCODING_RAW, ENCODING_ZSTD, ENCODING_DELTA)
-    monkeypatch.setattr(delta, "_zstd", lambda: None)
+    monkeypatch.setattr(delta, "zstd_module", lambda: None)
     assert encodings() == (ENCODING_RAW,)

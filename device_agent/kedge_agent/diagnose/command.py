@@ -62,6 +62,9 @@ def diagnose(state: Path, asked: argparse.Namespace, sink: BinaryIO) -> None:
     Raises:
         AgentError: as it was told to the host.
     """
+    # Where memory runs out, the kernel is to end this process and not the agent.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     try:
         _write(state, asked, sink)
     except AgentError as error:

@@ -8,12 +8,10 @@ that what moved by less than a frame is still found. zstd is the standard librar
 
 from __future__ import annotations
 
-import importlib
 import struct
-from functools import cache
-from typing import Any
 
 from ..wire import ENCODING_DELTA, ENCODING_RAW, ENCODING_ZSTD, FRAME_BYTES
+from .snapshots import zstd_module
 
 __all__ = ["BASE_INDEX", "DeltaError", "compress", "decompress", "encodings", "slice_of"]
 
@@ -30,19 +28,9 @@ class DeltaError(Exception):
     """Bytes that are no frame of this length in this encoding."""
 
 
-@cache
-def _zstd() -> Any:
-    for name in ("compression.zstd", "backports.zstd"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    return None
-
-
 def encodings() -> tuple[int, ...]:
     """What this Python can make and read, of the protocol's encodings."""
-    return (ENCODING_RAW,) if _zstd() is None else (ENCODING_RAW, ENCODING_ZSTD, ENCODING_DELTA)
+    return (ENCODING_RAW,) if zstd_module() is None else (ENCODING_RAW, ENCODING_ZSTD, ENCODING_DELTA)
 
 
 def slice_of(frame: int, base_bytes: int) -> tuple[int, int]:
@@ -53,7 +41,7 @@ def slice_of(frame: int, base_bytes: int) -> tuple[int, int]:
 
 def compress(data: bytes | memoryview, prefix: bytes | memoryview | None = None) -> bytes:
     """A frame as ENCODING_ZSTD has it or, with a prefix, as ENCODING_DELTA (without BASE_INDEX)."""
-    zstd = _zstd()
+    zstd = zstd_module()
     options = {zstd.CompressionParameter.compression_level: _LEVEL}
     if prefix is not None:
         options |= {
@@ -71,7 +59,7 @@ def decompress(data: bytes | memoryview, size: int, prefix: bytes | memoryview |
     Raises:
         DeltaError: it is none, or of another length; no more than `size` bytes and one are made of it.
     """
-    zstd = _zstd()
+    zstd = zstd_module()
     dictionary = None if prefix is None else zstd.ZstdDict(prefix, is_raw=True).as_prefix
     reader = zstd.ZstdDecompressor(
         zstd_dict=dictionary, options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import AgentError
 from ...measure.recorder.places import SHARES, recorder_folder
 from ...measure.recorder.ring import segments
-from ...settings import settings_of, settings_path
+from ...settings import settings_file
 from ...store.files import read_beginning
 from ...store.models import list_models
 from ...store.releases import ACCEPTED_NAME, release_digests
@@ -104,8 +103,8 @@ def collect_store(device: Device) -> Collected:
     for path in reversed(log_files(state)):
         found.read_end(f"logs/{path.name}", path, _LOG_BYTES)
     found.read_end("logs/start.log", state / "start.log", _MOST_FILE_BYTES)
-    with contextlib.suppress(AgentError):
-        found.read("config/settings.json", settings_of(state).releases.settings or settings_path(state, None))
+    # Wrong settings are what is wanted most.
+    found.read("config/settings.json", settings_file(state))
     return found.collected()
 
 
