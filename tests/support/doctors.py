@@ -63,8 +63,8 @@ class Doctor:
         """The document on a snapshot that is taken now."""
         return self._judged(str(self.snapshot()))
 
-    def names(self, check: str, *, offline: bool = True) -> dict[str, Any]:
-        """The first cause, live and (where it can be told) out of a snapshot, is this check, and can be cured.
+    def names(self, *checks: str, offline: bool = True) -> dict[str, Any]:
+        """The first cause, live and (where it can be told) out of a snapshot, is one of these, and can be cured.
 
         Returns:
             the live document.
@@ -73,7 +73,7 @@ class Doctor:
         for document in documents:
             first = document["first_cause"]
             assert first is not None, told(document)
-            assert first["check"] == check, told(document)
+            assert first["check"] in checks, told(document)
             assert first["evidence"]
             assert first["cause"]
             assert_can_be_done(first["cure"])

@@ -315,6 +315,8 @@ _DOCUMENT: dict[str, Any] = {
                     {"pid": 812, "name": "python3", "cores": 0.6, "rss_bytes": 400_000_000, "ours": True},
                     {"pid": 700, "name": "gnome-shell", "cores": 0.1, "rss_bytes": 300_000_000, "ours": False},
                 ],
+                "others_cores": 0.3,
+                "ours_cores": 0.7,
                 "gpu_users": [{"pid": 812, "name": "python3", "ours": True, "devices": ["/dev/nvhost-gpu"]}],
                 "gpu_users_why": None,
             }

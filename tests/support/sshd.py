@@ -144,7 +144,7 @@ def make_sshd(*, tmpfs_state: str | None = None, apart: bool = False, tree: str 
         tmpfs_state: as root, mount a tmpfs of this size at HOME/small.
         apart: of this machine's processes none is seen there; needs root.
         tree: what it has in /sys and /etc is of this tree (`tests.support.trees`), which lies in `folder/tree` and may
-            be changed there; needs root.
+            be changed there, but for control groups; needs root.
     """
     sshd_path()
     root = os.geteuid() == 0
@@ -174,7 +174,9 @@ def make_sshd(*, tmpfs_state: str | None = None, apart: bool = False, tree: str 
             mount -t overlay -o lowerdir={folder}/tree/etc:/etc overlay /etc
             mount -t overlay -o lowerdir={folder}/tree/var/lib:/var/lib overlay /var/lib
             mount --bind {folder}/tree/var/lib/nvpmodel /var/lib/nvpmodel
-            mount --bind {folder}/tree/sys /sys
+            mkdir -p {folder}/tree/sys/fs/cgroup
+            mount --rbind /sys/fs/cgroup {folder}/tree/sys/fs/cgroup
+            mount --rbind {folder}/tree/sys /sys
             """
         server.mounts += f"""
             mount -t tmpfs tmpfs /run

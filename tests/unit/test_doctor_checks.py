@@ -256,6 +256,24 @@ AMISS: list[tuple[str, str, Spoil, str, str]] = [
     ("processes", "a hog", hog(5.5), "warning", "stress-ng (process 4242): 5.5"),
     ("processes", "a hog, and slow", all_of(hog(3.5), slow), "fault", "sudo renice -n 19 -p 4242"),
     (
+        "processes",
+        "one of many that take a little each, and slow",
+        all_of(hog(0.2), put("processes", others_cores=3.5), slow),
+        "fault",
+        "others take 3.5 of 6 cores (58 %), most of it stress-ng (process 4242): 0.2",
+    ),
+    (
+        "processes",
+        "many that are not named, and slow",
+        all_of(
+            put("processes", top=[{"pid": 812, "name": "python3", "cores": 0.6, "rss_bytes": 1, "ours": True}]),
+            put("processes", others_cores=3.5),
+            slow,
+        ),
+        "fault",
+        "most of it many small ones",
+    ),
+    (
         "latency",
         "slow",
         slow,

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kedge.release.bundle import Release
+from kedge_agent.store.layout import socket_directory
 from tests.loopback.test_ssh import introduce, make_cli
 from tests.support.agents import Device
 from tests.support.clock import WallClock
+from tests.support.deploys import eventually
 from tests.support.doctors import Doctor
 from tests.support.sshd import UID, Sshd, make_sshd, remove_sshd
 
@@ -66,16 +74,62 @@ class Bench:
         """The daemon's, as the device counts."""
         return int((self.state / "agent.lock").read_text().split()[0])
 
+    def outside(self, pid: int) -> int:
+        """The number that a process of the device has on this machine."""
+        assert self.server.process is not None
+        space = os.readlink(f"/proc/{self.server.process.pid}/ns/pid_for_children")
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                numbers = Path(f"/proc/{name}/status").read_text().partition("\nNSpid:")[2].splitlines()[0].split()
+                if numbers[1:] == [str(pid)] and os.readlink(f"/proc/{name}/ns/pid") == space:
+                    return int(name)
+        raise AssertionError(f"the device has no process {pid}")
+
     def run(self, command: str) -> str:
         """Run something as the device's user; it must work."""
         done = self.server.run(command)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def start(self) -> None:
+        """Start the agent, and wait until it serves."""
+        self.run(f"{self.program} start")
+        assert eventually(lambda: self.request("GET", "/v2/health/ready")[0] == 200)
+
     def restart(self) -> None:
         """Stop the agent in order where it runs, and start it."""
         self.server.run(f"{self.program} stop")
-        self.run(f"{self.program} start")
+        self.start()
+
+    def deploy(self, release: Release) -> None:
+        """Have it serve a release; it must."""
+        done = self.doctor.kedge("deploy", str(release.folder), "--to", "bench1")
+        assert done.returncode == 0, done.stderr
+
+    def forget(self) -> None:
+        """As after its deploy: nothing was recorded, no crash was counted, the log is empty."""
+        self.server.run(f"{self.program} stop")
+        self.run(f"rm -rf {self.state}/recorder {self.state}/agent.log {self.state}/running")
+        self.start()
+
+    def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        """Status and body of one request."""
+        return next(self._answers(method, path, body, 1))
+
+    def asked(self, body: Any, requests: int, model: str = "digits") -> None:
+        """It answers so many requests, one after the other."""
+        for status, said in self._answers("POST", f"/v2/models/{model}/infer", body, requests):
+            assert status == 200, said
+
+    def _answers(self, method: str, path: str, body: Any, requests: int) -> Iterator[tuple[int, bytes]]:
+        connection = http.client.HTTPConnection("agent", timeout=60)
+        with contextlib.closing(connection):
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(f"/tmp/kedge-{UID}/{socket_directory(self.state).name}/infer.sock")
+            for _ in range(requests):
+                connection.request(method, path, b"" if body is None else json.dumps(body).encode())
+                with connection.getresponse() as answer:
+                    yield answer.status, answer.read()
 
     def own(self) -> None:
         """What root wrote into the state folder belongs to the agent."""

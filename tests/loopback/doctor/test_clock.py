@@ -41,8 +41,7 @@ def test_a_clock_that_begins_anew_after_a_power_cut_is_behind_what_the_device_wr
     bench: Bench, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     release = make_release(tmp_path_factory.mktemp("release"), version=1)
-    done = bench.doctor.kedge("deploy", str(release.folder), "--to", "bench1")
-    assert done.returncode == 0, done.stderr
+    bench.deploy(release)
     # The date of a kernel without a battery's clock; the agent starts then.
     bench.clock.set(365 * 24 * HOUR_S)
     bench.restart()

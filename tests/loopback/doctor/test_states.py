@@ -22,8 +22,7 @@ pytestmark = pytest.mark.slow
 def serving(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """It serves a model."""
     release = make_release(tmp_path_factory.mktemp("release"), version=1)
-    done = bench.doctor.kedge("deploy", str(release.folder), "--to", "bench1")
-    assert done.returncode == 0, done.stderr
+    bench.deploy(release)
     return bench
 
 

@@ -51,10 +51,15 @@ def collect(device: Device) -> Collected:
     gpu_users, gpu_users_why = _gpu_users(device, before, ours)
     time.sleep(max(_WINDOW_S - (time.monotonic() - begin), 0.0))
     after, window_s = read_processes(), time.monotonic() - begin
+    ours |= descendants(after, roots)
+    cores = _cores(before, after, window_s)
     return Collected(
         {
             "window_s": window_s,
-            "top": _top(before, after, window_s, ours | descendants(after, roots)),
+            "top": _top(after, cores, ours),
+            # Many that compute a little each take as much as one that computes a lot.
+            "others_cores": sum(used for pid, used in cores.items() if pid not in ours),
+            "ours_cores": sum(used for pid, used in cores.items() if pid in ours),
             "gpu_users": gpu_users,
             "gpu_users_why": gpu_users_why,
         }
@@ -93,22 +98,24 @@ def descendants(processes: dict[int, Process], roots: Iterable[int | None]) -> s
     return out
 
 
-def _top(
-    before: dict[int, Process], after: dict[int, Process], window_s: float, ours: set[int]
-) -> list[dict[str, Any]]:
-    def cores(each: Process) -> float:
+def _cores(before: dict[int, Process], after: dict[int, Process], window_s: float) -> dict[int, float]:
+    out = {}
+    for each in after.values():
         earlier = before.get(each.pid)
         same = earlier is not None and earlier.began == each.began
-        return (each.cpu_s - (earlier.cpu_s if earlier is not None and same else 0.0)) / window_s
+        out[each.pid] = (each.cpu_s - (earlier.cpu_s if earlier is not None and same else 0.0)) / window_s
+    return out
 
-    by_cores = sorted(after.values(), key=lambda each: (-cores(each), each.pid))[:_BY_CORES]
-    rest = [each for each in after.values() if each not in by_cores]
+
+def _top(processes: dict[int, Process], cores: dict[int, float], ours: set[int]) -> list[dict[str, Any]]:
+    by_cores = sorted(processes.values(), key=lambda each: (-cores[each.pid], each.pid))[:_BY_CORES]
+    rest = [each for each in processes.values() if each not in by_cores]
     chosen = by_cores + sorted(rest, key=lambda each: (-each.rss_bytes, each.pid))[:_BY_MEMORY]
     return [
         {
             "pid": each.pid,
             "name": each.name,
-            "cores": cores(each),
+            "cores": cores[each.pid],
             "rss_bytes": each.rss_bytes,
             "ours": each.pid in ours,
         }

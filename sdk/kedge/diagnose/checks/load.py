@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...report.text import byte_size
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
+from ..node import Node
 from ..thresholds import limit
 from .latency import drifting
 from .words import counted, share
@@ -25,8 +26,9 @@ def processes(evidence: Evidence) -> Finding:
     if not busy or not cores:
         return unknown(name, "the device does not tell who computes")
     others = [(used, each) for used, each in busy if not each.flag("ours")]
-    taken = sum(used for used, _ in others)
-    ours = sum(used for used, each in busy if each.flag("ours"))
+    # Many that compute a little each are not all among those that are named.
+    taken = max(section.data.amount("others_cores") or 0, sum(used for used, _ in others))
+    ours = max(section.data.amount("ours_cores") or 0, sum(used for used, each in busy if each.flag("ours")))
     figures = {
         "cores": cores,
         "others_cores": round(taken, 3),
@@ -39,20 +41,30 @@ def processes(evidence: Evidence) -> Finding:
     much = taken >= limit("others_cores_share") * cores
     if not much or not (slower or taken + ours >= limit("cores_busy_warning_share") * cores):
         return ok(name, f"others take {taken:.1f} of {cores:.0f} cores", **figures)
-    used, hog = max(others, key=lambda each: each[0])
-    pid, called = hog.pid(), hog.text("name") or "?"
-    held = hog.size("rss_bytes")
+    called, alike = _most(others)
+    used, held = sum(used for used, _ in alike), sum(each.size("rss_bytes") or 0 for _, each in alike)
+    pids = [str(pid) for _, each in alike if (pid := each.pid())]
+    who = f"process {pids[0]}" if len(pids) == 1 else counted(len(alike), "process", "processes")
     return (fault if slower else warning)(
         name,
         f"others take {taken:.1f} of {cores:.0f} cores ({share(taken / cores)}), most of it {called}"
-        f" (process {pid}): {used:.1f}",
+        f" ({who}): {used:.1f}",
         brief=f"{called} takes {used:.1f} of {cores:.0f} cores",
         cause=f"it shares the cores with the models{f', and holds {byte_size(held)}' if held else ''}",
-        cure=evidence.shell(f"sudo renice -n 19 -p {pid}") + f"  # or end it: sudo kill {pid}"
-        if pid
+        cure=evidence.shell(f"sudo renice -n 19 -p {' '.join(pids)}") + f"  # or end it: sudo kill {' '.join(pids)}"
+        if pids
         else evidence.shell("top -b -n 1 | head -n 20"),
         figures=figures,
     )
+
+
+def _most(others: list[tuple[float, Node]]) -> tuple[str, list[tuple[float, Node]]]:
+    """Those of one name that take most together: a program may be many processes."""
+    by_name: dict[str, list[tuple[float, Node]]] = {}
+    for used, each in others:
+        if used > 0:
+            by_name.setdefault(each.text("name") or "?", []).append((used, each))
+    return max(by_name.items(), key=lambda item: sum(used for used, _ in item[1]), default=("many small ones", []))
 
 
 def gpu_users(evidence: Evidence) -> Finding:
