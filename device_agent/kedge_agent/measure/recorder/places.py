@@ -10,7 +10,7 @@ __all__ = ["MINUTES", "SECONDS", "SHARES", "boot_id", "recorder_folder"]
 SECONDS, MINUTES = "seconds", "minutes"
 """The rings, and their folders' names."""
 
-SHARES = {SECONDS: 0.75, MINUTES: 0.25}
+SHARES = {SECONDS: 0.625, MINUTES: 0.375}
 """Of the disk that a recording may take."""
 
 _BOOT = "proc/sys/kernel/random/boot_id"
