@@ -15,7 +15,7 @@ from kedge.diagnose.recording import recording_of
 from kedge.report.history_charts import chart, columns_of_time
 from kedge.report.history_events import events_of, notes_of
 from kedge.report.history_html import history_html, recording_figures
-from kedge.report.history_panels import Line, Panel, device_panels, model_panels
+from kedge.report.history_panels import Line, Panel, device_panels, model_panels, points
 from kedge.report.history_text import show_history
 from tests.support.pages import self_contained
 from tests.support.recordings import BEGIN_S, DEPLOYED, LOST, SECONDS, entries, two_hours
@@ -90,6 +90,17 @@ def test_what_was_not_recorded_stays_empty_and_is_no_zero(hole: str | None) -> N
     assert ink & set(range(width * 18 // 60))
     assert ink & set(range(width * 42 // 60, width))
     assert "10" in rows[0]
+
+
+def test_what_is_read_now_and_then_is_one_line_but_not_across_what_was_not_recorded() -> None:
+    values: list[float | None] = [7.0 if index % 10 == 0 else None for index in range(60)]
+    times = [BEGIN_S + index + (0 if index < 30 else 5) for index in range(60)]
+    where, known = points(Line("tj", values), times, 1, holds_s=35)
+    assert [value for value, _, _ in known] == [7.0, 7.0, 7.0, None, 7.0, 7.0, 7.0]
+    assert where == [BEGIN_S + at for at in (0, 10, 20, 27.5, 35, 45, 55)]
+    apart = [BEGIN_S + 40 * index for index in range(3)]
+    assert len(points(Line("tj", [7.0] * 3), apart, 30, holds_s=35)[0]) == 3
+    assert len(points(Line("tj", [7.0, None, 7.0]), apart, 30, holds_s=35)[0]) == 3
 
 
 def test_a_single_second_between_two_gaps_can_be_seen() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import plotext  # type: ignore[import-untyped]
 from rich.text import Text
 
-from .history_panels import Line, Panel
+from .history_panels import Line, Panel, points
 from .svg import elide
 from .text import printable
 
@@ -77,7 +77,7 @@ def chart(
         figure.draw(figure.signal([at_s - begin_s] * len(dots), dots, marker=plotext.marker("┊", pixel=_MARK)))
     # The first line is drawn last, and so over the others.
     for line, colour in reversed(list(zip(panel.lines, _COLOURS, strict=False))):
-        for times, values in _runs(line, times_s, step_s):
+        for times, values in _runs(panel, line, times_s, step_s):
             signal = figure.signal(
                 [each - begin_s for each in times], values, marker=plotext.marker("braille", pixel=colour)
             )
@@ -108,17 +108,20 @@ def _head(panel: Panel, columns: int) -> list[Text]:
     return rows
 
 
-def _runs(line: Line, times_s: Sequence[float], step_s: float) -> Iterator[tuple[list[float], list[float]]]:
-    """What is known without a gap in between."""
+def _runs(
+    panel: Panel, line: Line, times_s: Sequence[float], step_s: float
+) -> Iterator[tuple[list[float], list[float]]]:
+    """What is to be joined."""
     times: list[float] = []
     values: list[float] = []
-    for at_s, value in zip(times_s, line.values, strict=True):
-        if times and (value is None or at_s - times[-1] > 1.6 * step_s):
-            yield times, values
-            times, values = [], []
+    where, known = points(line, times_s, step_s, panel.holds_s)
+    for at_s, (value, _, _) in zip(where, known, strict=True):
         if value is not None:
             times.append(at_s)
             values.append(value)
+        elif times:
+            yield times, values
+            times, values = [], []
     if times:
         yield times, values
 

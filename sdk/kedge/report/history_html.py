@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .history_events import Event, duration, events_of, marks_of, models_of, moment, notes_of
-from .history_panels import COLOURS, Panel, device_panels, model_panels
+from .history_panels import COLOURS, Panel, device_panels, model_panels, points
 from .history_text import DEPLOY_COLUMNS, history_rows
 from .page import cell, markup, render_page
 from .svg import GREY, ORANGE, RED
@@ -83,12 +83,14 @@ def _figure(name: str, panel: Panel, recording: Mapping[str, Any], marks: Sequen
 
     steps = recording["steps"]
     times = [step["at_s"] for step in steps]
-    series = [
-        Series(line.name, times, line.values, colour, line.low, line.high)
-        for line, colour in zip(panel.lines, COLOURS, strict=False)
-    ]
+    series = []
+    for line, colour in zip(panel.lines, COLOURS, strict=False):
+        where, known = points(line, times, recording["step_s"], panel.holds_s)
+        values, low, high = ([row[index] for row in known] for index in range(3))
+        series.append(Series(line.name, where, values, colour, *((low, high) if line.low and line.high else ())))
     span = (recording["from_s"], recording["to_s"])
-    gap_s = 1.6 * recording["step_s"]
+    # Where a line breaks off is told already.
+    gap_s = span[1] - span[0]
     return series_svg(name, panel.title, series, marks, panel.unit, span_s=span, gap_s=gap_s, from_zero=panel.from_zero)
 
 

@@ -8,12 +8,15 @@ from typing import Any
 
 from .svg import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 
-__all__ = ["COLOURS", "Line", "Panel", "device_panels", "model_panels"]
+__all__ = ["COLOURS", "Line", "Panel", "device_panels", "model_panels", "points"]
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY, RED)
 """Of a panel's lines, in this order."""
 
 _MOST_LINES = len(COLOURS)
+# Disks are read each 30 s, the rest at least each 16 s (docs/sensors.md, docs/recorder.md).
+_HOLDS_S = 35.0
+_STEPS_APART = 1.6
 _GIGA, _MEGA = 1e9, 1e6
 
 Step = Mapping[str, Any]
@@ -32,7 +35,8 @@ class Line:
 @dataclass(frozen=True)
 class Panel:
     """title: what is shown. lines: at least one. model: whose; None: of the whole device. from_zero: whether the axis
-    begins at 0. minor: not shown where there is little room. left_out: lines that are not shown."""
+    begins at 0. minor: not shown where there is little room. left_out: lines that are not shown. holds_s: for how long
+    nothing need be known of what goes on; not everything is read at each step."""
 
     title: str
     unit: str
@@ -41,6 +45,7 @@ class Panel:
     from_zero: bool = True
     minor: bool = False
     left_out: int = 0
+    holds_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def device_panels(recording: Mapping[str, Any]) -> list[Panel]:
     shares = [step["throttled_share"] for step in steps]
     if any(shares):
         throttled = [None if share is None else share * 100 for share in shares]
-        panels.append(Panel("throttled: share of the time", "%", [Line("throttled", throttled)]))
+        panels.append(Panel("throttled: share of the time", "%", [Line("throttled", throttled)], holds_s=_HOLDS_S))
     known = recording["summary"]["channels"]
     for kind in _KINDS:
         names = [name for name in known if name in kind.names or (kind.prefix and name.startswith(kind.prefix))]
@@ -101,6 +106,38 @@ def device_panels(recording: Mapping[str, Any]) -> list[Panel]:
         if names and not (kind.title.startswith("pressure") and not any(known[name]["max"] for name in names)):
             panels.append(_panel(kind, sorted(names, key=_importance(kind, known)), steps, known))
     return panels
+
+
+def points(
+    line: Line, times_s: Sequence[float], step_s: float, holds_s: float
+) -> tuple[list[float], list[tuple[float | None, float | None, float | None]]]:
+    """Times, and value, low and high at each, as they are to be joined: None stands where the line breaks off alone.
+
+    It does where a step is missing, and where nothing is known for longer than `holds_s`.
+
+    Args:
+        times_s: at the end of each step, as many as the line has values.
+        step_s: the length of a step.
+    """
+    nothing = [None] * len(times_s)
+    times: list[float] = []
+    known: list[tuple[float | None, float | None, float | None]] = []
+    breaks = False
+    before: float | None = None
+    rows = zip(line.values, line.low or nothing, line.high or nothing, strict=True)
+    for at_s, row in zip(times_s, rows, strict=True):
+        breaks |= before is not None and at_s - before > _STEPS_APART * step_s
+        before = at_s
+        if row[0] is None:
+            breaks |= holds_s == 0
+            continue
+        if times and (breaks or at_s - times[-1] > max(holds_s, _STEPS_APART * step_s)):
+            times.append((times[-1] + at_s) / 2)
+            known.append((None, None, None))
+        times.append(at_s)
+        known.append(row)
+        breaks = False
+    return times, known
 
 
 def _importance(kind: _Kind, known: Mapping[str, Any]) -> Callable[[str], tuple[float, str]]:
@@ -122,7 +159,7 @@ def _panel(kind: _Kind, names: Sequence[str], steps: Sequence[Step], known: Mapp
         )
         lines.append(Line(name.removeprefix(kind.prefix) if kind.prefix else name, mean, low, high))
     title = f"{kind.title}: {lines[0].name}" if kind.prefix and len(lines) == 1 else kind.title
-    return Panel(title, unit, lines, None, kind.from_zero, kind.minor, len(names) - len(shown))
+    return Panel(title, unit, lines, None, kind.from_zero, kind.minor, len(names) - len(shown), _HOLDS_S)
 
 
 def _scaled(figures: Mapping[str, Any] | None, key: str, scale: float) -> float | None:
