@@ -321,7 +321,7 @@ _RELEASES: Mapping[str, _Reader] = {
 
 _RECORDER: Mapping[str, _Reader] = {
     "enabled": _truth,
-    "mb": _whole(4, 4096),
+    "mb": _whole(4, 64),
 }
 
 _SETTINGS: Mapping[str, _Reader] = {
