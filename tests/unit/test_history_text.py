@@ -121,6 +121,18 @@ def test_the_axis_tells_utc_in_round_times() -> None:
     assert "05:15" in drawn([1.0] * 60)[-1]
 
 
+def test_a_terminal_too_narrow_for_a_drawing_gets_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "┤" not in on_a_terminal(document(60), 39)
+    assert "not recorded" in capsys.readouterr().out
+
+
+def test_a_recording_that_began_later_says_so() -> None:
+    told = document()["recording"]
+    assert "the first of" not in notes_of(told)[0]
+    told["summary"]["from_s"] = BEGIN_S + 600
+    assert notes_of(told)[0].startswith("recorded: 1.83 h of 2 h, the first of 2026-11-26 05:10:00; 1 gap")
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_everything_of_two_hours_is_on_a_terminal(columns: int) -> None:
     shown = on_a_terminal(document(), columns)

@@ -14,14 +14,11 @@ from .history_panels import Line, Panel, points
 from .svg import elide
 from .text import printable
 
-__all__ = ["LEAST_COLUMNS", "chart", "columns_of_time"]
-
-LEAST_COLUMNS = 40
-"""Below this nothing can be seen."""
+__all__ = ["chart", "columns_of_time"]
 
 _ROWS = 9
 _LABEL = 8
-_WIDEST = 160
+_NARROWEST, _WIDEST = 40, 160
 _TICK = 14
 _TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 _DAY_S = 86_400
@@ -32,7 +29,7 @@ _MARK = 244
 
 def columns_of_time(columns: int) -> int:
     """How many columns of so wide a terminal are the axis of time; each has two points."""
-    return max(min(columns, _WIDEST), LEAST_COLUMNS) - _LABEL - 1
+    return max(min(columns, _WIDEST), _NARROWEST) - _LABEL - 1
 
 
 def chart(

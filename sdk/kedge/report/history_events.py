@@ -68,6 +68,9 @@ def notes_of(recording: Mapping[str, Any]) -> list[str]:
     summary = recording["summary"]
     span_s = recording["to_s"] - recording["from_s"]
     recorded = f"recorded: {duration(summary['seconds'])} of {duration(span_s)}"
+    first_s = summary["from_s"]
+    if first_s is not None and first_s - recording["from_s"] > 2 * recording["step_s"]:
+        recorded += f", the first of {moment(first_s)}"
     if recording["gaps"]:
         longest = max(each["to_s"] - each["from_s"] for each in recording["gaps"])
         count = len(recording["gaps"])

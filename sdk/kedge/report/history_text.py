@@ -21,6 +21,8 @@ DEPLOY_COLUMNS = ("device's clock (UTC)", "model", "version", "release", "outcom
 # The table says already which release, and what became of it.
 _REPEATED = re.compile(r"^release [0-9a-f]{12} was (refused|taken back): ")
 _MOST_MODELS = 3
+# In less nothing that is drawn can be seen.
+_LEAST_COLUMNS = 40
 _REPLACED = "replaced"
 _SWITCHED = ("switched", "committed", "reverted", "rolled-back")
 _ENDS = {"committed": "live", "refused": "refused", "reverted": "taken back", "rolled-back": "rolled back"}
@@ -93,7 +95,7 @@ def show_history(document: Mapping[str, Any], console: Console | None = None) ->
     names = models_of(recording)
     panels = [panel for name in names[:_MOST_MODELS] for panel in model_panels(recording, name)]
     panels += [panel for panel in device_panels(recording) if not panel.minor]
-    if out.is_terminal:
+    if out.is_terminal and out.width >= _LEAST_COLUMNS:
         _draw(out, recording, panels, events)
     else:
         for panel in panels:
