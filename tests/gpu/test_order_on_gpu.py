@@ -26,7 +26,7 @@ pytestmark = pytest.mark.gpu
 
 IMAGE = (1, 3, 512, 512)
 IMAGE_BYTES = int(np.prod(IMAGE)) * 4
-ROWS = plan({"x": [-1, 4096]}, [{"x": [[1, 4096], [2, 4096], [16, 4096]]}], scratch=16 * 4096 * 4, spin_ns=50_000)
+ROWS = plan({"x": [-1, 4096]}, [{"x": [[1, 4096], [2, 4096], [16, 4096]]}], scratch=16 * 4096 * 4, spin_cycles=100_000)
 Load = Callable[..., TensorRTModel]
 
 
@@ -38,10 +38,6 @@ def load(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Load]:
     gpu = Gpu(cuda)
     models: list[TensorRTModel] = []
     with cuda.current():
-        # The first managed memory of a process costs 100 MB that the driver keeps.
-        managed = cuda.managed(1 << 20) if cuda.device.concurrent_managed_access else None
-        if managed is not None:
-            managed.close()
         before = cuda.free_bytes()
 
     def load(engine: bytes, options: LoadOptions) -> TensorRTModel:
@@ -55,8 +51,8 @@ def load(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Load]:
     for model in models:
         model.close()
     with cuda.current():
-        # The driver keeps pools of its own, and what kernels need at their first run.
-        assert before - cuda.free_bytes() < 64 << 20
+        # What the driver keeps: 104 MiB from the first managed memory that a kernel uses (H200, driver 580).
+        assert before - cuda.free_bytes() < 160 << 20
 
 
 def image(**rest: Any) -> bytes:
@@ -93,6 +89,18 @@ def test_each_run_has_the_results_of_its_own_inputs(load: Load, transfer: Any) -
         assert model.graphs.captured > 0
 
 
+@pytest.mark.parametrize("transfer", ["copy", "mapped", "managed", "auto"])
+def test_a_model_that_goes_leaves_nothing_on_the_gpu(load: Load, transfer: Any) -> None:
+    left = []
+    for _ in range(4):
+        model = had(load, image(), LoadOptions(transfer=transfer, workers=2))
+        model.close()
+        with model.cuda.current():
+            left.append(model.cuda.free_bytes())
+    # What the driver keeps it has kept since the first; a model's buffers are 30 MiB.
+    assert left[1] - left[-1] <= 4 << 20
+
+
 @pytest.mark.parametrize("transfer", ["copy", "mapped", "managed"])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_many_threads_with_many_shapes_get_their_own_results(load: Load, transfer: Any, workers: int) -> None:
@@ -115,7 +123,7 @@ def test_many_threads_with_many_shapes_get_their_own_results(load: Load, transfe
 
 
 def test_the_next_requests_copy_in_ends_while_this_one_computes(load: Load) -> None:
-    model = load(image(spin_ns=1_000_000), LoadOptions(transfer="copy"))
+    model = load(image(spin_cycles=2_000_000), LoadOptions(transfer="copy"))
     slots = [model.slot(), model.slot()]
     bindings = [slot.bind({"x": IMAGE}) for slot in slots]
     for _ in range(4):
@@ -134,7 +142,7 @@ def test_the_next_requests_copy_in_ends_while_this_one_computes(load: Load) -> N
 
 def test_two_models_that_share_lanes_and_scratch_serve_at_a_time(load: Load) -> None:
     options = LoadOptions(transfer="copy", workers=2)
-    pools = [ModelPool(load(engine, options), PoolRules(workers=2)) for engine in (ROWS, image(spin_ns=20_000))]
+    pools = [ModelPool(load(engine, options), PoolRules(workers=2)) for engine in (ROWS, image(spin_cycles=40_000))]
     wrong: list[int] = []
 
     def client(pool: ModelPool, shape: tuple[int, ...], number: int) -> None:
@@ -172,7 +180,7 @@ def test_models_come_and_go_beside_one_that_serves(load: Load) -> None:
     def loader() -> None:
         try:
             for turn in range(10):
-                load(image(spin_ns=1000 * turn), LoadOptions(transfer="auto")).close()
+                load(image(spin_cycles=2000 * turn), LoadOptions(transfer="auto")).close()
         finally:
             stop.set()
 
@@ -203,7 +211,7 @@ def test_scratch_that_moved_leaves_no_graph_of_the_old_one(load: Load) -> None:
 
 
 def test_a_run_that_cannot_be_queued_leaves_the_slot_fit_for_the_next(load: Load) -> None:
-    model = load(image(spin_ns=100_000), LoadOptions(transfer="copy"))
+    model = load(image(spin_cycles=200_000), LoadOptions(transfer="copy"))
     slots = [model.slot(), model.slot()]
     first, second = (slot.bind({"x": IMAGE}) for slot in slots)
     model.loaded.raw.spec["enqueue_fails_at"] = model.loaded.raw.spec["runs"] + 2

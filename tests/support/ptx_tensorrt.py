@@ -2,8 +2,8 @@
 
 What surrounds TensorRT can so be tried where no TensorRT runs: memory, streams, events, captures, lanes. An inference
 carries each input through the scratch memory that its context was lent, and writes twice its values; it takes
-`spin_ns` at least. Kernels are launched by `cuda.bindings`, whichever binding the agent uses: both work in the primary
-context.
+`spin_cycles` of the GPU's clock at least. Kernels are launched by `cuda.bindings`, whichever binding the agent uses:
+both work in the primary context.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 
 THREADS = 256
 
-# target[i] = factor * source[i] for i < count; a thread is busy for spin nanoseconds before it writes.
+# target[i] = factor * source[i] for i < count; a thread is busy for spin cycles before it writes.
 PTX = """
 .version 6.4
 .target sm_75
@@ -76,9 +76,9 @@ PTX = """
   add.u64 %d7, %d0, %d6;
   add.u64 %d8, %d1, %d6;
   ld.global.f32 %f1, [%d7];
-  mov.u64 %d9, %globaltimer;
+  mov.u64 %d9, %clock64;
 again:
-  mov.u64 %d10, %globaltimer;
+  mov.u64 %d10, %clock64;
   sub.u64 %d11, %d10, %d9;
   setp.lt.u64 %p1, %d11, %d3;
   @%p1 bra again;
@@ -124,7 +124,7 @@ class Context(fake_tensorrt.Context):
             self._engine.logger.log(ILogger.ERROR, "enqueue fails")
             return False
         assert self.scratch is not None, "the context was lent no memory"
-        place, spin_ns = self.scratch[0], spec.get("spin_ns", 0)
+        place, spin_cycles = self.scratch[0], spec.get("spin_cycles", 0)
         for name, shape in self.shapes.items():
             count = int(np.prod(shape))
             assert place + 4 * count <= self.scratch[0] + self.scratch[1], "the plan's scratch is too small"
@@ -132,7 +132,7 @@ class Context(fake_tensorrt.Context):
             if spec["runs"] == spec.get("faults_at"):
                 target = 256  # an address that no memory has
             _launch(stream_handle, self.addresses[name], place, count, 1.0, 0)
-            _launch(stream_handle, place, target, count, 2.0, spin_ns)
+            _launch(stream_handle, place, target, count, 2.0, spin_cycles)
             place += -(-4 * count // 256) * 256
         return True
 
@@ -141,9 +141,9 @@ class Context(fake_tensorrt.Context):
             _driver().cuMemFree(self.own)
 
 
-def _launch(stream: int, source: int, target: int, count: int, factor: float, spin_ns: int) -> None:
+def _launch(stream: int, source: int, target: int, count: int, factor: float, spin_cycles: int) -> None:
     types = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_float, ctypes.c_uint64)
-    values = (source, target, count, factor, spin_ns)
+    values = (source, target, count, factor, spin_cycles)
     blocks = max(1, -(-count // THREADS))
     _ok(_driver().cuLaunchKernel(_kernel(), blocks, 1, 1, THREADS, 1, 1, 0, stream, (values, types), 0))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import tempfile
 import threading
 import time
@@ -12,10 +13,13 @@ import pytest
 from onnx import TensorProto
 
 from kedge_agent.errors import AgentError
+from kedge_agent.formats.tensors import TensorSpec
 from kedge_agent.runtime.base import LayerTime, LoadOptions, Provider
 from kedge_agent.runtime.buffers import ALIGNMENT, Arena, aligned_bytes, round_up
+from kedge_agent.runtime.onnx_binding import Served
 from kedge_agent.runtime.onnx_profile import read_profile
 from kedge_agent.runtime.onnx_providers import chosen
+from kedge_agent.runtime.onnx_slot import OnnxSlot
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.runtime.pool import ModelPool, PoolRetiredError, PoolRules, Timing
 from kedge_agent.runtime.turns import Turns
@@ -484,3 +488,66 @@ def test_a_slot_comes_back_when_its_request_fails(tmp_path: Path) -> None:
             raise RuntimeError
     with pool.request(SHAPE, Timing()):
         pass
+
+
+class DeviceSession:
+    """onnxruntime's session with a provider that has memory of its own: y = x + x, inputs copied when they are bound.
+
+    As onnxruntime does it: core/session/IOBinding.cc, IOBinding::BindInput.
+    """
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        return {"CUDAExecutionProvider": {"device_id": "1"}, "CPUExecutionProvider": {}}
+
+    def io_binding(self) -> DeviceBinding:
+        return DeviceBinding()
+
+    def run_with_iobinding(self, io: DeviceBinding, options: Any) -> None:
+        if options is not None:
+            self.said.append(options.get_run_config_entry("memory.enable_memory_arena_shrinkage"))
+        io.bound["y"][...] = 2 * io.copied["x"]
+
+
+class DeviceBinding:
+    def __init__(self) -> None:
+        self.copied: dict[str, Any] = {}
+        self.bound: dict[str, Any] = {}
+
+    def bind_input(self, name: str, device: str, number: int, kind: Any, shape: Any, address: int) -> None:
+        self.copied[name] = seen(kind, shape, address).copy()
+
+    def bind_output(self, name: str, device: str, number: int, kind: Any, shape: Any, address: int) -> None:
+        self.bound[name] = seen(kind, shape, address)
+
+
+def seen(kind: Any, shape: Any, address: int) -> Any:
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=kind).reshape(shape)
+
+
+def on_device(session: DeviceSession) -> OnnxSlot:
+    return OnnxSlot(
+        Served(session, (TensorSpec("x", "FP32", (-1,), ("n",)),), (TensorSpec("y", "FP32", (-1,), ("n",)),))
+    )
+
+
+def test_a_provider_with_memory_of_its_own_gets_the_inputs_of_each_run() -> None:
+    binding = on_device(DeviceSession()).bind({"x": (4,)})
+    for value in (1, 2, 3):
+        binding.inputs["x"][...] = value
+        binding.submit()
+        assert binding.outputs["y"].tolist() == [2 * value] * 4
+
+
+def test_what_a_large_request_needed_of_a_gpus_arena_is_given_back_too() -> None:
+    session = DeviceSession()
+    slot = on_device(session)
+    for count in (1 << 20, *[4] * 100):
+        slot.bind({"x": (count,)}).submit()
+    assert session.said == ["cpu:0;gpu:1"]

@@ -8,7 +8,8 @@ against a bare loop of `execute_async_v3`, both with their copies, in turns in o
 of at most 1.05. The bare loop uses no CUDA graphs; the file says whether the agent did. overlap: which share of a copy
 in passes while the request before it computes, by the GPU's events, and the rate of two clients against that of one.
 Each goes to FOLDER/gpu-NAME.json with its conditions, as it is finished. With --stand-in the engine is one of the
-tests' stand-in for TensorRT, whose kernels take half a millisecond: what surrounds TensorRT is measured where none is.
+tests' stand-in for TensorRT, whose kernels take half a millisecond at 2 GHz: so what surrounds TensorRT is measured
+where none runs.
 Exit status 7, and one line, where something is missing.
 """
 
@@ -54,7 +55,7 @@ COPIES = 30
 WARM_S = 0.5
 BLOCK = 50
 CLIENT_S = 3.0
-STAND_IN = "602,112 bytes doubled by two kernels in 0.5 ms"
+STAND_IN = "602,112 bytes doubled by two kernels, in a million cycles of the GPU's clock"
 
 
 class MissingError(Exception):
@@ -144,7 +145,7 @@ def stood_in(path: Path) -> tuple[Library, Path]:
     sys.path.insert(0, str(ROOT))
     from tests.support import fake_tensorrt, ptx_tensorrt
 
-    path.write_bytes(fake_tensorrt.plan({"x": [1, 3, 224, 224]}, scratch=602_112, spin_ns=500_000))
+    path.write_bytes(fake_tensorrt.plan({"x": [1, 3, 224, 224]}, scratch=602_112, spin_cycles=1_000_000))
     return ptx_tensorrt.library(), path
 
 

@@ -4,6 +4,9 @@ Outputs whose sizes follow from the inputs' (fixed, or named by the same symbol)
 model's output sizes depend on its data, onnxruntime allocates them in each run. What a model declares may be wrong;
 onnxruntime then refuses our memory, and allocates those outputs from there on.
 
+Where a provider computes in memory of its own, onnxruntime copies an input when it is bound (IOBinding::BindInput), and
+not when it runs: there inputs are bound anew for each run.
+
 Strings cannot be bound: a model that takes or gives them goes through `InferenceSession.run`.
 
 What it costs (x86-64, onnxruntime 1.32, one node, median): `InferenceSession.run` with a numpy array 5.0 µs, a bare
@@ -22,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AgentError
+from ..formats.providers import CPU
 from ..formats.strings import as_text
 from ..formats.tensors import BYTES, DYNAMIC, TensorSpec
 from ..wire import WireError
@@ -30,6 +34,8 @@ from .peak import Peak
 
 __all__ = ["BoundBinding", "Served", "StringBinding", "first_line"]
 
+# Providers whose memory is a GPU's, from an arena.
+_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 # How onnxruntime 1.20 to 1.32 refuses memory that was made for another shape.
 _OTHER_SHAPE = ("provided for output", "invalid dimensions for output", "shape verification failed")
 
@@ -60,8 +66,19 @@ class Served:
         import onnxruntime
 
         options = onnxruntime.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas())
         return options
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another provider than the CPU's takes part, which may have memory of its own."""
+        return any(name != CPU for name in self.session.get_providers())
+
+    def _arenas(self) -> str:
+        """The arenas of this session, as onnxruntime names them: the CPU's, and those of its GPUs."""
+        given = self.session.get_provider_options()
+        numbers = {given[name].get("device_id", "0") for name in _CUDA if name in given}
+        return ";".join(["cpu:0", *(f"gpu:{number}" for number in sorted(numbers))])
 
     @property
     def has_strings(self) -> bool:
@@ -104,8 +121,8 @@ class BoundBinding:
         self._allocated = self._order[len(results) :]
         self.input_bytes = sum(array.nbytes for array in inputs.values())
         self._io = served.session.io_binding()
-        for name, array in inputs.items():
-            self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self._elsewhere = served.elsewhere
+        self._bind_inputs()
         for name, array in results.items():
             self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         self._split = Split(0)
@@ -138,7 +155,13 @@ class BoundBinding:
         """The time the run took; it is over already."""
         return self._split
 
+    def _bind_inputs(self) -> None:
+        for name, array in self.inputs.items():
+            self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
     def _execute(self) -> None:
+        if self._elsewhere:
+            self._bind_inputs()
         # What onnxruntime allocated for the last run has that run's size: it must allocate again.
         for name in self._allocated:
             self._io.bind_output(name, "cpu")
