@@ -92,13 +92,13 @@ def test_each_run_has_the_results_of_its_own_inputs(load: Load, transfer: Any) -
 @pytest.mark.parametrize("transfer", ["copy", "mapped", "managed", "auto"])
 def test_a_model_that_goes_leaves_nothing_on_the_gpu(load: Load, transfer: Any) -> None:
     left = []
-    for _ in range(4):
+    for _ in range(16):
         model = had(load, image(), LoadOptions(transfer=transfer, workers=2))
         model.close()
         with model.cuda.current():
             left.append(model.cuda.free_bytes())
-    # What the driver keeps it has kept since the first; a model's buffers are 30 MiB.
-    assert left[1] - left[-1] <= 4 << 20
+    # Sixteen models have 480 MiB of buffers. What the driver keeps of managed memory comes and goes by 100 MiB.
+    assert left[1] - left[-1] <= (4 << 20 if transfer in ("copy", "mapped") else 160 << 20)
 
 
 @pytest.mark.parametrize("transfer", ["copy", "mapped", "managed"])
