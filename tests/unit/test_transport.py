@@ -15,6 +15,7 @@ from kedge.transport.base import Deadline, agent_hint, agreed, greet, told_error
 from kedge.transport.hostkeys import HostKey, fetch_host_key
 from kedge.transport.local import ProcessChannel
 from kedge.transport.ssh_channel import QuickSocket, SshChannel, fast_ciphers_first
+from kedge_agent.formats.parts import Part, read_parts, write_part
 from kedge_agent.wire import Greeting, render_greeting
 from tests.support.environment import sshd_path
 
@@ -28,7 +29,12 @@ class Scripted:
         self.errors = errors
 
     def recv(self, size: int) -> bytes:
-        return self.parts.pop(0) if self.parts else b""
+        if not self.parts:
+            return b""
+        part = self.parts.pop(0)
+        if part[size:]:
+            self.parts.insert(0, part[size:])
+        return part[:size]
 
     def settimeout(self, seconds: float | None) -> None:
         assert seconds is None or seconds > 0
@@ -47,6 +53,17 @@ GOOD = render_greeting(Greeting((1,), "0.1.0"))
 def test_a_greeting_is_found_behind_what_a_login_shell_prints_and_in_pieces() -> None:
     assert hear(GOOD).version == "0.1.0"
     assert hear(b"Welcome to Ubuntu!\nKEDGE is not a greeting\n"[:19], b"\n" + GOOD[:5], GOOD[5:]).version == "0.1.0"
+
+
+def test_what_follows_a_greeting_at_once_is_left_to_who_reads_on() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        out = theirs.makefile("wb")
+        out.write(b"Welcome!\n" + GOOD)
+        write_part(out, Part.DATA, b"facts")
+        write_part(out, Part.END, b"{}")
+        greet(ours, "bench1", Deadline.after(5, "greeting"))  # type: ignore[arg-type]
+        assert list(read_parts(ours.makefile("rb").read)) == [(Part.DATA, b"facts"), (Part.END, {})]
 
 
 def test_an_agent_of_another_protocol_is_named_with_both_versions() -> None:

@@ -28,7 +28,7 @@ _COMMANDS = {
     "infer": ("infer", "infer", "Run a deployed model on data of yours."),
     "bench": ("bench", "bench", "Measure a deployed model: latency and memory."),
     "status": ("deploy", "status", "What a device serves, and what it would roll back to."),
-    "history": ("history", "history", "What was deployed to a device, when, and how it ended."),
+    "history": ("history", "history", "What a device did: deploys, latency, heat, clocks over time."),
     "doctor": ("doctor", "doctor", "Why a device is slow or does not serve: checks, causes, cures."),
     "logs": ("logs", "logs", "What the agent on a device wrote down."),
     "snapshot": ("snapshot", "snapshot", "What a device knows of itself, in one file that may be sent."),

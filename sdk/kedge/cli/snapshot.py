@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import AgentMissingError, BadInputError, UnreachableError
+from ..errors import BadInputError, UnreachableError
 from .common import Output, inventory_option, output_options, path_type, read_inventory
 
 __all__ = ["snapshot"]
@@ -43,13 +42,14 @@ def snapshot(
     if device is None:
         raise click.UsageError("name a device (--on DEVICE), or: kedge snapshot open FILE")
     from ..diagnose.snapshot import take_snapshot
+    from ..fleet.past import open_as_it_is
     from ..report.snapshot_text import collected, show_taken
 
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise BadInputError(f"{output} cannot be written", hint="name a file in a folder that exists")
-    with ExitStack() as opened, out.progress() as progress:
+    inventory = read_inventory(inventory_path)
+    with open_as_it_is(device, inventory) as transport, out.progress() as progress:
         progress.step(f"asking {device}")
-        transport = _reached(opened, device, read_inventory(inventory_path))
 
         def note(told: Mapping[str, Any]) -> None:
             progress.step(f"collected: {collected(told)}")
@@ -68,20 +68,6 @@ def snapshot(
         raise UnreachableError(
             f"the snapshot is not whole: {taken.cut}", hint=f"what came until then is in {taken.path}", told=True
         )
-
-
-def _reached(stack: ExitStack, device: str, inventory: Any) -> Any:
-    """The device; the local one as it is, where its agent does not start: why it does not is what is looked for."""
-    from ..config import state_dir
-    from ..fleet.inventory import LOCAL, open_device
-    from ..transport.local import LocalAgent
-
-    try:
-        return stack.enter_context(open_device(device, inventory))[0]
-    except AgentMissingError:
-        if device != LOCAL:
-            raise
-        return LocalAgent(state_dir() / LOCAL)
 
 
 @snapshot.command("open")

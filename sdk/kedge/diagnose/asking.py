@@ -76,8 +76,10 @@ def ask(
             f"{transport.name}: what the device tells makes no sense: {error}", hint=agent_hint(transport.name)
         ) from error
     except (EOFError, OSError) as error:
+        said = channel.end(1.0)[1].strip().splitlines()
+        why = str(error) or (said[-1][:300] if said else "the stream was cut")
         raise UnreachableError(
-            f"{transport.name}: the device stopped telling: {str(error) or 'the stream was cut'}",
+            f"{transport.name}: the device stopped telling: {why}",
             hint="check the link to the device, then try again",
         ) from error
     finally:

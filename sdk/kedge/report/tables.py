@@ -25,9 +25,9 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()
 ) -> None:
     """Print a table; `right` names the columns of figures."""
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=printable(title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+        table.add_column(printable(column), justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(printable, row))
     _console().print(table, markup=False)

@@ -138,11 +138,7 @@ def greet(channel: Channel, device: str, deadline: Deadline) -> Greeting:
                 raise IncompatibleError(
                     f"{device} prints too much before the agent speaks", hint="silence the login shell's start-up files"
                 )
-            channel.settimeout(deadline.remaining())
-            data = channel.recv(MAX_GREETING_BYTES)
-            if not data:
-                raise _no_greeting(channel, device)
-            received += data
+            received += _line(channel, device, deadline)
         greeting = parse_greeting(received[start:end])
     except TimeoutError as error:
         raise UnreachableError(f"{device}: the agent did not answer in time", hint="try again") from error
@@ -160,6 +156,18 @@ def greet(channel: Channel, device: str, deadline: Deadline) -> Greeting:
     if greeting.error is not None:
         raise told_error(device, greeting.kind, greeting.error, greeting.hint or "")
     return greeting
+
+
+def _line(channel: Channel, device: str, deadline: Deadline) -> bytes:
+    """What comes up to the end of a line; what follows is not the greeting's, and is left to who reads on."""
+    data = bytearray()
+    while not data.endswith(b"\n") and len(data) <= NOISE_LIMIT_BYTES:
+        channel.settimeout(deadline.remaining())
+        byte = channel.recv(1)
+        if not byte:
+            raise _no_greeting(channel, device)
+        data += byte
+    return bytes(data)
 
 
 def agent_hint(device: str, command: str = "upgrade", what: str = "bring the agent to this version") -> str:
