@@ -105,8 +105,8 @@ def finding(document: dict[str, Any], check: str) -> dict[str, Any]:
 
 
 def told(document: dict[str, Any]) -> str:
-    """What is amiss, for a message."""
-    amiss = [each for each in document["findings"] if each["result"] in ("fault", "warning")]
+    """What is amiss or not known, for a message."""
+    amiss = [each for each in document["findings"] if each["result"] != "ok"]
     return "\n".join(f"{each['result']} {each['check']}: {each['evidence']} → {each['cure']}" for each in amiss)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,25 @@ from tests.support.clock import WallClock
 from tests.support.deploys import eventually
 from tests.support.doctors import Doctor
 from tests.support.sshd import UID, Sshd, make_sshd, remove_sshd
+
+
+@pytest.fixture(autouse=True)
+def _beside_others(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that has `alone` waits until no other test of these runs, and keeps those away that come later.
+
+    What it does to the machine (it swaps; a second agent runs on it), the doctor would find on each device of it.
+    """
+    name = str(Path(tempfile.gettempdir()) / f"kedge-doctor-tests-{os.geteuid()}")
+    with open(f"{name}.gate", "w") as gate, open(f"{name}.lock", "w") as lock:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if "alone" in request.fixturenames else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.fixture
+def alone() -> None:
+    """No other of these tests runs meanwhile: `_beside_others`."""
 
 
 @dataclass

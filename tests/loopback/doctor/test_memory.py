@@ -18,6 +18,8 @@ pytestmark = pytest.mark.slow
 MIB = 1 << 20
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("alone")
 def test_a_swap_storm_in_the_agent_s_control_group_is_the_first_cause_and_the_cure_shows_who_holds_the_memory(
     bench: Bench, tmp_path: Path
 ) -> None:

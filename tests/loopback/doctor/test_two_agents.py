@@ -19,6 +19,8 @@ from tests.support.doctors import commands, finding, told
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("alone")
 def test_a_second_daemon_is_the_first_cause_and_is_ended_by_the_cure(bench: Bench) -> None:
     # What lies in the temporary folder is somebody's trial.
     other = "/dev/shm/kedge-other"
