@@ -21,7 +21,7 @@ __all__ = ["STEPS_S", "Recording", "read_recording", "recording_of", "step_for"]
 STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800)
 """Lengths that a step may have, in seconds."""
 
-# The recorder's files take 32 MiB at the most, unless a device's settings say otherwise (docs/recorder.md).
+# The recorder's files take 32 MB, 64 at the most by a device's settings (docs/recorder.md).
 _MOST_BYTES = 64 << 20
 _MOST_RECORDS = 600_000
 _MOST_MODELS = 16
