@@ -105,6 +105,15 @@ def slowed(pid: int, part: float = 0.1, turn_s: float = 0.2) -> Iterator[None]:
         thread.join()
 
 
+def memory_stalled() -> float:
+    """Per cent of the last 10 s in which nothing could run for want of memory; 0 where the kernel does not count it."""
+    try:
+        lines = Path("/proc/pressure/memory").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return max(float(line.split("avg10=")[1].split()[0]) for line in lines if line.startswith("full"))
+
+
 def swapped_in() -> int:
     """Pages that this machine has ever read back from swap space."""
     counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())

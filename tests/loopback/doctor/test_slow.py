@@ -38,11 +38,9 @@ def deployed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture
 def well(deployed: Bench) -> Iterator[Bench]:
-    """Nothing was recorded yet but requests that are answered as fast as they were."""
+    """Nothing was recorded yet but requests that nobody hindered."""
     deployed.forget()
     deployed.asked(ask(WORK), REQUESTS)
-    figures = finding(deployed.nano.finds_no_fault(), "latency")["figures"]
-    assert figures["was_p99_ms"] > 0
     yield deployed
     (deployed.tree / MODES).write_text("pmode:0000 fmode:fan_mode_quiet\n")
 

@@ -141,7 +141,9 @@ def _who(evidence: Evidence, total: int) -> tuple[str, str]:
         return "who holds it is not known", evidence.shell("ps -eo pid,rss,args --sort=-rss | head -n 15")
     size, process = max(held, key=lambda each: each[0])
     pid, called = process.pid(), process.text("name") or "?"
-    if process.flag("ours"):
+    # Its cgroup limits the agent, and nobody else here.
+    own_limit = min(evidence.data("memory").child("cgroup").size("limit_bytes") or total, total)
+    if process.flag("ours") and size >= own_limit * _LARGE_SHARE:
         return (
             f"the agent itself holds most: {byte_size(size)}",
             f"kedge status --on {evidence.device}  # serve fewer models, or build smaller ones: kedge optimize",
