@@ -40,6 +40,7 @@ from kedge_agent.engine.order import Order
 from kedge_agent.engine.report import EngineError
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.latency import summarize
+from kedge_agent.measure.sensors.nvml import find_gpus
 from kedge_agent.runtime.base import LoadOptions
 from kedge_agent.runtime.cuda import Cuda
 from kedge_agent.runtime.cuda_lanes import Gpu
@@ -292,12 +293,15 @@ def request(pool: ModelPool, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 def described(cuda: Cuda) -> dict[str, Any]:
     """Under which conditions all of it is measured."""
-    gpu = gpu_here()
+    gpu, told = gpu_here(), find_gpus(Path("/"))
+    named = {} if isinstance(told, str) else told.facts()[0]
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": platform.machine(),
         "processor": processor(),
         "gpu": None if gpu is None else {"compute_capability": gpu.compute_capability, "memory": gpu.memory_bytes},
+        "name": named.get("name"),
+        "driver": named.get("driver"),
         "driver_cuda": None if gpu is None else gpu.driver_cuda,
         "jetson_linux": jetson_linux(),
         "power_mode": power_mode(),
