@@ -86,7 +86,7 @@ def memory_group(limit_bytes: int) -> Iterator[MemoryGroup]:
 
 
 @contextlib.contextmanager
-def slowed(pid: int, part: float = 0.1, turn_s: float = 0.2) -> Iterator[None]:
+def slowed(pid: int, part: float = 0.1, turn_s: float = 0.6) -> Iterator[None]:
     """A process runs a part of the time only, as where clocks are lower; it goes on as it was in the end."""
     over = threading.Event()
 

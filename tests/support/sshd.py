@@ -97,9 +97,8 @@ class Sshd:
         with log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            if self._listens():
+                return
             if self.process.poll() is not None:
                 break
             time.sleep(0.05)
@@ -117,6 +116,15 @@ class Sshd:
                 self.process.terminate()
             self.process.wait(10)
             self.process = None
+            # The server itself, a child of what has ended, may be a moment behind.
+            for _ in range(200):
+                if not self._listens():
+                    break
+                time.sleep(0.05)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run a command as the device's user, through OpenSSH's own client."""
