@@ -49,8 +49,15 @@ def test_a_release_that_crashes_the_agent_over_and_over_is_the_first_cause_and_i
     good = obedient_release(tmp_path, version=2)
     done = local.doctor.kedge("deploy", str(good.folder), "--to", "local")
     assert done.returncode == 0, done.stderr
-    # That it crashed in the last hour remains true; it is served again.
-    assert finding(local.doctor.live(), "models")["result"] == "ok"
+    # That it crashed in the last hour remains true.
+    document = local.doctor.finds_no_fault()
+    assert finding(document, "models")["result"] == "ok"
+    assert finding(document, "restarts")["result"] == "warning"
+    # And if that one crashes too, it is said again.
+    for _ in range(2):
+        crash_it(local)
+    again = local.doctor.names("restarts", offline=False)["first_cause"]
+    assert good.digest[:12] in again["evidence"]
 
 
 def test_a_release_that_was_taken_back_for_its_crashes_is_the_first_cause_and_is_not_rolled_back_to(
@@ -69,3 +76,22 @@ def test_a_release_that_was_taken_back_for_its_crashes_is_the_first_cause_and_is
     assert row is not None
     assert (row["release"], row["previous"]) == (first.digest, second.digest)
     assert list(commands(cause["cure"])) == [["kedge", "deploy", "RELEASE", "--to", "local"]]
+
+
+def test_an_agent_that_ends_again_and_again_without_a_model_s_doing_stands_in_safe_mode_which_a_deploy_ends(
+    local: Local, tmp_path: Path
+) -> None:
+    first, second = (obedient_release(tmp_path, version=n) for n in (1, 2))
+    agent = local.device.start()
+    must_deploy(local.device, first)
+    for _ in range(6):
+        agent.process.kill()
+        agent.process.wait(30)
+        agent = local.device.restart()
+    cause = local.doctor.names("restarts")["first_cause"]
+    assert cause["brief"] == "safe mode"
+    assert list(commands(cause["cure"])) == [["kedge", "deploy", "RELEASE", "--to", "local"]]
+    must_deploy(local.device, second)
+    document = local.doctor.finds_no_fault()
+    assert finding(document, "models")["result"] == "ok"
+    assert finding(document, "restarts")["result"] == "warning"

@@ -102,6 +102,15 @@ def restarts(evidence: Evidence) -> Finding:
         )
     most = max(crashes or 0, (who.size("crashes") or 0) if who is not None else 0)
     looping = by_systemd is not None and by_systemd >= limit("restarts_fault") and (up is None or up < _RECENT_S)
+    if most >= limit("crashes_fault") and not looping and _replaced(evidence, data, who):
+        return warning(
+            name,
+            f"{counted(most, 'crash', 'crashes')}, and none since another release went live",
+            brief="the agent crashed before the last deploy",
+            cause=f"{blamed or 'what made it crash is not known'}; whether the other one helped shows within an hour",
+            cure=f"kedge logs --on {device} --level error",
+            figures=figures,
+        )
     if most >= limit("crashes_fault") or looping:
         told = [
             f"{counted(crashes, 'crash', 'crashes')} in the last hour" if crashes else "",
@@ -196,9 +205,28 @@ def _crashes_within(data: Node, now_s: float | None, seconds: float) -> int | No
     """Starts after a crash; None: no start was written down."""
     if not isinstance(data.value, dict) or not isinstance(data.value.get("starts"), list):
         return None
+    return sum(now_s is None or at >= now_s - seconds for at in _starts_after_crashes(data))
+
+
+def _starts_after_crashes(data: Node) -> list[float]:
     after = [each for each in data.nodes("starts") if "crash" in (each.text("how") or "")]
-    times = [at for each in after if (at := each.amount("at_s")) is not None]
-    return sum(now_s is None or at >= now_s - seconds for at in times)
+    return [at for each in after if (at := each.amount("at_s")) is not None]
+
+
+def _replaced(evidence: Evidence, data: Node, who: Node | None) -> bool:
+    """Whether somebody had another release go live since the last crash; of the model that is blamed, if one still is.
+    The agent's own going back to the one before is none: it is called `reverted`."""
+    now_live = {"committed": "release", "rolled-back": "to"}
+    went_live = [
+        at
+        for each in evidence.data("journal").nodes("entries")
+        if (who is None or each.text("model") == who.text("model"))
+        and each.text(now_live.get(each.text("step") or "", "")) not in (None, who and who.text("release"))
+        and (at := each.amount("at_s")) is not None
+    ]
+    crashed = _starts_after_crashes(data)
+    # The journal knows whole seconds.
+    return bool(went_live and crashed) and max(went_live) + 1 >= max(crashed)
 
 
 def _without_crashing(evidence: Evidence, who: Node, suspects: list[Node]) -> str:
