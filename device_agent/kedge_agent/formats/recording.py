@@ -11,7 +11,7 @@ from typing import Any
 
 from .histogram import Histogram
 from .record import COUNT, ModelRecord, Record, Start
-from .recording_bytes import Encoder, read_ends, read_records, read_starts
+from .recording_bytes import Encoder, read_boots, read_ends, read_records, read_starts
 from .recording_frames import Skipped, pack
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Start",
     "latest_models",
     "pack",
+    "read_boots",
     "read_ends",
     "read_records",
     "read_starts",

@@ -22,7 +22,7 @@ from .histogram import Histogram, read_varint, varint
 from .record import ModelRecord, Record, Start
 from .recording_frames import Kind, Skipped, frame, read_frames
 
-__all__ = ["Encoder", "read_ends", "read_records", "read_starts"]
+__all__ = ["Encoder", "read_boots", "read_ends", "read_records", "read_starts"]
 
 
 _HEAD = struct.Struct("<IddffBH")
@@ -144,21 +144,46 @@ def read_starts(data: bytes) -> Iterator[Record]:
             yield record
 
 
+def read_boots(data: bytes) -> list[tuple[Record, Record]]:
+    """The first and the last record of each start of the system, in order, starts of daemons included; the others are
+    not decoded, which takes a fraction of the time."""
+    lost = Skipped()
+    tables: _Tables = {}
+    found: list[tuple[Record, Record]] = []
+    last: memoryview | None = None
+
+    def end() -> None:
+        record = None if last is None else _record(Kind.RECORD, last, tables, lost)
+        if record is not None:
+            found[-1] = found[-1][0], record
+
+    for kind, payload in read_frames(data, lost):
+        if kind == Kind.RECORD and found and _boot(payload, tables) == found[-1][0].boot:
+            last = payload
+            continue
+        record = _record(kind, payload, tables, lost)
+        if record is None:
+            continue
+        if found and record.boot == found[-1][0].boot:
+            found[-1], last = (found[-1][0], record), None
+        else:
+            end()
+            found.append((record, record))
+            last = None
+    end()
+    return found
+
+
 def read_ends(data: bytes) -> tuple[Record, Record] | None:
     """The first and the last record of a recording, starts included; None: there is none."""
-    lost = Skipped()
-    first = last = None
-    tables: _Tables = {}
-    for kind, payload in read_frames(data, lost):
-        if kind == Kind.TABLE:
-            _record(kind, payload, tables, lost)
-        elif first is None:
-            first = _record(kind, payload, tables, lost)
-        elif kind in (Kind.RECORD, Kind.START):
-            last = kind, payload
-    if first is None:
-        return None
-    return first, (None if last is None else _record(*last, tables, lost)) or first
+    found = read_boots(data)
+    return (found[0][0], found[-1][1]) if found else None
+
+
+def _boot(payload: memoryview, tables: _Tables) -> str | None:
+    """Of which start of the system a record is; None: that is not known."""
+    table = tables.get(int.from_bytes(payload[:4], "little"))
+    return None if table is None else table.boot
 
 
 def _record(kind: int, payload: memoryview, tables: _Tables, lost: Skipped) -> Record | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AgentError
-from ...formats.recording import Record, pack, read_ends, read_records, read_starts, summarise
+from ...formats.recording import Record, pack, read_boots, read_ends, read_records, read_starts, summarise
 from ...store.files import read_bounded
 from .places import MINUTES, SECONDS, SHARES, boot_id, recorder_folder
 from .ring import segments
@@ -19,6 +19,8 @@ __all__ = ["describe_recorder", "newest_starts", "read_back", "resolution_of", "
 _MAX_SEGMENT_BYTES = 4 << 20
 _MOST_BY_SECONDS_S = 6 * 3600
 _HOUR_S = 3600
+# 2020: a wall clock that is before it was not set since the system started.
+_SET_S = 1_577_836_800
 
 
 def resolution_of(since_s: float) -> str:
@@ -29,23 +31,16 @@ def resolution_of(since_s: float) -> str:
 def segments_back(state: Path, since_s: float, ring: str) -> Iterator[bytes]:
     """Files of a ring that reach back so far, the oldest first, packed; each reads alone.
 
+    A file is among them where it may have such a record: the age of some is not known (`_Boots`).
+
     Raises:
         OSError: the folder cannot be read.
     """
-    wanted: list[Path] = []
-    for path in reversed(segments(recorder_folder(state) / ring)):
-        ends = read_ends(_read(path))
-        if ends is not None:
-            wanted.insert(0, path)
-            if _age_s(ends[0]) >= since_s:
-                break
-    for path in wanted:
-        # The oldest one may have made room meanwhile.
-        yield pack(_read(path))
+    yield from (pack(data) for data in _reaching(state, since_s, ring, _Boots()))
 
 
 def read_back(state: Path, since_s: float, ring: str | None = None) -> Iterator[Record]:
-    """Records of the last `since_s` seconds, oldest first, starts included.
+    """Records of the last `since_s` seconds, oldest first, starts included; those whose age is not known are none.
 
     Args:
         ring: `seconds` or `minutes`; None: as `resolution_of` says.
@@ -53,8 +48,12 @@ def read_back(state: Path, since_s: float, ring: str | None = None) -> Iterator[
     Raises:
         OSError: the folder cannot be read.
     """
-    for data in segments_back(state, since_s, ring or resolution_of(since_s)):
-        yield from (record for record in read_records(data) if _age_s(record) <= since_s)
+    boots = _Boots()
+    for data in _reaching(state, since_s, ring or resolution_of(since_s), boots):
+        for record in read_records(data):
+            age_s = boots.age_s(record)
+            if age_s is not None and age_s <= since_s:
+                yield record
 
 
 def newest_starts(state: Path, most: int) -> list[Record]:
@@ -94,11 +93,61 @@ def describe_recorder(state: Path) -> dict[str, Any] | None:
     return {"status": status, "hour": hour if hour["seconds"] else None}
 
 
-def _age_s(record: Record) -> float:
-    """By the clock that does not jump, where it is of this start of the system."""
-    if record.boot and record.boot == boot_id():
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - record.monotonic_s
-    return time.time() - record.at_s
+class _Boots:
+    """How long ago records are, by the start of the system that they are of. To be told of these the newest first.
+
+    Of this start of the system, the clock that does not jump says it. Of another, its wall clock does, as it was at
+    last: until it is set, it may be far behind. It is no less than what passed since that start: this one, and all that
+    was recorded between. A wall clock that never was set, or that is ahead of now's, says nothing.
+    """
+
+    def __init__(self) -> None:
+        self._now_s = time.time()
+        self._least_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        # How long ago each began: at least, and as far as it is known.
+        self._began: dict[str, tuple[float, float | None]] = {}
+        if boot_id():
+            self._began[boot_id()] = self._least_s, self._least_s
+
+    def add(self, last: Record) -> None:
+        """The last record of a start of the system; of one that was added, nothing changes."""
+        if not last.boot or last.boot in self._began:
+            return
+        self._least_s += last.monotonic_s
+        passed = self._wall_s(last)
+        known = None if passed is None else max(passed + last.monotonic_s, self._least_s)
+        self._began[last.boot] = self._least_s, known
+
+    def age_s(self, record: Record) -> float | None:
+        """None: it is not known."""
+        if record.boot not in self._began:
+            return self._wall_s(record)
+        began_s = self._began[record.boot][1]
+        return None if began_s is None else began_s - record.monotonic_s
+
+    def least_s(self, record: Record) -> float:
+        """Its age, or less; 0 where nothing is known."""
+        began = self._began.get(record.boot)
+        return 0.0 if began is None else began[0] - record.monotonic_s
+
+    def _wall_s(self, record: Record) -> float | None:
+        return self._now_s - record.at_s if _SET_S <= record.at_s <= self._now_s else None
+
+
+def _reaching(state: Path, since_s: float, ring: str, boots: _Boots) -> Iterator[bytes]:
+    """Files that may have a record of the last `since_s` seconds, the oldest first."""
+    wanted: list[Path] = []
+    for path in reversed(segments(recorder_folder(state) / ring)):
+        lasts = [last for _, last in read_boots(_read(path))]
+        for last in reversed(lasts):
+            boots.add(last)
+        if lasts and boots.least_s(lasts[-1]) > since_s:
+            break
+        ages = [boots.age_s(last) for last in lasts]
+        if any(age_s is None or age_s <= since_s for age_s in ages):
+            wanted.append(path)
+    # The oldest one may have made room meanwhile.
+    yield from (_read(path) for path in reversed(wanted))
 
 
 def _read(path: Path) -> bytes:
