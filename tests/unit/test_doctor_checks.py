@@ -449,11 +449,29 @@ def test_what_it_was_is_of_its_gate_or_of_its_first_minutes_or_of_the_journal() 
     assert "30 ms in the ten minutes after its deploy" in look("latency", judged(document)).evidence
     # These minutes are part of what is judged as long as they are not long over.
     told["at_s"] = int(NOW_S) - 300
+    since = data(document, "recorder")["since_deploy"]["camera"]
+    since["from_s"] = NOW_S - 299.5
+    since["models"]["camera"]["compute_p99_ms"] = 14.8 * 2.3
     assert look("latency", judged(document)).result == "fault"
     told.update(first=None, gate=None)
     assert "14.8 ms at its gate" in look("latency", judged(document)).evidence
     data(document, "journal")["entries"].clear()
     assert look("latency", judged(document)).result == "unknown"
+
+
+@pytest.mark.parametrize("begins", ["then", "before", "untold"])
+def test_what_a_release_took_before_it_was_deployed_again_is_not_held_against_its_new_gate(begins: str) -> None:
+    document = slow(healthy())
+    since = data(document, "recorder")["since_deploy"]["camera"]
+    since["at_deploy"]["at_s"] = int(NOW_S) - 600
+    since["from_s"] = {"then": NOW_S - 599.2, "before": NOW_S - 3600, "untold": None}[begins]
+    since["models"]["camera"].update(compute_p99_ms=15.0, requests=5_000)
+    finding = look("latency", judged(document))
+    assert finding.result == "ok"
+    words = "15 ms of compute since its deploy" if begins == "then" else "0 requests since its deploy, too few to judge"
+    assert words in finding.evidence
+    # What computes beside it is no fault either then.
+    assert look("processes", judged(document)).result == "ok"
 
 
 def test_what_slows_a_device_down_now_says_what_to_do_before_what_did_once() -> None:

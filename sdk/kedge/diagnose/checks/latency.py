@@ -2,8 +2,9 @@
 
 What it was: by the latency gate, whose runs let the release go live, bare in the runtime; and by the first ten minutes
 after it, once these are long over. Of both the longer one counts, for a gate measures a device that does nothing else.
-What it is: the recorder's last hour. Medians are compared as well, and alone where the gate had so few runs that their
-99th percentile is the longest of them.
+What it is: the recorder's last hour; or since the deploy, where that was within the hour: the same release may have
+served before it, on a device that was not yet mended. Medians are compared as well, and alone where the gate had so few
+runs that their 99th percentile is the longest of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from .words import counted, share
 
 __all__ = ["drifting", "latency", "requests"]
 
+_HOUR_S = 3600
 _FIRST_OVER_S = 1200
+# The journal knows whole seconds, and a record tells of the second that ends with it.
+_BEGINS_WITHIN_S = 2.0
 # What a model or the agent is to blame for; the others are the client's, or say that there was too much to do.
 _OURS = ("internal", "integrity", "incompatible", "space")
 
@@ -53,11 +57,13 @@ class _Drift:
 
 @dataclass(frozen=True)
 class _Model:
-    """One that was asked in the last hour. drifts: the 99th percentile before the median; those that can be told."""
+    """One that was asked in the last hour. span: of which time `requests` and `p99_ms` are; None: none was answered.
+    drifts: the 99th percentile before the median; those that can be told."""
 
     name: str
+    span: str
     requests: int
-    p99_ms: float
+    p99_ms: float | None
     drifts: tuple[_Drift, ...]
 
     def worst(self, threshold: str) -> _Drift | None:
@@ -134,18 +140,19 @@ def _judged(evidence: Evidence, model: _Model) -> Finding:
     now = f"{milliseconds(model.p99_ms)} of compute at p99"
     if model.requests < limit("latency_requests"):
         few = counted(model.requests, "request")
-        return ok(name, f"{model.name}: {few} in the last hour, too few to judge ({now})", **figures)
+        known = "" if model.p99_ms is None else f" ({now})"
+        return ok(name, f"{model.name}: {few} {model.span}, too few to judge{known}", **figures)
     if not model.drifts:
         return unknown(name, f"{model.name}: {now}; what it was when it was deployed is not known", **figures)
     slower, verdict = model.worst("latency_ratio_fault"), fault
     if slower is None:
         slower, verdict = model.worst("latency_ratio_warning"), warning
     if slower is None:
-        return ok(name, f"{model.name}: {_told(model.drifts[0])}", **figures)
+        return ok(name, f"{model.name}: {_told(model, model.drifts[0])}", **figures)
     # Where other checks say why, theirs come first.
     return verdict(
         name,
-        f"{model.name}: {_told(slower)}",
+        f"{model.name}: {_told(model, slower)}",
         brief=slower.brief,
         cause="what the other checks found amiss; where they found nothing: other inputs or batch sizes than those of"
         " its gate",
@@ -155,10 +162,10 @@ def _judged(evidence: Evidence, model: _Model) -> Finding:
     )
 
 
-def _told(drift: _Drift) -> str:
+def _told(model: _Model, drift: _Drift) -> str:
     small = 0 < drift.now_ms - drift.was_ms < limit("latency_difference")
     little = ": too little to matter" if small and drift.ratio >= limit("latency_ratio_warning") else ""
-    now = f"{milliseconds(drift.now_ms)} of compute in the last hour"
+    now = f"{milliseconds(drift.now_ms)} of compute {model.span}"
     return f"{drift.brief} ({now}, {milliseconds(drift.was_ms)} {drift.was}){little}"
 
 
@@ -166,12 +173,15 @@ def _models(evidence: Evidence) -> Sequence[_Model]:
     """Each model that was asked in the last hour."""
     data = evidence.data("recorder")
     out = []
-    for name, figures in data.child("hour", "models").items():
-        p99 = figures.amount("compute_p99_ms")
-        if p99 is None:
+    for name, told in data.child("hour", "models").items():
+        if told.amount("compute_p99_ms") is None:
             continue
-        deploy = data.child("since_deploy", name, "at_deploy")
-        gate = deploy.child("gate") or _gate_of_journal(evidence, name, figures.text("release"))
+        since = data.child("since_deploy", name)
+        deploy = since.child("at_deploy")
+        lately = _within_the_hour(evidence, deploy)
+        figures = _since(since, name, deploy) if lately else told
+        span = "since its deploy" if lately else "in the last hour"
+        gate = deploy.child("gate") or _gate_of_journal(evidence, name, told.text("release"))
         first = _first(evidence, name, deploy)
         drifts = []
         for percentile, at_gate, key in (("p99", "p99_ms", "compute_p99_ms"), ("p50", "median_ms", "compute_p50_ms")):
@@ -183,8 +193,21 @@ def _models(evidence: Evidence) -> Sequence[_Model]:
             known = [(each, what) for each, what in was if each]
             if now is not None and known:
                 drifts.append(_Drift(percentile, now, *max(known)))
-        out.append(_Model(name, figures.size("requests") or 0, p99, tuple(drifts)))
+        requests = figures.size("requests") or 0
+        out.append(_Model(name, span, requests, figures.amount("compute_p99_ms"), tuple(drifts)))
     return out
+
+
+def _within_the_hour(evidence: Evidence, deploy: Node) -> bool:
+    at, now = deploy.amount("at_s"), evidence.at_s
+    return at is not None and now is not None and now - at < _HOUR_S
+
+
+def _since(since: Node, model: str, deploy: Node) -> Node:
+    """Figures of what was recorded after a deploy; nothing, where they begin before it."""
+    begin, at = since.amount("from_s"), deploy.amount("at_s")
+    after = begin is not None and at is not None and begin >= at - _BEGINS_WITHIN_S
+    return since.child("models", model) if after else NOTHING
 
 
 def _first(evidence: Evidence, model: str, deploy: Node) -> Node:
