@@ -205,6 +205,31 @@ run_collectors([Collector("sick", hangs, 1000.0)], Device(Path(sys.argv[1])), 10
     _ends(int((tmp_path / "ready").read_text()))
 
 
+def test_commands_end_with_the_diagnosis_that_is_killed(tmp_path: Path) -> None:
+    command = tmp_path / "slow-command"
+    command.write_text('#!/bin/sh\necho $$ > "$1.partial"; mv "$1.partial" "$1"; exec sleep 1000\n')
+    command.chmod(0o755)
+    program = """
+import sys
+from pathlib import Path
+from kedge_agent.diagnose.device import Collected, Device
+from kedge_agent.diagnose.running import Collector, run_collectors
+
+def asks(device):
+    return Collected({"said": device.command(*sys.argv[2:], timeout_s=1000.0)})
+
+run_collectors([Collector("asks", asks, 1000.0)], Device(Path(sys.argv[1])), 1000.0)
+"""
+    words = [sys.executable, "-c", program, str(tmp_path), str(command), str(tmp_path / "ready")]
+    diagnosis = subprocess.Popen(words)
+    while not (tmp_path / "ready").exists():
+        assert diagnosis.poll() is None
+        time.sleep(0.01)
+    diagnosis.kill()
+    diagnosis.wait()
+    _ends(int((tmp_path / "ready").read_text()))
+
+
 def test_standard_output_is_the_host_s_whatever_a_collector_prints(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
@@ -14,12 +17,13 @@ from typing import Any, TypeVar
 from ..store.files import read_beginning
 from ..store.layout import Layout
 
-__all__ = ["Collected", "Device", "UnavailableError", "reason_of", "within"]
+__all__ = ["Collected", "Device", "UnavailableError", "end_with_parent", "reason_of", "within"]
 
 T = TypeVar("T")
 
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_OUTPUT_BYTES = 8 << 20
+_PR_SET_PDEATHSIG = 1
 # A command over SSH may find neither of the last two on its path.
 _PATHS = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin")
 
@@ -43,17 +47,28 @@ class Device:
 
     state: the agent's state folder. root: where /proc, /sys and /etc begin; another than / is a recorded tree, of which
     there are files alone: no process, no command. raw: raw files are wanted too. seconds: that all collectors have.
+    silent: the state folder gives no answer, and whoever asks it waits for ever.
     """
 
     state: Path
     root: Path = field(default_factory=lambda: Path("/"))
     raw: bool = False
     seconds: float = 50.0
+    silent: bool = False
 
     @property
     def layout(self) -> Layout:
         """The store under the state folder."""
         return Layout(self.state)
+
+    def needs_state(self) -> None:
+        """For whoever goes on to look into the state folder.
+
+        Raises:
+            UnavailableError: it gives no answer.
+        """
+        if self.silent:
+            raise UnavailableError(f"{self.state} gives no answer")
 
     @property
     def live(self) -> bool:
@@ -98,6 +113,7 @@ class Device:
                 check=False,
                 timeout=timeout_s,
                 env=environment,
+                preexec_fn=end_with_parent,
             )
         except FileNotFoundError:
             raise UnavailableError(f"{words[0]} is not installed") from None
@@ -109,6 +125,12 @@ class Device:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise UnavailableError(f"{words[0]}: {said[-1][:200] if said else f'exit status {done.returncode}'}")
         return done.stdout[-_MAX_OUTPUT_BYTES:].decode("utf-8", "replace")
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the thread that forked it is gone (PR_SET_PDEATHSIG(2const))."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def within(patience_s: float, call: Callable[[], T], what: str) -> T:

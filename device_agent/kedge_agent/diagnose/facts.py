@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from .. import __version__
 from ..formats.parts import Part, write_json_part, write_part
+from .answering import asked_first
 from .collectors.table import FACTS
 from .device import Device
 from .running import Outcome, run_collectors
@@ -33,7 +34,8 @@ def write_facts(state: Path, sink: BinaryIO, seconds: float) -> None:
 def collect_facts(device: Device, tell: Callable[[Outcome], object] = lambda outcome: None) -> dict[str, Any]:
     """The facts document; `tell` is called with each outcome as it comes."""
     at_s, begin = time.time(), time.monotonic()
-    outcomes = run_collectors(FACTS, device, device.seconds, tell)
+    asked, collectors = asked_first(device, FACTS, device.seconds)
+    outcomes = run_collectors(collectors, asked, device.seconds - (time.monotonic() - begin), tell)
     return facts_document(device, outcomes, at_s, time.monotonic() - begin)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import math
 import os
@@ -15,7 +13,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
-from .device import Collected, Device, UnavailableError, reason_of
+from .device import Collected, Device, UnavailableError, end_with_parent, reason_of
 
 __all__ = ["HEADER", "NAME", "Said", "collect_and_tell"]
 
@@ -25,7 +23,6 @@ NAME = struct.Struct(">H")
 
 _MAX_TEXT = 4096
 _MAX_REASON = 500
-_PR_SET_PDEATHSIG = 1
 
 
 class Said(IntEnum):
@@ -44,8 +41,7 @@ def collect_and_tell(collect: Callable[[Device], Collected], device: Device, han
         os.setpgid(0, 0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
         # A disk that is full is not to be filled with the memory of what crashed.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         # Standard output carries parts to the host.

@@ -12,35 +12,49 @@ import contextlib
 import ipaddress
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from .collectors.holder import lock_holder
+from .collectors.holder import daemon_of
 from .device import Collected, Device, UnavailableError
 from .plausible import in_place_only, is_secret_key
-from .running import Collector
+from .running import Collector, Outcome, run_collectors
 
-__all__ = ["KNOWN"]
+__all__ = ["KNOWN", "Known", "known_of"]
 
 _MOST = 300
+_DEADLINE_S = 3.0
+# The agent's process may not let us see what it was given; all the rest is masked without it.
+_SPARED = "secret"
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 _FIRST_USER, _NOBODY = 1000, 65534
 
 
-def _collect(device: Device) -> Collected:
-    kinds = {
-        "host": _hosts(device),
-        "ip": _addresses(device),
-        "mac": _cards(device),
-        "user": _users(device),
-        "id": _identities(device),
-        "secret": _environment(device),
-    }
-    return Collected({kind: list(dict.fromkeys(values))[:_MOST] for kind, values in kinds.items()})
+@dataclass(frozen=True)
+class Known:
+    """What this device is known by.
+
+    values: by the redactor's kinds. whole: nothing is missing without which no text may leave the device. outcome: how
+    it went, for the manifest; the first kind that failed is told.
+    """
+
+    values: dict[str, list[str]]
+    whole: bool
+    outcome: Outcome
 
 
-KNOWN = Collector("known", _collect, 3.0)
-"""Its document is no member of a snapshot: values by the redactor's kinds."""
+def known_of(device: Device, deadline_s: float) -> Known:
+    """Find it out, each kind in a process of its own, so that one that fails takes no other with it."""
+    outcomes = run_collectors(KNOWN, device, deadline_s)
+    values = {kind: each.data["values"] for kind, each in outcomes.items() if each.data is not None}
+    failed = [kind for kind in outcomes if kind not in values]
+    ms = max(each.ms for each in outcomes.values())
+    whole = Outcome("known", "ok", None, ms, None)
+    if failed:
+        first = outcomes[failed[0]]
+        whole = replace(whole, status=first.status, reason=f"{first.name}: {first.reason}")
+    return Known(values, set(failed) <= {_SPARED}, whole)
 
 
 def _text(device: Device, path: str) -> str:
@@ -90,7 +104,7 @@ def _cards(device: Device) -> Iterable[str]:
 def _users(device: Device) -> Iterable[str]:
     for line in _text(device, "etc/passwd").splitlines():
         fields = line.split(":")
-        if len(fields) > 5 and fields[2].isdigit() and _FIRST_USER <= int(fields[2]) < _NOBODY:
+        if len(fields) > 5 and re.fullmatch("[0-9]{1,10}", fields[2]) and _FIRST_USER <= int(fields[2]) < _NOBODY:
             yield fields[0]
             yield PurePosixPath(fields[5]).name
             full_name = fields[4].partition(",")[0]
@@ -108,9 +122,27 @@ def _identities(device: Device) -> Iterable[str]:
 def _environment(device: Device) -> Iterable[str]:
     """Secrets that this process, or the daemon, was given."""
     found = [(name, value) for name, value in os.environ.items()] if device.live else []
-    with contextlib.suppress(UnavailableError, ValueError):
-        pid = lock_holder(device)
-        if pid is not None:
+    pid = daemon_of(device)
+    if pid is not None:
+        with contextlib.suppress(UnavailableError):
             words = device.data(f"proc/{pid}/environ").decode("utf-8", "replace").split("\0")
             found += [(name, value) for name, _, value in (word.partition("=") for word in words)]
     return [value for name, value in found if is_secret_key(name, value) and not in_place_only(value)]
+
+
+def _collector(kind: str, find: Callable[[Device], Iterable[str]]) -> Collector:
+    def collect(device: Device) -> Collected:
+        return Collected({"values": list(dict.fromkeys(find(device)))[:_MOST]})
+
+    return Collector(kind, collect, _DEADLINE_S)
+
+
+KNOWN = (
+    _collector("host", _hosts),
+    _collector("ip", _addresses),
+    _collector("mac", _cards),
+    _collector("user", _users),
+    _collector("id", _identities),
+    _collector(_SPARED, _environment),
+)
+"""By the redactor's kinds; their documents are no members of a snapshot."""

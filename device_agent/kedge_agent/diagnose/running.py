@@ -36,12 +36,13 @@ _POLL_S = 0.002
 
 @dataclass(frozen=True)
 class Collector:
-    """heavy: for snapshots alone."""
+    """heavy: for snapshots alone. state: it looks into the state folder, and is not asked where that is silent."""
 
     name: str
     collect: Callable[[Device], Collected]
     deadline_s: float
     heavy: bool = False
+    state: bool = False
 
 
 @dataclass(frozen=True)

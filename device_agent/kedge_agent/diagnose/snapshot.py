@@ -18,11 +18,13 @@ from typing import Any, BinaryIO
 from .. import __version__
 from ..formats.parts import Part, write_json_part, write_part
 from ..formats.snapshots import BEGUN, FACTS, MANIFEST, SNAPSHOT, is_member_name
+from .allowed import LEFT_OUT
+from .answering import asked_first
 from .archive import Archive
 from .collectors.table import COLLECTORS
 from .device import Device
 from .facts import progress_of
-from .known import KNOWN
+from .known import Known, known_of
 from .members import LeftOutError, masked_document, masked_member, shown_to
 from .redact import Redactor
 from .running import Collector, Outcome, run_collectors
@@ -32,6 +34,7 @@ __all__ = ["write_snapshot"]
 _RECORDING = "recording_files"
 _MAX_HELD_BYTES = 40 << 20
 _OVER = "the time for all was over"
+_UNKNOWN = "what is to be masked could not be found out"
 # Of the time: until collectors that tell are cut, until nothing more is shown to the redactor, until the recording is
 # cut, and until nothing more is written.
 _TELL_SHARE, _SHOW_SHARE, _RECORDING_SHARE, _WRITE_SHARE = 0.6, 0.75, 0.85, 0.95
@@ -71,12 +74,13 @@ class _Snapshot:
         self._begin, self._at_s = time.monotonic(), time.time()
         self._archive = Archive(lambda data: write_part(sink, Part.DATA, data))
         self._redactor = Redactor()
+        self._known: Known | None = None
         self._rows: dict[str, _Row] = {}
 
     def write(self, collectors: tuple[Collector, ...]) -> None:
-        device = self._device
-        known = run_collectors([KNOWN], device, self._left(_TELL_SHARE))[KNOWN.name]
-        self._redactor = Redactor(known.data or {})
+        device, collectors = asked_first(self._device, collectors, self._left(_TELL_SHARE))
+        known = self._known = known_of(device, self._left(_TELL_SHARE))
+        self._redactor = Redactor(known.values)
         self._add(BEGUN, self._head())
         self._archive.flush()
 
@@ -103,7 +107,7 @@ class _Snapshot:
             self._rows.setdefault(name, _Row(outcome))
         manifest = self._head() | {
             "collectors": {name: self._told(self._rows[name]) for name in order},
-            "known": self._how(known),
+            "known": self._how(known.outcome),
             "redacted": dict(sorted(self._redactor.counts.items())),
             "packing": self._archive.packing,
             "seconds": round(time.monotonic() - self._begin, 3),
@@ -112,6 +116,11 @@ class _Snapshot:
         self._archive.close()
         write_json_part(self._sink, Part.PRIVATE, self._redactor.private_map())
         write_json_part(self._sink, Part.END, manifest)
+
+    @property
+    def _may_tell(self) -> bool:
+        """Whether it is known what is to be masked."""
+        return self._known is not None and self._known.whole
 
     def _left(self, share: float) -> float:
         """Seconds until so much of the time is over; a moment at least."""
@@ -125,11 +134,12 @@ class _Snapshot:
             "kedge_snapshot": SNAPSHOT,
             "at_s": self._at_s,
             "agent_version": __version__,
-            "state": self._redactor.text(str(self._device.state), BEGUN),
+            "state": self._redactor.text(str(self._device.state), BEGUN) if self._may_tell else LEFT_OUT,
         }
 
     def _how(self, outcome: Outcome) -> dict[str, Any]:
-        reason = outcome.reason and self._redactor.text(outcome.reason, MANIFEST)
+        told = outcome.reason if self._may_tell or outcome.reason is None else LEFT_OUT
+        reason = told and self._redactor.text(told, MANIFEST)
         return {"status": outcome.status, "reason": reason, "ms": round(outcome.ms, 3)}
 
     def _told(self, row: _Row) -> dict[str, Any]:
@@ -148,6 +158,8 @@ class _Snapshot:
 
     def _shown(self, outcome: Outcome) -> str | None:
         """Show it to the redactor; why it cannot be written where that fails, or comes too late."""
+        if not self._may_tell:
+            return _UNKNOWN
         if self._late(_SHOW_SHARE):
             return _OVER
         try:

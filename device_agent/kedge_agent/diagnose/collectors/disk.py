@@ -28,16 +28,18 @@ def collect(device: Device) -> Collected:
     if device.live:
         places += [("root", Path("/")), ("tmp", Path(tempfile.gettempdir())), ("log", Path("/var/log"))]
     mounts = _mounts(device)
-    found = [_answered(*place, mounts) for place in places]
+    found = [_answered(device, *place, mounts) for place in places]
     gone = found[0]["total_bytes"] is None
     # Whoever did not answer once is not asked again.
     store = {**dict.fromkeys(_STORED), "objects_bytes_why": found[0]["total_bytes_why"]} if gone else _store(device)
     return Collected({"file_systems": found, "store": store})
 
 
-def _answered(what: str, path: Path, mounts: list[tuple[Path, str, str]]) -> dict[str, Any]:
+def _answered(device: Device, what: str, path: Path, mounts: list[tuple[Path, str, str]]) -> dict[str, Any]:
     """Of one that gives no answer, the others are told all the same."""
     try:
+        if what == "state":
+            device.needs_state()
         return within(_PATIENCE_S, lambda: _file_system(what, _existing(path), mounts), f"the file system of {path}")
     except UnavailableError as error:
         return {"what": what, "path": str(path), **dict.fromkeys(_FIGURES), "total_bytes_why": str(error)}

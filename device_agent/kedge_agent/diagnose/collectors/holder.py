@@ -39,6 +39,7 @@ def lock_holder(device: Device) -> int | None:
     """
     if not device.live:
         raise UnavailableError("a recorded tree has no processes")
+    device.needs_state()
     path = device.layout.lock
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
