@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from kedge_agent.measure.recorder.places import MINUTES, SECONDS, boot_id, recor
 from kedge_agent.measure.recorder.reading import describe_recorder, newest_starts, read_back, segments_back
 from kedge_agent.measure.recorder.recorder import Recorder
 from kedge_agent.measure.recorder.ring import Ring, segments
+from kedge_agent.serving.metrics import render_recorder
 from kedge_agent.store import files
 from tests.support.powercut import Disk, mounted
 from tests.support.stores import fill, small_disk
@@ -424,6 +425,80 @@ def test_a_recorder_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: py
     assert flight.recorder.sampled() is None
     released.set()
     flight.recorder._thread.join(60)
+
+
+def test_a_recorder_that_hangs_writes_nothing_and_knows_nothing_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HANGS_S", 2.5)
+    flight = Flight(tmp_path)
+    hangs, released = threading.Event(), threading.Event()
+    sync = os.fdatasync
+
+    def stuck(handle: int) -> None:
+        if hangs.is_set():
+            assert released.wait(60)
+        sync(handle)
+
+    def waits(good: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 50
+        while not good():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    monkeypatch.setattr(os, "fdatasync", stuck)
+    flight.recorder.start()
+    waits(flight.recorder.sampled)
+    hangs.set()
+    flight.recorder._synced = 0.0
+    waits(lambda: not flight.recorder.writes)
+    assert flight.recorder.sampled() is None
+    assert flight.recorder.last_minute() == {}
+    said = render_recorder(flight.recorder)
+    assert "kedge_recorder_writing 0\n" in said
+    assert "kedge_sensor" not in said
+    released.set()
+    waits(lambda: flight.recorder.writes)
+    assert flight.recorder.sampled() is not None
+    flight.recorder.close()
+
+
+def test_a_sensor_with_a_defect_costs_the_readings_and_no_second(
+    flight: Flight, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flight.pass_seconds(1)
+    good = flight.sensors.sample
+
+    def sample(now_s: float | None = None) -> dict[str, float]:
+        raise AttributeError("nvmlDeviceGetCurrentClocksEventReasons")
+
+    monkeypatch.setattr(flight.sensors, "sample", sample)
+    flight.pass_seconds(3)
+    assert [each.levelname for each in caplog.records] == ["ERROR"]
+    monkeypatch.setattr(flight.sensors, "sample", good)
+    flight.pass_seconds(1)
+    said = flight.said()
+    assert ["temperature.cpu" in each.channels for each in said] == [True, False, False, False, True]
+    assert sum(each.models["digits"].total.count for each in said) == 5
+    assert [each.throttled for each in said] == [None, None, None, None, 0.0]
+    assert said[1].channels["memory.agent_rss"] > 1e6
+
+
+def test_sensors_that_cannot_even_be_opened_are_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flight = Flight(tmp_path)
+    calls = iter([False, False, True])
+
+    def opened() -> Sensors:
+        if next(calls):
+            return flight.sensors
+        raise RuntimeError("a library with a defect")
+
+    flight.recorder._open_sensors = opened
+    flight.pass_seconds(4)
+    assert ["temperature.cpu" in each.channels for each in flight.said()] == [False, False, True, True]
+    assert flight.said()[-1].units["temperature.cpu"] == "°C"
+    assert len(caplog.records) == 1
+    flight.recorder._finish()
 
 
 def test_a_recording_reaches_back_as_far_as_was_asked_for(tmp_path: Path) -> None:

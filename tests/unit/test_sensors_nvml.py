@@ -139,6 +139,29 @@ def test_a_call_that_the_installed_library_does_not_know_is_as_good_as_unsupport
     assert gpus.missing == ["load.gpu: the driver says: nvmlDeviceGetUtilizationRates"]
 
 
+class Named(FakeNvml):
+    """A library that knows these names of the call that gives the reasons, and no others."""
+
+    names: frozenset[str] = frozenset()
+
+    def __getattr__(self, call: str) -> Any:
+        if call.startswith("nvmlDeviceGetCurrentClocks"):
+            if call not in self.names:
+                raise AttributeError(call)
+            call = "nvmlDeviceGetCurrentClocksEventReasons"
+        return super().__getattr__(call)
+
+
+def test_a_library_that_knows_the_reasons_by_their_old_name_or_not_at_all_tells_the_rest() -> None:
+    nvml = Named(reasons=THERMAL)
+    gpus = Gpus(nvml)
+    assert gpus.sample()["clock.gpu"] == 1980e6
+    assert gpus.missing == ["what slows a GPU down: the driver does not tell"]
+    assert gpus.facts()[0]["throttle_reasons"] is None
+    nvml.names = frozenset({"nvmlDeviceGetCurrentClocksThrottleReasons"})
+    assert Gpus(nvml).sample()["throttle.GPU thermal slowdown by software"] == 1
+
+
 def test_a_gpu_that_is_lost_meanwhile_is_left_out_and_nothing_raises() -> None:
     nvml = fake()
     gpus = Gpus(nvml)

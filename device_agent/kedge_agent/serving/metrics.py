@@ -91,7 +91,7 @@ def render_recorder(recorder: Recorder) -> str:
                     lines.append(f"{name}{_pairs(pairs)} {_number(ns / 1e9)}")
     _head(lines, "gauge", "kedge_recorder_bytes", "What the flight recorder takes of the disk")
     lines.append(f"kedge_recorder_bytes {recorder.bytes}")
-    _head(lines, "gauge", "kedge_recorder_writing", "1 where the disk took the flight recorder's last record")
+    _head(lines, "gauge", "kedge_recorder_writing", "1 where the disk took a record within the last minute")
     lines.append(f"kedge_recorder_writing {int(recorder.writes)}")
     if recorder.cpu_share is not None:
         _head(lines, "gauge", "kedge_recorder_cpu_ratio", "Share of one core that the flight recorder takes")

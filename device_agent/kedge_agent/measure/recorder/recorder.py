@@ -29,6 +29,8 @@ _SYNC_S = 10.0
 _AGAIN_S = 60.0
 _MINUTE_S = 60.0
 _CLOSE_S = 2.0
+# Whoever did not end a second for so long waits for a disk or a driver.
+_HANGS_S = 60.0
 _RSS = "memory.agent_rss"
 _OWN_UNITS = {"recorder.cpu_share": "ratio", "recorder.bytes": "bytes", _RSS: "bytes"}
 _STATM = Path("/proc/self/statm")
@@ -80,7 +82,7 @@ class Recorder:
         self._rings = {
             name: Ring(folder / name, int(limit_bytes * share), self._boot) for name, share in SHARES.items()
         }
-        self._units: Mapping[str, str] = {}
+        self._units: Mapping[str, str] = _OWN_UNITS
         self._counts: dict[str, float] = {}
         self._minute = Merger()
         self._releases: dict[str, str] = {}
@@ -88,9 +90,9 @@ class Recorder:
         self._sampled: Record | None = None
         self._cost = Cost()
         self._turn = 0
-        self._synced = self._taken = time.monotonic()
+        self._synced = self._taken = self._recorded = time.monotonic()
         self._again = 0.0
-        self._silent = self._said = False
+        self._silent = self._said = self._unread = False
         self._ended = threading.Event()
         self._guard = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -117,18 +119,24 @@ class Recorder:
 
     @property
     def writes(self) -> bool:
-        """Whether the disk took the last record."""
-        return not self._silent
+        """Whether the disk took the last record, and that was in the last minute: it may hang, and seconds may fail."""
+        return not self._silent and not self._hangs
 
     def sampled(self) -> Record | None:
-        """The last record that has readings of sensors; None: there is none yet."""
-        return self._sampled
+        """The last record that has readings of sensors; None: there is none yet, or none of the last minute."""
+        return None if self._hangs else self._sampled
 
     def last_minute(self) -> Mapping[str, ModelRecord]:
-        """What the live release of each model did in the last minute, by name."""
+        """What the live release of each model did in the last minute, by name; nothing, where that is not recorded."""
+        if self._hangs:
+            return {}
         with self._guard:
             recent = list(self._recent)
         return latest_models(recent)
+
+    @property
+    def _hangs(self) -> bool:
+        return time.monotonic() - self._recorded > _HANGS_S
 
     def _run(self) -> None:
         due = time.monotonic() + 1.0
@@ -147,6 +155,7 @@ class Recorder:
         seconds, self._taken = now - self._taken, now
         try:
             self._second(seconds)
+            self._recorded = time.monotonic()
         except Exception:
             if not self._said:
                 _LOG.exception("a second was not recorded; this is said once")
@@ -169,14 +178,25 @@ class Recorder:
             self._written(self._rings[SECONDS].sync)
 
     def _with_readings(self, record: Record) -> Record:
-        if self._sensors is None:
-            self._sensors = self._open_sensors()
-        read = self._sensors.sample()
+        read = self._readings()
         own = {"recorder.bytes": self.bytes, "recorder.cpu_share": self._cost.cpu_share, _RSS: _rss_bytes()}
         channels = {**read, **{name: float(value) for name, value in own.items() if value is not None}}
-        if not channels.keys() <= self._units.keys():
-            self._units = {**self._sensors.channels, **_OWN_UNITS}
         return replace(record, channels=channels, units=self._units, throttled=self._throttled(read))
+
+    def _readings(self) -> Mapping[str, float]:
+        """Nothing, where something is wrong with them: what the models did is recorded all the same."""
+        try:
+            if self._sensors is None:
+                self._sensors = self._open_sensors()
+            read = self._sensors.sample()
+            if not read.keys() <= self._units.keys():
+                self._units = {**self._sensors.channels, **_OWN_UNITS}
+        except Exception:
+            if not self._unread:
+                _LOG.exception("the sensors were not read; this is said once")
+            self._unread = True
+            return {}
+        return read
 
     def _keep(self, record: Record) -> None:
         releases = {name: each.release for name, each in record.models.items()}

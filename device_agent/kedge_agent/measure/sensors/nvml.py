@@ -112,7 +112,7 @@ class Gpus:
         try:
             count = min(nvml.nvmlDeviceGetCount(), _MOST_GPUS)
             self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-        except nvml.NVMLError:
+        except Exception:
             nvml.nvmlShutdown()
             raise
         self._figures: dict[str, Callable[[], float]] = {}
@@ -179,32 +179,39 @@ class Gpus:
         }
 
     def _reason_bits(self, index: int) -> int | None:
-        return cast("int | None", self._ask(self._nvml.nvmlDeviceGetCurrentClocksEventReasons, index))
+        # Before driver 535 it had another name, and libraries of that time know no other.
+        for call in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+            bits = self._ask(call, index)
+            if bits is not None:
+                return int(bits)
+        return None
 
-    def _ask(self, call: Callable[[Any], Any], index: int) -> Any:
+    def _ask(self, call: str, index: int, *more: int) -> Any:
+        """None: the driver does not answer, or the library that is installed does not know the call."""
         try:
-            return call(self._handles[index])
+            return getattr(self._nvml, call)(self._handles[index], *more)
+        except (self._nvml.NVMLError, AttributeError):
+            return None
+
+    def _driver(self) -> str | None:
+        try:
+            return self._nvml.nvmlSystemGetDriverVersion()
         except (self._nvml.NVMLError, AttributeError):
             return None
 
     def _fact(self, index: int) -> dict[str, Any]:
-        nvml = self._nvml
         bits = self._reason_bits(index)
-        clock = self._ask(lambda gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, _CLOCK_SM), index)
-        limit = self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, index)
-        memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, index)
-        processes = self._ask(nvml.nvmlDeviceGetComputeRunningProcesses, index)
+        clock = self._ask("nvmlDeviceGetMaxClockInfo", index, _CLOCK_SM)
+        limit = self._ask("nvmlDeviceGetEnforcedPowerLimit", index)
+        memory = self._ask("nvmlDeviceGetMemoryInfo", index)
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses", index)
         return {
-            "name": self._ask(nvml.nvmlDeviceGetName, index),
-            "driver": self._ask(lambda _: nvml.nvmlSystemGetDriverVersion(), index),
+            "name": self._ask("nvmlDeviceGetName", index),
+            "driver": self._driver(),
             "clock_high_hz": None if clock is None else clock * 1_000_000,
             "power_limit_w": None if limit is None else limit / 1000,
-            "trip_throttle_celsius": self._ask(
-                lambda gpu: nvml.nvmlDeviceGetTemperatureThreshold(gpu, _SLOWDOWN), index
-            ),
-            "trip_shutdown_celsius": self._ask(
-                lambda gpu: nvml.nvmlDeviceGetTemperatureThreshold(gpu, _SHUTDOWN), index
-            ),
+            "trip_throttle_celsius": self._ask("nvmlDeviceGetTemperatureThreshold", index, _SLOWDOWN),
+            "trip_shutdown_celsius": self._ask("nvmlDeviceGetTemperatureThreshold", index, _SHUTDOWN),
             "memory_bytes": None if memory is None else int(memory.total),
             "throttle_reasons": None if bits is None else [name for bit, name in _SLOWED.items() if bits & bit],
             "processes": None
