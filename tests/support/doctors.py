@@ -119,12 +119,8 @@ def assert_can_be_done(cure: str) -> None:
             _assert_parses(words[1:])
         elif words[0] == "ssh":
             # A way in that is to be tried, or a command for the device.
-            inner = words[1:]
-            while inner and inner[0].startswith("-"):
-                inner = inner[2:] if inner[0] == "-p" else inner[1:]
-            assert len(inner) == 2, words
-            if inner[1] != "true":
-                assert_can_be_done(inner[1])
+            if words[-1] != "true":
+                assert_can_be_done(words[-1])
         else:
             known = words[0] in DEVICES_HAVE | _BUILT_IN or words[0].endswith(("/bin/kedge-agent", "/bin/python3"))
             assert known or shutil.which(words[0]), f"no program {words[0]}: {cure}"
@@ -144,6 +140,13 @@ def commands(line: str) -> Iterator[list[str]]:
             words = []
         else:
             words.append(token)
+
+
+def on_device(cure: str) -> str:
+    """What is to be run on a device, of a cure that is pasted on the host; without sudo."""
+    found = shlex.split(cure, comments=True)
+    assert (found[0], "@127.0.0.1" in found[-2]) == ("ssh", True), cure
+    return found[-1].removeprefix("sudo ")
 
 
 def _assert_parses(words: list[str]) -> None:

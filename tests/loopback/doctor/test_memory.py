@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import make_release
 from tests.loopback.doctor.conftest import Bench
 from tests.support.deploys import eventually
-from tests.support.doctors import finding
+from tests.support.doctors import finding, on_device
 from tests.support.pressure import MEMORY_HOG, memory_group, memory_stalled, swap_file, swapped_in
 
 pytestmark = pytest.mark.slow
@@ -46,8 +46,7 @@ def test_a_swap_storm_in_the_agent_s_control_group_is_the_first_cause_and_the_cu
             memory = finding(document, "memory")
             assert memory["result"] in ("fault", "warning")
             assert memory["figures"]["cgroup_limit_bytes"] == 256 * MIB
-            *_, inner = shlex.split(storm["cure"])
-            assert int(bench.run(inner).splitlines()[1].split()[0]) == hog
+            assert int(bench.run(on_device(storm["cure"])).splitlines()[1].split()[0]) == hog
         finally:
             bench.run(f"kill -KILL {hog}")
     # The kernel's average forgets it in its own time; whoever comes next is not to find it.

@@ -7,7 +7,6 @@ the device sees in /sys and /etc; that its clocks are lower then is what `slowed
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ import pytest
 
 from tests.loopback.doctor.conftest import Bench
 from tests.support.bad_models import ask, obedient_release, order
-from tests.support.doctors import finding, told
+from tests.support.doctors import finding, on_device, told
 from tests.support.pressure import slowed
 
 pytestmark = pytest.mark.slow
@@ -58,7 +57,7 @@ def test_a_hog_beside_a_model_that_has_become_slow_is_the_first_cause_and_yields
         assert slow["figures"]["p99_ms"] > 2 * slow["figures"]["was_p99_ms"]
         assert f"{slow['figures']['p99_ratio']:.1f} × what it was" in document["sentence"]
         assert "python3 takes" in document["sentence"]
-        inner = shlex.split(first["cure"], comments=True)[-1].removeprefix("sudo ")
+        inner = on_device(first["cure"])
         assert inner.startswith("renice -n 19 -p ")
         assert {int(word) for word in inner.split()[4:]} <= pids
         well.run(inner)
@@ -76,7 +75,7 @@ def test_a_power_mode_that_is_not_the_highest_is_the_first_cause_of_a_model_that
     document = well.nano.names("power-mode")
     first = document["first_cause"]
     assert finding(document, "latency")["result"] == "fault", told(document)
-    assert first["cure"] == f"ssh -p {well.server.port} {well.server.user}@127.0.0.1 'sudo nvpmodel -m 0'"
+    assert on_device(first["cure"]) == "nvpmodel -m 0"
     # As nvpmodel does, which writes down what it set.
     (well.tree / MODES).write_text("pmode:0000 fmode:fan_mode_quiet\n")
     assert finding(well.nano.live(), "power-mode")["result"] == "ok"

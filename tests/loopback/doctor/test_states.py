@@ -13,7 +13,7 @@ import pytest
 from kedge.release.bundle import Release
 from tests.conftest import make_release
 from tests.loopback.doctor.conftest import Bench, Local
-from tests.support.doctors import Doctor, finding, told
+from tests.support.doctors import Doctor, finding, on_device, told
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +68,22 @@ def test_an_agent_that_was_killed_is_the_first_cause_and_the_doctor_says_that_it
     assert_cured(serving, first["cure"])
 
 
+def test_libraries_of_the_agent_that_are_gone_are_the_first_cause_and_not_that_it_does_not_run(serving: Bench) -> None:
+    site = f"{serving.state}/agent/current/site"
+    serving.run(f"rm -r {site}/numpy")
+    # It runs still, and would not start again.
+    found = finding(serving.doctor.finds_no_fault(), "runtimes")
+    assert found["result"] == "warning"
+    assert "its files are gone" in found["cause"]
+    serving.run(f"{serving.program} stop")
+    assert serving.server.run(f"{serving.program} start").returncode != 0
+    first = serving.doctor.names("runtimes")["first_cause"]
+    assert first["cure"] == "kedge device provision bench1 --force"
+    done = serving.doctor.kedge("device", "provision", "bench1", "--force", "--no-service")
+    assert done.returncode == 0, done.stderr
+    serving.doctor.finds_no_fault()
+
+
 def test_a_device_that_is_not_there_is_the_first_cause_and_no_other_check_pretends_to_know(bench: Bench) -> None:
     with socket.socket() as nobody:
         # Bound, and nobody listens: the connection is refused.
@@ -88,7 +104,5 @@ def test_a_device_that_is_not_there_is_the_first_cause_and_no_other_check_preten
 
 def assert_cured(bench: Bench, cure: str) -> None:
     """The command for the device, run there, leaves nothing at fault."""
-    prefix = f"ssh -p {bench.server.port} {bench.server.user}@127.0.0.1 "
-    assert cure.startswith(prefix), cure
-    bench.run(cure.removeprefix(prefix).strip("'"))
+    bench.run(on_device(cure))
     bench.doctor.finds_no_fault()

@@ -14,7 +14,7 @@ from kedge.deploy.agent_wheel import agent_wheel
 from tests.loopback.doctor.conftest import Bench, Local
 from tests.packaging.test_wheels import ROOT, build
 from tests.support.deploys import eventually
-from tests.support.doctors import commands, finding, told
+from tests.support.doctors import commands, finding, on_device, told
 
 pytestmark = pytest.mark.slow
 
@@ -29,9 +29,8 @@ def test_a_second_daemon_is_the_first_cause_and_is_ended_by_the_cure(bench: Benc
         first = bench.doctor.names("installs")["first_cause"]
         assert f"is an agent on another state folder: {other}" in first["evidence"]
         pid = int(bench.run(f"cat {other}/agent.lock").split()[0])
-        ((ssh, *_, inner),) = commands(first["cure"])
-        assert (ssh, inner) == ("ssh", f"kill {pid}")
-        bench.run(inner)
+        assert on_device(first["cure"]) == f"kill {pid}"
+        bench.run(on_device(first["cure"]))
         assert eventually(lambda: bench.server.run(f"kill -0 {pid}").returncode != 0)
         bench.doctor.finds_no_fault()
     finally:

@@ -26,12 +26,17 @@ _DISTRIBUTIONS = {
     "zstd": ("backports.zstd",),
     "nvml": ("nvidia-ml-py",),
 }
+# Without these the agent does not start, or runs no model: that their files are there too is looked at.
+_NEEDED = ("numpy", "onnxruntime")
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 def collect(device: Device) -> Collected:
     """See docs/diagnose.md."""
     data: dict[str, Any] = {name: _version(names) for name, names in _DISTRIBUTIONS.items()}
+    for name in _NEEDED:
+        if data[name] is not None and importlib.util.find_spec(name) is None:
+            data |= {name: None, f"{name}_why": f"it is recorded as installed ({data[name]}), and its files are gone"}
     if data["zstd"] is None and importlib.util.find_spec("compression") is not None:
         data["zstd"] = "of Python"
     data["driver"] = driver_version(device.root)

@@ -27,6 +27,16 @@ def runtimes(evidence: Evidence) -> Finding:
     loaded = evidence.data("agent").child("info", "runtimes")
     # What the agent has loaded is there, also where no list of packages names it.
     there = {runtime: loaded.text(runtime) or versions[key] for runtime, key in _KEYS.items()}
+    gone = next((key for key in ("numpy", "onnxruntime") if versions[key] is None and data.text(f"{key}_why")), None)
+    if gone is not None:
+        return (warning if loaded else fault)(
+            name,
+            f"{gone} is gone{', and the agent that runs will not start again' if loaded else ''}",
+            brief=f"{gone} is gone",
+            cause=data.text(f"{gone}_why") or "",
+            cure=provision,
+            figures=versions,
+        )
     if versions["numpy"] is None and not loaded:
         return fault(
             name,
@@ -64,7 +74,7 @@ def runtimes(evidence: Evidence) -> Finding:
         jetson = wanted == "tensorrt" and target.family == "jetson"
         return warning(
             name,
-            f"a {target.name} runs {wanted}, which is not there: models run on its CPU",
+            f"{target.name} runs {wanted}, which is not there: models run on its CPU",
             brief=f"{wanted} is missing",
             cause="JetPack's packages are not installed, or the agent's Python does not see them"
             if jetson
