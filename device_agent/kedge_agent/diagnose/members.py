@@ -11,6 +11,7 @@ from typing import Any
 from ..formats.snapshots import RECORDER
 from ..wire import WireError, parse_json
 from .allowed import allowed_settings
+from .masked_recording import masked_recording
 from .redact import Redactor
 from .running import Outcome
 
@@ -53,6 +54,11 @@ def masked_member(redactor: Redactor, name: str, data: bytes) -> bytes:
     Raises:
         LeftOutError: it cannot be looked into.
     """
+    if name.startswith(RECORDER):
+        masked_frames = masked_recording(redactor, name, data)
+        if data and not masked_frames:
+            raise LeftOutError("nothing in it is a recording")
+        return masked_frames
     if data.startswith(_PACKED):
         raise LeftOutError("it is compressed: what is in it cannot be masked")
     unpacked = _unpacked(data)
@@ -64,8 +70,6 @@ def masked_member(redactor: Redactor, name: str, data: bytes) -> bytes:
     if body is not None:
         masked = redactor.document(body, name)
         return unpacked if masked == body else json.dumps(masked, indent=1).encode()
-    if name.startswith(RECORDER):
-        return redactor.binary(unpacked, name)
     text = _text(unpacked)
     if text is None:
         raise LeftOutError("it is no text: what is in it cannot be masked")

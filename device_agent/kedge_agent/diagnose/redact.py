@@ -37,10 +37,8 @@ _QUAD = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
 _MOST_KNOWN, _MOST_ENCODED, _MOST_MAPPED = 2000, 500, 10_000
 _MOST_SEEN = 50_000
 _DEEPEST = 60
-_LEAST_LOOSE = 12
 # What signs a release is public, and evidence.
 _SIGNATURE = re.compile(r"(-----BEGIN SSH SIGNATURE-----[A-Za-z0-9+/=\s]{0,8192}-----END SSH SIGNATURE-----)")
-_RUN = re.compile(rb"[\x20-\x7e]{6,}")
 _Present = list[tuple[str, str, list[str]]]
 
 
@@ -111,20 +109,6 @@ class Redactor:
         self._where = where
         return self._without_known(self._without_shapes(text), self._present(text))
 
-    def binary(self, data: bytes, where: str) -> bytes:
-        """Other data: runs of letters that would be masked are struck out, so that what follows stays in its place."""
-        self._where = where
-        runs = {match.group() for match in _RUN.finditer(data)}
-        present = self._present(b"\n".join(runs).decode())
-        struck = {
-            run
-            for run in runs
-            if self._without_known(self._without_line(line := run.decode(), chance=True), present) != line
-        }
-        if not struck:
-            return data
-        return _RUN.sub(lambda match: b"x" * len(match.group()) if match.group() in struck else match.group(), data)
-
     def _learn_text(self, text: str, key: str, *, version: bool) -> None:
         if version and _QUAD.fullmatch(text):
             self._versions.add(text)
@@ -171,14 +155,10 @@ class Redactor:
             self._known[value] = (kind, encoded_forms(value) if len(self._known) < _MOST_ENCODED else NO_FORMS)
             self._clean.clear()
 
-    def _masked(self, shape: Shape, text: str, *, version: bool = False, chance: bool = False) -> str:
+    def _masked(self, shape: Shape, text: str, *, version: bool = False) -> str:
         pieces, done = [], 0
         for found in shape.found(text):
             if MASK.search(found.value) or (shape.kind == "ip" and (version or self._is_version(found))):
-                continue
-            # Among millions of random bytes there is many an x@y.
-            loose = shape.kind in ("email", "host") or (shape.kind == "ip" and ":" in found.value)
-            if chance and loose and len(found.value) < _LEAST_LOOSE:
                 continue
             value = found.value.rstrip(TRAILING) if shape.kind == "secret" else found.value
             if not value or (shape.kind == "user" and value.lower() in COMMON_NAMES):
@@ -231,11 +211,11 @@ class Redactor:
             pieces[place] = "\n".join(self._without_line(line, version=version) for line in lines)
         return "".join(pieces)
 
-    def _without_line(self, line: str, *, version: bool = False, chance: bool = False) -> str:
+    def _without_line(self, line: str, *, version: bool = False) -> str:
         lower = line.lower()
         for shape in SHAPES:
             if shape.may_be_in(lower):
-                line = self._masked(shape, line, version=version, chance=chance)
+                line = self._masked(shape, line, version=version)
         return line
 
     def _present(self, text: str) -> _Present:
