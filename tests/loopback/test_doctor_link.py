@@ -85,11 +85,11 @@ def test_a_stopped_and_a_hanging_agent_are_told_apart_and_their_cures_help(devic
     finally:
         assert server.run(f"kill -CONT {pid}").returncode == 0
     assert (first["result"], first["brief"]) == ("fault", "the agent is stopped by a signal")
-    assert first["cure"] == f"ssh -p {server.port} {server.user}@127.0.0.1 'kill -CONT {pid}'"
+    assert first["cure"] == f"ssh -p {server.port} -i {server.key} {server.user}@127.0.0.1 'kill -CONT {pid}'"
     assert server.run(f"{program} stop").returncode == 0
     first = result(examined(cli), "service")
     assert (first["result"], first["brief"]) == ("fault", "no agent runs")
-    assert first["cure"] == f"ssh -p {server.port} {server.user}@127.0.0.1 '{program} start'"
+    assert first["cure"] == f"ssh -p {server.port} -i {server.key} {server.user}@127.0.0.1 '{program} start'"
     assert server.run(f"{program} start").returncode == 0
     assert result(examined(cli), "service")["result"] == "ok"
 
@@ -119,7 +119,8 @@ def test_a_key_that_is_not_accepted_and_a_host_key_that_changed_are_findings(
         first = examined(cli)["first_cause"]
     finally:
         keys.write_text(whole)
-    assert (first["check"], first["cure"]) == ("reachability", f"ssh-copy-id -p {server.port} {server.user}@127.0.0.1")
+    copy = f"ssh-copy-id -p {server.port} -i {server.key} {server.user}@127.0.0.1"
+    assert (first["check"], first["cure"]) == ("reachability", copy)
     saved = tmp_path / "keys"
     saved.mkdir()
     for name in ("host_key", "host_key.pub"):

@@ -23,7 +23,7 @@ from tests.support.schemas import validate
 DEVICES_HAVE = frozenset(
     ("nvpmodel", "jetson_clocks", "nvidia-smi", "systemctl", "timedatectl", "dmesg", "ps", "renice", "kill", "sudo")
 )
-_BUILT_IN = frozenset(("kill", "cd", "echo"))
+_BUILT_IN = frozenset(("kill", "cd", "echo", "${EDITOR:-vi}"))
 
 
 @dataclass

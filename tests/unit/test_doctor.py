@@ -317,7 +317,7 @@ def test_figures_that_no_json_holds_are_not_passed_on() -> None:
 def test_the_first_cause_and_its_cure_stand_at_the_top_of_the_text() -> None:
     lines = _told(diagnose(judged(_spoilt(slow, _throttled, _low_power))).to_json()).strip().splitlines()
     assert lines[0] == "✗ fault: nano: power mode 15W, was MAXN_SUPER when what is live was built"
-    assert lines[2].split() == ["cure", "ssh", "kedge@192.0.2.7", "'sudo", "nvpmodel", "-m", "2'"]
+    assert lines[2].split() == ["cure", "ssh", "-t", "kedge@192.0.2.7", "'sudo", "nvpmodel", "-m", "2'"]
     assert lines[-1] == "23 ok, 0 warnings, 3 faults, 0 unknown; the device took 1.4 s"
 
 

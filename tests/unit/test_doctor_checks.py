@@ -14,7 +14,8 @@ from kedge.diagnose.doctor import CHECKS
 from kedge.diagnose.evidence import Clock, Evidence, Link
 from kedge.diagnose.finding import Finding
 from kedge_agent.measure.sensors.reading import read_sensors
-from tests.support.evidence import BEFORE, LINK, LIVE, NOW_S, data, healthy, judged, slow
+from tests.support.doctors import assert_can_be_done
+from tests.support.evidence import BEFORE, LINK, LIVE, NOW_S, STATE, data, healthy, judged, slow
 from tests.support.schemas import validate
 from tests.support.trees import TREES, unfold
 
@@ -523,7 +524,8 @@ def test_wrong_settings_are_mended_before_the_agent_is_started() -> None:
     document = spoilt(put("agent", running=False, pid=None))
     data(document, "agent")["settings"] = {"file": "/etc/kedge/agent.json", "problem": "there is no setting x"}
     cure = look("service", judged(document)).cure
-    assert cure.startswith("mend /etc/kedge/agent.json (docs/agent.md), then ssh kedge@192.0.2.7 ")
+    assert cure.startswith("ssh -t kedge@192.0.2.7 '${EDITOR:-vi} /etc/kedge/agent.json' && ssh kedge@192.0.2.7 ")
+    assert_can_be_done(cure)
 
 
 def test_an_engine_that_only_a_rollback_would_serve_is_a_warning() -> None:
@@ -630,6 +632,60 @@ def test_commands_go_through_ssh_to_another_machine_and_stand_alone_in_a_snapsho
     odd = replace(LINK, port=2222, address="kedge@fe80::1")
     assert look("service", judged(document, odd)).cure == "ssh -p 2222 kedge@fe80::1 'kill -CONT 812'"
     assert look("service", judged(document, None)).cure == "kill -CONT 812"
+
+
+def test_a_key_that_the_inventory_names_is_named_in_every_way_in_too() -> None:
+    keyed = replace(LINK, port=2222, key="/home/me/a key")
+    document = spoilt(put("agent", process_state="T"))
+    way = "-p 2222 -i '/home/me/a key' kedge@192.0.2.7"
+    assert look("service", judged(document, keyed)).cure == f"ssh {way} 'kill -CONT 812'"
+    refused = replace(keyed, login=False)
+    assert look("reachability", judged(None, refused)).cure == f"ssh-copy-id {way}"
+    silent = replace(keyed, reachable=False, login=None)
+    assert look("reachability", judged(None, silent)).cure == f"ssh -v {way} true"
+
+
+def test_what_asks_for_a_password_gets_a_terminal() -> None:
+    document = spoilt(put("agent", running=False, pid=None))
+    document["state"] = "/var/lib/kedge"
+    assert look("service", judged(document)).cure.startswith("ssh -t kedge@192.0.2.7 'sudo systemctl start ")
+
+
+@pytest.mark.parametrize("host", ["$(touch pwn)", "a;b", "`id`"])
+def test_an_address_is_one_word_in_every_command(host: str) -> None:
+    odd = replace(LINK, address=f"u@{host}")
+    for link in (replace(odd, login=False), replace(odd, reachable=False, login=None)):
+        assert f" 'u@{host}'" in look("reachability", judged(None, link)).cure
+    stopped = look("service", judged(spoilt(put("agent", process_state="T")), odd))
+    assert stopped.cure.startswith(f"ssh 'u@{host}' ")
+
+
+@pytest.mark.parametrize(
+    ("running", "settings", "path"),
+    [
+        (True, {"file": "/home/kedge/agent.json", "problem": "p"}, "/home/kedge/agent.json"),
+        (False, {"file": None, "problem": "/srv/a b.json: it is no JSON"}, "'/srv/a b.json'"),
+        (False, {"file": None, "problem": "it is no JSON"}, f"{STATE}/agent.json"),
+    ],
+)
+def test_wrong_settings_have_commands_that_open_the_file_and_have_it_read(
+    running: bool, settings: Facts, path: str
+) -> None:
+    document = spoilt(put("agent", running=running, settings=settings))
+    cure = look("service", judged(document, None)).cure
+    then = "kill -HUP 812" if running else "systemctl --user start kedge-agent.service"
+    assert cure == f"${{EDITOR:-vi}} {path} && {then}"
+    assert_can_be_done(look("service", judged(document)).cure)
+
+
+def test_of_requests_that_are_too_many_the_cure_is_commands() -> None:
+    document = healthy()
+    data(document, "recorder")["hour"]["models"]["camera"]["failures"] = {"busy": 9_000}
+    cure = look("requests", judged(document)).cure
+    assert f"${{EDITOR:-vi}} {STATE}/agent.json" in cure
+    # How a model is served is read when it is loaded.
+    assert "restart" in cure
+    assert_can_be_done(cure)
 
 
 @pytest.mark.parametrize("what", ["; touch /tmp/x; #", "$(touch /tmp/x)", "`touch /tmp/x`", "a'b\"c\n;d"])

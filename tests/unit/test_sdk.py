@@ -264,10 +264,21 @@ def test_addresses_are_read(text: str, parts: tuple[str, str, int]) -> None:
     assert parse_address(text) == parts
 
 
-@pytest.mark.parametrize("text", ["host", "@host", "u@", "u@h:0", "u@h:70000", "u@h:x", "u@::1", "u v@h"])
+@pytest.mark.parametrize(
+    "text", ["host", "@host", "u@", "u@h:0", "u@h:70000", "u@h:x", "u@::1", "u v@h", "-oA=b@h", "u@-h"]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(BadInputError, match="not an address"):
         parse_address(text)
+
+
+@pytest.mark.parametrize("key", ["host", "user"])
+def test_an_entry_that_would_be_an_option_of_ssh_is_no_device(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "devices.toml"
+    entry = {"host": "h", "user": "u", "target": "orin-nano-8gb"} | {key: "-oProxyCommand=id"}
+    path.write_text("[d]\n" + "".join(f'{name} = "{value}"\n' for name, value in entry.items()))
+    with pytest.raises(BadInputError, match="begins with -"):
+        Inventory(path).get("d")
 
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEq1b1x5zQ0yqkS9n9d3yM3Zy1cQn6G1mYk0y8e1Wm3v"

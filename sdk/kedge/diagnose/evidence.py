@@ -5,6 +5,7 @@ Devices lie, by defect or on purpose: the document is bounded, and read through 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .node import NOTHING, Node
 __all__ = ["Clock", "Evidence", "Link", "Section", "evidence_of"]
 
 HostKeyState = Literal["pinned", "not pinned", "changed"]
+_ASKS = re.compile(r"\bsudo\b")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Link:
     """What this host saw of the way to a device.
 
     over: "ssh"; "local": the device is this machine. address: `user@host`; port: of its sshd.
+    key: file of the private key that the inventory names; None: the usual ones.
     host_key, login: None where it did not come to that, or there is no SSH.
     problem, hint: of what ended the looking; None: nothing did.
     agent_problem, agent_hint: the device was reached, and its agent did not tell its facts.
@@ -42,6 +45,7 @@ class Link:
     reachable: bool
     address: str | None = None
     port: int = 22
+    key: str | None = None
     connect_ms: float | None = None
     round_trip_ms: float | None = None
     host_key: HostKeyState | None = None
@@ -51,6 +55,12 @@ class Link:
     hint: str | None = None
     agent_problem: str | None = None
     agent_hint: str | None = None
+
+    def way(self, program: str, *options: str) -> str:
+        """`ssh -p 2222 -i KEY user@host`, or another program of OpenSSH that takes these options; to be pasted."""
+        port = () if self.port == 22 else ("-p", str(self.port))
+        key = () if self.key is None else ("-i", self.key)
+        return shlex.join([program, *options, *port, *key, self.address or ""])
 
 
 @dataclass(frozen=True)
@@ -112,15 +122,18 @@ class Evidence:
         """What a collector found, where it matters little why it found nothing."""
         return self.section(collector).data
 
-    def shell(self, command: str) -> str:
+    def shell(self, command: str, *, terminal: bool = False) -> str:
         """The command, to be pasted on this host: run by SSH where the device is another machine.
 
         Out of a snapshot it is to be run on the device itself: the address is not in there.
+
+        Args:
+            terminal: it wants one, as `sudo` does, which may ask for a password.
         """
         if self.link is None or self.link.address is None:
             return command
-        port = "" if self.link.port == 22 else f"-p {self.link.port} "
-        return f"ssh {port}{shlex.quote(self.link.address)} {shlex.quote(command)}"
+        options = ("-t",) if terminal or _ASKS.search(command) else ()
+        return f"{self.link.way('ssh', *options)} {shlex.quote(command)}"
 
 
 def evidence_of(device: str, document: Any, target: Target | None = None, link: Link | None = None) -> Evidence:

@@ -54,7 +54,13 @@ def gather(transport: Transport, target: Target | None, note: Note = lambda prog
 def _connected(transport: SshTransport) -> Link:
     address = transport.address
     # Whoever pastes it needs no brackets around an IPv6 address: the port stands beside it.
-    link = Link("ssh", reachable=False, address=f"{address.user}@{address.host}", port=address.port)
+    link = Link(
+        "ssh",
+        reachable=False,
+        address=f"{address.user}@{address.host}",
+        port=address.port,
+        key=None if address.identity is None else str(address.identity.expanduser()),
+    )
     deadline = Deadline.after(_CONNECT_S, f"reaching {transport.name}")
     begin = time.monotonic()
     try:

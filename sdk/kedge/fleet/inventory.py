@@ -61,9 +61,14 @@ def parse_address(text: str) -> tuple[str, str, int]:
     """
     match = _ADDRESS.fullmatch(text)
     port = int(match["port"] or 22) if match else 0
-    if match is None or not 0 < port < 65536:
+    if match is None or not 0 < port < 65536 or _is_option(match["user"]) or _is_option(match["host"]):
         raise BadInputError(f"not an address: {text!r}", hint="it looks like user@host or user@host:2222")
     return match["user"], match["host"].strip("[]"), port
+
+
+def _is_option(word: str) -> bool:
+    """Whether a program that is given it takes it for an option of its own."""
+    return word.startswith("-")
 
 
 class Inventory:
@@ -115,6 +120,8 @@ class Inventory:
                 identity=Path(str(identity)) if identity else None,
                 state=str(entry["state"]) if entry.get("state") else None,
             )
+            if _is_option(address.host) or _is_option(address.user):
+                raise ValueError("a host or user begins with -")
             return Device(name, address, str(entry["target"]), str(entry["python"]) if entry.get("python") else None)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInputError(f"{self.path}: [{name}] is not a usable device: {error}") from error

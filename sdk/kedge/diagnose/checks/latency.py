@@ -19,7 +19,7 @@ from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
 from ..node import NOTHING, Node
 from ..thresholds import limit
-from .words import counted, share
+from .words import counted, edit_settings, restart_command, share
 
 __all__ = ["drifting", "latency", "requests"]
 
@@ -124,7 +124,8 @@ def requests(evidence: Evidence) -> Finding:
             f"{busy:,} of {total:,} requests of the last hour were refused: too many at once, or too late",
             brief="more is asked than it can answer",
             cause="clients ask faster than the model computes; or it computes slower than it did",
-            cure="set models.NAME.workers, queue or deadline_ms in the settings (docs/agent.md)",
+            cure=edit_settings(evidence, restart_command(evidence))
+            + "  # models.NAME.workers, queue or deadline_ms: docs/agent.md",
             figures=figures_told,
             symptom=True,
         )

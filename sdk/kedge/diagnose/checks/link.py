@@ -18,14 +18,13 @@ def reachability(evidence: Evidence) -> Finding:
     if link.over == "local":
         return ok(name, "this machine: there is no way to go")
     figures = {"connect_ms": link.connect_ms, "round_trip_ms": link.round_trip_ms}
-    port = "" if link.port == 22 else f"-p {link.port} "
     if not link.reachable:
         return fault(
             name,
             link.problem or "no answer",
             brief="the device cannot be reached",
             cause="it is off, or the network between is down, or its address has changed, or no sshd runs there",
-            cure=f"ssh -v {port}{link.address} true",
+            cure=f"{link.way('ssh', '-v')} true",
             figures=figures,
         )
     if link.login is False:
@@ -34,7 +33,7 @@ def reachability(evidence: Evidence) -> Finding:
             link.problem or "no key of ours is accepted",
             brief="it accepts no key of ours",
             cause="this host's public key is not in the device's authorized_keys, or the entry names another --key",
-            cure=f"ssh-copy-id {port}{link.address}",
+            cure=link.way("ssh-copy-id"),
             figures=figures,
         )
     if link.connect_ms is None:

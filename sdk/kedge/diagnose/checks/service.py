@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
 from ..node import NOTHING, Node
 from ..thresholds import limit
-from .words import counted, duration, model_name, restart_command, service_command, start_command
+from .words import counted, duration, edit_settings, model_name, restart_command, service_command, start_command
 
 __all__ = ["restarts", "service"]
 
@@ -47,8 +46,7 @@ def service(evidence: Evidence) -> Finding:
             f"it answers, and its settings file is not in force: {problem}",
             brief="the settings file is wrong",
             cause="it serves by the settings that it read before; at its next start it will not come up",
-            cure=f"{_mend(data)}, then "
-            + evidence.shell(f"kill -HUP {pid}" if pid else "kill -HUP $(cat STATE/agent.lock)"),
+            cure=edit_settings(evidence),
             figures=figures,
         )
     if data.child("service").text("enabled") == "disabled":
@@ -160,13 +158,9 @@ def _stopped(evidence: Evidence, data: Node, figures: Mapping[str, object]) -> F
         "; ".join(filter(None, ["no agent runs", *reasons])),
         brief="no agent runs",
         cause="its settings keep it from starting" if problem else "it was stopped, killed, or does not start at boot",
-        cure=f"{_mend(data)}, then {start_command(evidence)}" if problem else start_command(evidence),
+        cure=edit_settings(evidence, start_command(evidence)) if problem else start_command(evidence),
         figures=figures,
     )
-
-
-def _mend(data: Node) -> str:
-    return f"mend {shlex.quote(data.child('settings').text('file') or 'STATE/agent.json')} (docs/agent.md)"
 
 
 def _hung(evidence: Evidence, data: Node, figures: Mapping[str, object]) -> Finding | None:

@@ -15,6 +15,7 @@ __all__ = [
     "OFFLINE",
     "counted",
     "duration",
+    "edit_settings",
     "model_name",
     "moment",
     "restart_command",
@@ -26,6 +27,8 @@ __all__ = [
 
 OFFLINE = "not looked at: this is a snapshot"
 _LARGEST_S = 4e9
+_SYSTEM_SETTINGS = "/etc/kedge/agent.json"
+_FILE = re.compile(r"(/[^:]{1,300}): ")
 _UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@_.-]{0,99}")
 
 
@@ -76,9 +79,7 @@ def service_command(evidence: Evidence, action: str) -> str | None:
     unit = evidence.data("agent").child("service").text("unit")
     if unit is None or not _UNIT.fullmatch(unit):
         return None
-    # `kedge device provision` makes it a service of the user's own, unless that is root.
-    system = evidence.facts.text("state") == "/var/lib/kedge"
-    return f"sudo systemctl {action} {unit}" if system else f"systemctl --user {action} {unit}"
+    return f"sudo systemctl {action} {unit}" if _is_systems(evidence) else f"systemctl --user {action} {unit}"
 
 
 def start_command(evidence: Evidence) -> str:
@@ -96,6 +97,29 @@ def restart_command(evidence: Evidence, *, hung: bool = False) -> str:
         pid = evidence.data("agent").pid()
         command = f"kill -9 {pid}; {program} start" if hung and pid else f"{program} stop; {program} start"
     return evidence.shell(command)
+
+
+def edit_settings(evidence: Evidence, then: str | None = None) -> str:
+    """What opens the settings file in an editor and has the change take effect, to be pasted.
+
+    Args:
+        then: what follows the editing; None: the daemon reads the file again, where one runs.
+    """
+    agent, system = evidence.data("agent"), _is_systems(evidence)
+    settings, pid = agent.child("settings"), agent.pid()
+    # An agent that does not run names no file, but what is wrong with it begins with its path.
+    named = _FILE.match(settings.text("problem") or "")
+    usual = _SYSTEM_SETTINGS if system else f"{evidence.facts.text('state') or 'STATE'}/agent.json"
+    path = settings.text("file") or (named[1] if named else usual)
+    sudo = "sudo " if system else ""
+    if then is None:
+        then = start_command(evidence) if pid is None else evidence.shell(f"{sudo}kill -HUP {pid}")
+    return f"{evidence.shell(f'{sudo}${{EDITOR:-vi}} {shlex.quote(path)}', terminal=True)} && {then}"
+
+
+def _is_systems(evidence: Evidence) -> bool:
+    """Whether root set the agent up: `kedge device provision` makes it a service of the user's own else."""
+    return evidence.facts.text("state") == "/var/lib/kedge"
 
 
 def _program(evidence: Evidence) -> str:
