@@ -16,6 +16,7 @@ from kedge_agent.measure.sensors.sampler import Sampler
 from tests.support.trees import unfold
 
 THERMAL, POWER_CAP, IDLE = 0x20, 0x04, 0x01
+HARDWARE, HARDWARE_THERMAL, POWER_BRAKE = 0x08, 0x40, 0x80
 
 
 class DriverError(Exception):
@@ -29,6 +30,7 @@ class FakeNvml:
 
     unsupported: frozenset[str] = frozenset()
     reasons: int = 0
+    supported: int = 0x1EF
     count: int = 1
     started: int = 0
     lost: bool = False
@@ -68,6 +70,7 @@ class FakeNvml:
             "nvmlDeviceGetUtilizationRates": lambda gpu: SimpleNamespace(gpu=100, memory=100),
             "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(total=150_754_820_096, used=3_344_826_368),
             "nvmlDeviceGetCurrentClocksEventReasons": lambda gpu: self.reasons,
+            "nvmlDeviceGetSupportedClocksEventReasons": lambda gpu: self.supported,
             "nvmlDeviceGetComputeRunningProcesses": lambda gpu: [SimpleNamespace(pid=445, usedGpuMemory=2_690_646_016)],
         }
         if call not in answers:
@@ -89,8 +92,7 @@ def test_a_gpu_is_told_in_the_units_of_its_channels() -> None:
         "load.gpu": 1.0,
         "memory.gpu_used": 3_344_826_368,
         "memory.gpu_total": 150_754_820_096,
-        "throttle.GPU power cap": 0,
-        "throttle.GPU hardware slowdown": 0,
+        "limit.GPU power cap": 0,
         "throttle.GPU thermal slowdown by software": 0,
         "throttle.GPU thermal slowdown by hardware": 0,
         "throttle.GPU power brake": 0,
@@ -100,16 +102,38 @@ def test_a_gpu_is_told_in_the_units_of_its_channels() -> None:
 
 
 def test_what_slows_a_gpu_down_is_counted_as_often_as_it_is_seen_and_idling_is_nothing() -> None:
-    nvml = fake(reasons=THERMAL | POWER_CAP | IDLE)
+    nvml = fake(reasons=THERMAL | IDLE)
     gpus = Gpus(nvml)
     gpus.sample()
     told = gpus.sample()
     assert told["throttle.GPU thermal slowdown by software"] == 2
-    assert told["throttle.GPU power cap"] == 2
     nvml.reasons = IDLE
     told = gpus.sample()
     assert told["throttle.GPU thermal slowdown by software"] == 2
     assert gpus.facts()[0]["throttle_reasons"] == []
+
+
+def test_a_gpu_at_its_power_limit_is_at_a_limit_and_not_throttled() -> None:
+    gpus = Gpus(fake(reasons=POWER_CAP))
+    told = gpus.sample()
+    assert told["limit.GPU power cap"] == 1
+    assert not any(value for name, value in told.items() if name.startswith("throttle."))
+    assert gpus.channels["limit.GPU power cap"] == "ratio"
+    assert gpus.facts()[0]["throttle_reasons"] == []
+
+
+def test_a_change_of_clocks_that_is_told_as_slowdown_by_hardware_counts_only_where_its_reasons_are_not_told() -> None:
+    nvml = fake(reasons=HARDWARE)
+    gpus = Gpus(nvml)
+    assert not any(value for name, value in gpus.sample().items() if name.startswith("throttle."))
+    assert gpus.facts()[0]["throttle_reasons"] == []
+    nvml.reasons = HARDWARE | HARDWARE_THERMAL
+    assert gpus.sample()["throttle.GPU thermal slowdown by hardware"] == 1
+    old = Gpus(fake(reasons=HARDWARE, supported=0x1EF & ~(HARDWARE_THERMAL | POWER_BRAKE)))
+    assert old.sample()["throttle.GPU hardware slowdown"] == 1
+    assert old.facts()[0]["throttle_reasons"] == ["GPU hardware slowdown"]
+    silent = Gpus(fake({"nvmlDeviceGetSupportedClocksEventReasons"}, reasons=HARDWARE))
+    assert "throttle.GPU hardware slowdown" not in silent.channels
 
 
 def test_what_the_driver_does_not_support_is_left_out_with_its_reason() -> None:

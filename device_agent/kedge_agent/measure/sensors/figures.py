@@ -24,6 +24,7 @@ UNITS: Mapping[str, str] = {
     "pressure": "ratio",
     "fan": "ratio",
     "throttle": "count",
+    "limit": "ratio",
 }
 """By kind; a ratio is 0 to 1."""
 

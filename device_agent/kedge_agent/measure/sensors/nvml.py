@@ -29,14 +29,20 @@ _SENSOR_GPU = 0
 _SHUTDOWN, _SLOWDOWN = 0, 1
 
 _SLOWED: Mapping[int, str] = {
-    0x04: "GPU power cap",
-    0x08: "GPU hardware slowdown",
     0x20: "GPU thermal slowdown by software",
     0x40: "GPU thermal slowdown by hardware",
     0x80: "GPU power brake",
 }
 """Reasons of clocks' events (nvml.h, nvmlClocksEventReason…) for which a GPU is slower than it could be. The others are
 settings (0x02 application clocks, 0x10 sync boost, 0x100 display clock), or that it has nothing to do (0x01)."""
+
+_HARDWARE: Mapping[int, str] = {0x08: "GPU hardware slowdown"}
+"""That it is slowed by hardware, for whatever reason: it "may be also reported during PState or clock change" (nvml.h).
+So it counts only where the driver tells neither of the reasons 0x40 and 0x80."""
+_HARDWARE_REASONS = 0x40 | 0x80
+
+_POWER_CAP = 0x04
+"""At full load a discrete GPU is at its power limit: that is how its clocks are set, and no throttling."""
 
 
 class Nvml(Protocol):
@@ -89,13 +95,19 @@ class Nvml(Protocol):
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Any) -> int:
         """Bits."""
 
+    def nvmlDeviceGetSupportedClocksEventReasons(self, handle: Any) -> int:
+        """Those that it may ever give."""
+
     def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Any:
         """pid, usedGpuMemory: bytes, or None."""
 
 
 class Gpus:
-    """The GPUs of a driver. Channels are those that it answered when it was asked first: `clock.gpu` of the first GPU,
-    `clock.gpu1` of the next, and so on; `throttle.…` counts how often a reason was seen at work. Close it."""
+    """The GPUs of a driver. Close it.
+
+    Channels are those that it answered when it was asked first: `clock.gpu` of the first GPU, `clock.gpu1` of the next,
+    and so on; `throttle.…` counts how often a reason was seen at work; `limit.…` says whether it is at a limit.
+    """
 
     def __init__(self, nvml: Nvml) -> None:
         """Take hold of the driver.
@@ -107,6 +119,7 @@ class Gpus:
         nvml.nvmlInit()
         self._handles: list[Any] = []
         self._tallies: dict[str, int] = {}
+        self._slowed: dict[int, Mapping[int, str]] = {}
         self._closed = False
         self.missing: list[str] = []
         try:
@@ -124,16 +137,21 @@ class Gpus:
                     self.missing.append(f"{channel}: the driver says: {_said(error)}")
                 else:
                     self._figures[channel] = read
-        self._reasons = [index for index in range(count) if self._reason_bits(index) is not None]
-        if len(self._reasons) < count:
+        for index in range(count):
+            if self._reason_bits(index) is None:
+                continue
+            supported = self._reason_bits(index, "Supported")
+            unnamed = supported is not None and not supported & _HARDWARE_REASONS
+            self._slowed[index] = {**_SLOWED, **_HARDWARE} if unnamed else _SLOWED
+            self._tallies |= dict.fromkeys(self._throttles(index).values(), 0)
+        if len(self._slowed) < count:
             self.missing.append("what slows a GPU down: the driver does not tell")
-        for index in self._reasons:
-            self._tallies |= dict.fromkeys(_throttles(index).values(), 0)
 
     @property
     def channels(self) -> dict[str, str]:
         """Unit by the name of each channel."""
-        return {name: unit_of(name) for name in (*self._figures, *self._tallies)}
+        limits = map(_limit, self._slowed)
+        return {name: unit_of(name) for name in (*self._figures, *self._tallies, *limits)}
 
     def sample(self) -> dict[str, float]:
         """Figures by channel; what the driver does not answer now is left out."""
@@ -143,11 +161,12 @@ class Gpus:
                 out[channel] = read()
             except self._nvml.NVMLError:
                 continue
-        for index in self._reasons:
+        for index in self._slowed:
             bits = self._reason_bits(index)
             if bits is None:
                 continue
-            for bit, channel in _throttles(index).items():
+            out[_limit(index)] = float(bool(bits & _POWER_CAP))
+            for bit, channel in self._throttles(index).items():
                 self._tallies[channel] += bool(bits & bit)
                 out[channel] = float(self._tallies[channel])
         return out
@@ -161,7 +180,7 @@ class Gpus:
         if self._closed:
             return
         self._closed = True
-        self._figures, self._reasons, self._handles = {}, [], []
+        self._figures, self._slowed, self._handles = {}, {}, []
         with contextlib.suppress(self._nvml.NVMLError):
             self._nvml.nvmlShutdown()
 
@@ -178,13 +197,17 @@ class Gpus:
             f"memory.{name}_total": lambda: float(nvml.nvmlDeviceGetMemoryInfo(gpu).total),
         }
 
-    def _reason_bits(self, index: int) -> int | None:
-        # Before driver 535 it had another name, and libraries of that time know no other.
-        for call in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
-            bits = self._ask(call, index)
+    def _reason_bits(self, index: int, which: str = "Current") -> int | None:
+        # Before driver 535 the calls had other names, and libraries of that time know no others.
+        for name in ("EventReasons", "ThrottleReasons"):
+            bits = self._ask(f"nvmlDeviceGet{which}Clocks{name}", index)
             if bits is not None:
                 return int(bits)
         return None
+
+    def _throttles(self, index: int) -> dict[int, str]:
+        """Channel by reason."""
+        return {bit: channel_name("throttle", f"{name}{_which(index)}") for bit, name in self._slowed[index].items()}
 
     def _ask(self, call: str, index: int, *more: int) -> Any:
         """None: the driver does not answer, or the library that is installed does not know the call."""
@@ -213,7 +236,9 @@ class Gpus:
             "trip_throttle_celsius": self._ask("nvmlDeviceGetTemperatureThreshold", index, _SLOWDOWN),
             "trip_shutdown_celsius": self._ask("nvmlDeviceGetTemperatureThreshold", index, _SHUTDOWN),
             "memory_bytes": None if memory is None else int(memory.total),
-            "throttle_reasons": None if bits is None else [name for bit, name in _SLOWED.items() if bits & bit],
+            "throttle_reasons": None
+            if bits is None
+            else [name for bit, name in self._slowed.get(index, _SLOWED).items() if bits & bit],
             "processes": None
             if processes is None
             else [
@@ -240,9 +265,13 @@ def find_gpus(root: Path) -> Gpus | str:
         return f"NVIDIA's driver: {_said(error)}"
 
 
-def _throttles(index: int) -> dict[int, str]:
-    more = "" if index == 0 else f" {index}"
-    return {bit: channel_name("throttle", f"{name}{more}") for bit, name in _SLOWED.items()}
+def _limit(index: int) -> str:
+    """Channel: 1 while it is at its power limit, else 0."""
+    return channel_name("limit", f"GPU power cap{_which(index)}")
+
+
+def _which(index: int) -> str:
+    return "" if index == 0 else f" {index}"
 
 
 def _said(error: Exception) -> str:

@@ -145,7 +145,7 @@ class Sampler:
             missing += self._gpus.missing
             told = self._gpus.channels
         # What only a Tegra's driver lacks, NVIDIA's may tell.
-        instead = {"load of a GPU": "load.gpu", "clock of a GPU": "clock.gpu", "throttling": "throttle.GPU power cap"}
+        instead = {"load of a GPU": "load.gpu", "clock of a GPU": "clock.gpu", "throttling": "throttle.GPU power brake"}
         self._missing = tuple(line for line in missing if instead.get(line.partition(":")[0]) not in told)
 
     def _due(self, source: Figure | Table, now_s: float) -> bool:

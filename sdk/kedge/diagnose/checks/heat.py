@@ -14,6 +14,8 @@ from .words import counted, share
 
 __all__ = ["thermal", "throttling"]
 
+_POWER_CAP = "limit.GPU power cap"
+
 
 def throttling(evidence: Evidence) -> Finding:
     """What slows it down now, the recorder's last hour, and counters since the system started."""
@@ -26,7 +28,14 @@ def throttling(evidence: Evidence) -> Finding:
     if part is not None and (part > 1 or not (part or known)):
         # That nothing was seen says nothing where nothing counts.
         part = None
-    figures = {"throttled_share": part, "last_hour": risen, "since_boot": counts, "now": now}
+    capped = hour.child("channels", _POWER_CAP).amount("mean")
+    figures = {
+        "throttled_share": part,
+        "last_hour": risen,
+        "since_boot": counts,
+        "now": now,
+        "power_cap_share": capped,
+    }
     most = max(risen or counts or {"": 0.0}, key=(risen or counts or {"": 0.0}).__getitem__)
     since = "; ".join(f"{what}: {counted(count, 'time')}" for what, count in sorted(counts.items())[:4])
     by = "; ".join(f"{what}: {counted(count, 'time')}" for what, count in sorted(risen.items())[:4])
@@ -55,7 +64,10 @@ def throttling(evidence: Evidence) -> Finding:
         return unknown(name, why or "nothing here counts it", **figures)
     if part is None:
         return ok(name, "not once since it started", **figures)
-    return ok(name, f"not in the last hour{f'; since it started {since}' if since else ''}", **figures)
+    said = ["not in the last hour", f"since it started {since}" if since else ""]
+    # Which is normal at full load, and may explain a clock.
+    said.append(f"at its GPU's power limit {share(capped)} of the last hour" if capped else "")
+    return ok(name, "; ".join(filter(None, said)), **figures)
 
 
 def thermal(evidence: Evidence) -> Finding:
