@@ -4,8 +4,10 @@ terminal."""
 from __future__ import annotations
 
 import calendar
+import errno
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,7 +88,7 @@ def log_bytes(state: Path) -> int | None:
     sizes = []
     for path in log_files(state):
         try:
-            sizes.append(path.stat().st_size)
+            sizes.append(path.lstat().st_size)
         except OSError:
             # It was rotated meanwhile.
             continue
@@ -97,11 +99,19 @@ def tail(path: Path, most: int) -> bytes:
     """The end of a file, from the beginning of a line on.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no file: a link may lead to what is none of the agent's.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        start = max(os.fstat(handle).st_size - most, 0)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a link, which is not followed", str(path)) from error
+        raise
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        start = max(found.st_size - most, 0)
         data = os.pread(handle, most, start)
     finally:
         os.close(handle)
@@ -109,26 +119,43 @@ def tail(path: Path, most: int) -> bytes:
 
 
 def read_entries(state: Path) -> list[LogEntry]:
-    """The newest 8 MiB of the log, oldest first.
+    """The newest 8 MiB of the log, oldest first; last, an error of now for each of its files that cannot be read.
 
     Raises:
-        OSError: the log cannot be read.
+        OSError: nothing of the log can be read.
     """
     lines: list[str] = []
+    unread: list[tuple[Path, OSError]] = []
     left = _MOST_BYTES
-    for path in reversed(log_files(state)):
-        data = tail(path, left)
+    files = log_files(state)
+    for path in reversed(files):
+        try:
+            data = tail(path, left)
+        except FileNotFoundError:
+            # It was rotated meanwhile.
+            continue
+        except OSError as error:
+            unread.append((path, error))
+            continue
         left -= len(data)
         lines[:0] = data.decode("utf-8", "replace").split("\n")[: -1 if data.endswith(b"\n") else None]
         if left <= 0:
             break
-    return list(_entries(lines))
+    if unread and len(unread) == len(files):
+        raise unread[0][1]
+    return [*_entries(lines), *(_unread(path, error) for path, error in reversed(unread))]
 
 
 def plain(text: str) -> str:
     """The text without what a terminal would obey, or hide."""
     cut = text[:_MOST_LINE]
     return cut if cut.isprintable() else "".join(each if each.isprintable() or each == "\t" else "�" for each in cut)
+
+
+def _unread(path: Path, error: OSError) -> LogEntry:
+    why = error.strerror or type(error).__name__
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+    return LogEntry(stamp, "ERROR", (f"kedge.diagnose {path.name} is left out, for it cannot be read: {why}",))
 
 
 def _entries(lines: list[str]) -> Iterator[LogEntry]:

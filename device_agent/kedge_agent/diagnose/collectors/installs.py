@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...formats.manifest import is_digest
+from ...store.files import read_beginning
 from ...store.slots import agents_folder, read_trial, slot_named
 from ..device import Collected, Device, UnavailableError
 from .holder import daemon_of
@@ -90,8 +91,7 @@ def _slots(device: Device, daemons: list[_Daemon]) -> list[dict[str, Any]]:
 
 def _version(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            found = _VERSION.search(file.read(4096).decode("utf-8", "replace"))
+        found = _VERSION.search(read_beginning(path, 4096).decode("utf-8", "replace"))
     except OSError:
         return None
     return found[1] if found else None
@@ -123,8 +123,7 @@ def _distributions(daemons: list[_Daemon]) -> list[dict[str, Any]]:
 
 def _prefix(program: Path) -> Path | None:
     """Of the interpreter that a command's first line names."""
-    with program.open("rb") as file:
-        line = file.readline(512)
+    line = read_beginning(program, 512).partition(b"\n")[0]
     if not line.startswith(b"#!/"):
         return None
     interpreter = Path(os.fsdecode(line[2:].split()[0]))
