@@ -132,7 +132,7 @@ def test_the_document_is_json_whatever_was_recorded() -> None:
     told = recording_of(two_hours(), SECONDS)
     assert told is not None
     document = {"device": "nano", "model": None, "entries": [], "entries_why": None, "recording_why": None}
-    validate({**document, "recording": told.to_json()}, "history")
+    validate({**document, "problems": [], "recording": told.to_json()}, "history")
     step = told.to_json()["steps"][0]
     assert step["models"]["digits"]["release"] == OLD
     assert step["channels"]["load.gpu"] == {"mean": 0.8, "min": 0.8, "max": 0.8}

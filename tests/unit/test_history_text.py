@@ -33,6 +33,7 @@ def _document(steps: int) -> str:
         "model": None,
         "entries": entries(),
         "entries_why": None,
+        "problems": [],
         "recording": told.to_json(),
         "recording_why": None,
     }

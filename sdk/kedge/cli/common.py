@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from ..errors import BadInputError
+from ..report.text import printable
 
 __all__ = [
     "Output",
@@ -57,6 +58,11 @@ class Output:
         """A line of news for people, on standard error."""
         if not self.quiet:
             click.echo(line, err=True)
+
+    def not_whole(self, problems: Iterable[str]) -> None:
+        """What is wrong with a file that was read as far as it goes, on standard error."""
+        for problem in problems:
+            self.say(f"not whole: {printable(problem)}")
 
     @contextmanager
     def progress(self, *, keep: bool = False) -> Iterator[Progress]:

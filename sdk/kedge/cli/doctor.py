@@ -58,6 +58,7 @@ def doctor(
 
         show_doctor(document)
 
+    out.not_whole(document["problems"])
     out.result(document, render)
     faulty = any(finding["result"] == "fault" for finding in document["findings"])
     return int(ExitCode.DOCTOR if faulty else ExitCode.OK)

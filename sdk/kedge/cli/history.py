@@ -74,6 +74,7 @@ def history(
 
         show_history(document)
 
+    out.not_whole(document["problems"])
     out.result(document, render)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import BadInputError, UnreachableError
 from .common import Output, inventory_option, output_options, path_type, read_inventory
@@ -38,6 +39,9 @@ def snapshot(
     makes it a page.
     """
     if context.invoked_subcommand is not None:
+        given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given:
+            raise click.UsageError("a snapshot that is opened needs no device: options stand behind open")
         return
     if device is None:
         raise click.UsageError("name a device (--on DEVICE), or: kedge snapshot open FILE")
@@ -96,8 +100,7 @@ def open_(file: Path, output: Path | None, out: Output) -> None:
     }
 
     def render() -> None:
-        for problem in opened.problems:
-            click.echo(f"not whole: {problem}", err=True)
         click.echo(str(page))
 
+    out.not_whole(opened.problems)
     out.result(document, render)

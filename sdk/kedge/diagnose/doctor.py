@@ -43,6 +43,7 @@ class Diagnosis:
     """What came of all checks. at_s: by the device's clock; None: it told no facts.
 
     first_cause: what to mend first; None: nothing is at fault. sentence: what is amiss, in one line; empty: nothing.
+    problems: what is wrong with the snapshot's file that was judged, a line each.
     """
 
     device: str
@@ -51,6 +52,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     sentence: str
     facts_seconds: float | None
+    problems: tuple[str, ...] = ()
 
     @property
     def faulty(self) -> bool:
@@ -70,6 +72,7 @@ class Diagnosis:
             "findings": findings,
             "thresholds": thresholds_json(),
             "facts_seconds": self.facts_seconds,
+            "problems": list(self.problems),
         }
 
 
@@ -159,7 +162,13 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         findings.extend(found if isinstance(found, list) else [found])
     first = _first_cause(findings)
     return Diagnosis(
-        evidence.device, evidence.at_s, first, tuple(findings), _sentence(findings), evidence.facts_seconds
+        evidence.device,
+        evidence.at_s,
+        first,
+        tuple(findings),
+        _sentence(findings),
+        evidence.facts_seconds,
+        evidence.problems,
     )
 
 

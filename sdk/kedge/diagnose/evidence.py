@@ -76,12 +76,15 @@ class Evidence:
     """device: its name here. target: its profile, None where it is not known. link: None: out of a snapshot.
 
     facts: the document of docs/diagnose.md; empty where the device told none.
+    problems: what is wrong with the snapshot's file, a line each. cut: it ends before its end.
     """
 
     device: str
     target: Target | None
     link: Link | None
     facts: Node = NOTHING
+    problems: tuple[str, ...] = ()
+    cut: bool = False
 
     @property
     def told(self) -> bool:
@@ -106,6 +109,8 @@ class Evidence:
         status, reason, data = entry.text("status"), entry.text("reason"), entry.child("data")
         if status == "ok" and data:
             return Section(data, None)
+        if not entry and self.cut:
+            return Section(data, "the file was cut before it")
         words = {
             "unavailable": "unavailable",
             "failed": "the collector failed",
@@ -115,7 +120,7 @@ class Evidence:
 
     def _untold(self) -> str:
         if self.link is None:
-            return "the snapshot holds no facts"
+            return "the file was cut before them" if self.cut else "the snapshot holds no facts"
         return "there is no connection" if self.link.problem is not None else "its agent told no facts"
 
     def data(self, collector: str) -> Node:

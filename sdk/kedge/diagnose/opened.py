@@ -9,7 +9,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +30,7 @@ from kedge_agent.formats.snapshots import (
 from kedge_agent.wire import WireError, parse_json
 
 from ..errors import BadInputError, IncompatibleError, first_line
+from .evidence import Evidence, evidence_of
 
 __all__ = ["Opened", "open_snapshot"]
 
@@ -37,7 +38,9 @@ _PIECE_BYTES = 1 << 16
 _MAX_JSON_BYTES = 8 << 20
 _MOST_PROBLEMS = 100
 _CUT = "it stops in the middle"
-_TIME = re.compile(r"-\d{8}T\d{6}Z$")
+# As `diagnose.snapshot` names files: DEVICE-20261126T041200Z.kedge-snapshot.tar.zst
+_NAMED = re.compile(r"(?P<device>[a-z0-9][a-z0-9_-]{0,63})-\d{8}T\d{6}Z\.kedge-snapshot\.")
+_HINT = "kedge snapshot --on DEVICE makes one"
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ class Opened:
 
     @property
     def device(self) -> str:
-        """The device's name on the host that took it, by the name of the file; the file's own, where it has another."""
-        return _TIME.sub("", self.path.name.partition(".kedge-snapshot")[0]) or self.path.name
+        """The device's name on the host that took it, by the name of the file; DEVICE, where it has another."""
+        named = _NAMED.match(self.path.name)
+        return named["device"] if named else "DEVICE"
 
     def member(self, name: str) -> bytes | None:
         """A member's bytes; None where there is none of this name."""
@@ -90,6 +94,11 @@ class Opened:
                     collectors[name.removeprefix(FACTS).removesuffix(".json")] = outcome
         return {"kedge_facts": 1, **told, "collectors": collectors}
 
+    def evidence(self) -> Evidence:
+        """The facts for the doctor, with what is wrong with the file."""
+        known = evidence_of(self.device, self.facts())
+        return replace(known, problems=self.problems, cut=self.manifest is None)
+
     def recording(self, ring: str = "seconds") -> bytes:
         """A ring of the flight recorder (`seconds` or `minutes`): its files one after another, as `diagnose recording`
         tells them."""
@@ -100,21 +109,23 @@ def open_snapshot(path: Path) -> Opened:
     """Read a snapshot.
 
     Raises:
-        BadInputError: this is no snapshot, or of a version that this kedge does not know.
+        BadInputError: this is no snapshot, or cannot be read, or is of a version that this kedge does not know.
         IncompatibleError: this Python cannot unpack it.
-        OSError: the file cannot be read.
     """
     members: dict[str, bytes] = {}
     problems: list[str] = []
-    with path.open("rb") as source:
-        stream = _Unpacked(path, source)
-        try:
-            members.update(_members(stream, problems))
-        except _errors() as error:
-            problems.append(f"the file is cut or damaged after {len(members)} members: {first_line(error)}")
+    try:
+        with path.open("rb") as source:
+            stream = _Unpacked(path, source)
+            try:
+                members.update(_members(stream, problems))
+            except _errors() as error:
+                problems.append(f"the file is cut or damaged after {len(members)} members: {first_line(error)}")
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error.strerror or error}", hint=_HINT) from error
     if not members:
         why = problems[0] if problems else "there is nothing in it"
-        raise BadInputError(f"{path} is no snapshot of kedge: {why}", hint="kedge snapshot --on DEVICE makes one")
+        raise BadInputError(f"{path} is no snapshot of kedge: {why}", hint=_HINT)
     opened = Opened(path, members, tuple(problems))
     _check_version(opened)
     if opened.manifest is None and not problems:
@@ -176,9 +187,7 @@ class _Unpacked:
         elif magic[:2] == GZIP_MAGIC:
             self._engine = zlib.decompressobj(wbits=31)
         else:
-            raise BadInputError(
-                f"{path} is no snapshot of kedge: it is neither zstd nor gzip", hint="kedge snapshot --on makes one"
-            )
+            raise BadInputError(f"{path} is no snapshot of kedge: it is neither zstd nor gzip", hint=_HINT)
 
     def exactly(self, size: int) -> bytes:
         """So many bytes. Raises EOFError: there are fewer."""

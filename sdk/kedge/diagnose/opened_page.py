@@ -11,7 +11,6 @@ from ..errors import BadInputError, IncompatibleError
 from ..report.history_html import recording_figures
 from ..report.snapshot_html import snapshot_html
 from .doctor import diagnose
-from .evidence import evidence_of
 from .opened import Opened
 from .recording import recording_of
 
@@ -38,12 +37,12 @@ def snapshot_page(opened: Opened) -> str:
         "members": {name: len(data) for name, data in opened.members.items()},
         "logs": {name: _lines(data) for name, data in opened.members.items() if name.startswith(_LOGS)},
     }
-    return snapshot_html(document, _judged(opened.device, facts), _figures(opened, facts))
+    return snapshot_html(document, _judged(opened), _figures(opened, facts))
 
 
-def _judged(device: str, facts: dict[str, Any]) -> dict[str, Any] | None:
+def _judged(opened: Opened) -> dict[str, Any] | None:
     try:
-        return diagnose(evidence_of(device, facts)).to_json()
+        return diagnose(opened.evidence()).to_json()
     except BadInputError:
         return None
 

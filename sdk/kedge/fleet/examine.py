@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..config import state_dir
-from ..diagnose.evidence import Evidence, evidence_of
+from ..diagnose.evidence import Evidence
 from ..diagnose.gather import gather
 from ..diagnose.opened import open_snapshot
-from ..errors import AgentMissingError, BadInputError
+from ..errors import AgentMissingError
 from ..targets import host_target
 from ..transport.local import LocalAgent
 from .inventory import LOCAL, Inventory, open_device
 
 __all__ = ["examine", "examine_snapshot"]
-
-# As `diagnose.snapshot` names files: DEVICE-20261126T041200Z.kedge-snapshot.tar.zst
-_NAMED = re.compile(r"(?P<device>[a-z0-9][a-z0-9_-]{0,63})-\d{8}T\d{6}Z\.kedge-snapshot\.")
 
 
 def examine(
@@ -53,11 +49,6 @@ def examine_snapshot(path: Path) -> Evidence:
     """Evidence out of a snapshot.
 
     Raises:
-        BadInputError: it is none.
+        BadInputError: it is none, or cannot be read.
     """
-    named = _NAMED.match(path.name)
-    try:
-        opened = open_snapshot(path)
-    except OSError as error:
-        raise BadInputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return evidence_of(named["device"] if named else "DEVICE", opened.facts())
+    return open_snapshot(path).evidence()

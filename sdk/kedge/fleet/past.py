@@ -11,7 +11,7 @@ from typing import Any
 from ..config import state_dir
 from ..deploy.history import read_history
 from ..deploy.told import require
-from ..diagnose.evidence import Evidence, evidence_of
+from ..diagnose.evidence import Evidence
 from ..diagnose.gather import gather
 from ..diagnose.opened import open_snapshot
 from ..diagnose.recording import Recording, read_recording, recording_of
@@ -40,7 +40,8 @@ class Past:
     """What a device did.
 
     model: of this one alone; None: of all. entries: of its journal, oldest first. recording: None where there is none
-    of that time. The two reasons say why there is nothing; None: there is.
+    of that time. The two reasons say why there is nothing; None: there is. problems: what is wrong with the snapshot's
+    file that it is out of, a line each.
     """
 
     device: str
@@ -49,6 +50,7 @@ class Past:
     entries_why: str | None
     recording: Recording | None
     recording_why: str | None
+    problems: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: docs/history.md."""
@@ -59,6 +61,7 @@ class Past:
             "entries_why": self.entries_why,
             "recording": None if self.recording is None else self.recording.to_json(),
             "recording_why": self.recording_why,
+            "problems": list(self.problems),
         }
 
 
@@ -107,18 +110,19 @@ def past_of_snapshot(path: Path, *, model: str | None = None, since_s: int, step
     """What a device did until a snapshot of it was taken.
 
     Raises:
-        BadInputError: this is no snapshot, or its journal makes no sense.
-        OSError: the file cannot be read.
+        BadInputError: this is no snapshot, or cannot be read, or its journal makes no sense.
     """
     opened = open_snapshot(path)
-    evidence = evidence_of(opened.device, opened.facts())
+    evidence = opened.evidence()
     ring, resolution_s = ("seconds", 1.0) if since_s <= _BY_SECONDS_S else ("minutes", 60.0)
     recording = recording_of(
         opened.recording(ring), since_s, steps=steps, model=model, now_s=evidence.at_s, resolution_s=resolution_s
     )
     entries, entries_why = _told_journal(evidence, model)
-    why = None if recording is not None else "the snapshot holds no recording of that time"
-    return Past(opened.device, model, entries, entries_why, recording, why)
+    why = "the file was cut before it" if evidence.cut else "the snapshot holds no recording of that time"
+    return Past(
+        opened.device, model, entries, entries_why, recording, why if recording is None else None, opened.problems
+    )
 
 
 def _journal(transport: Transport, model: str | None) -> tuple[list[dict[str, Any]], str | None]:

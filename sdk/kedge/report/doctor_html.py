@@ -33,7 +33,7 @@ def doctor_view(document: Mapping[str, Any]) -> dict[str, Any]:
     """What the macros of a page show of a diagnosis: `state`, `badge`, `headline`, `sentences`, `amiss`, `columns`,
     `rows`, `at`."""
     findings, first = document["findings"], document["first_cause"]
-    warned = any(each["result"] == "warning" for each in findings)
+    warned = any(each["result"] == "warning" for each in findings) or document["problems"]
     state = "fault" if first is not None else "warning" if warned else "ok"
     sentences = [] if first is None else [sentence(first["cause"]), f"To do: {first['cure']}"]
     if first is not None and document["sentence"] != first["brief"]:

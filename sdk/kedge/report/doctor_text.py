@@ -34,6 +34,9 @@ def doctor_headline(document: Mapping[str, Any]) -> str:
     if first is not None:
         told = first["evidence"]
         return told if told.startswith(f"{device} ") else f"{device}: {told}"
+    if document["problems"]:
+        checks = _many(counts["unknown"], "check")
+        return f"{device} has no fault in what is left of the file; of {checks} it is not known"
     if counts["warning"]:
         return f"{device} has no fault; {_many(counts['warning'], 'warning')}"
     rest = f"; of {counts['unknown']} it is not known" if counts["unknown"] else ""
@@ -48,7 +51,8 @@ def show_doctor(document: Mapping[str, Any], console: Console | None = None) -> 
         out.width = 200
     findings = document["findings"]
     first = document["first_cause"]
-    state = "fault" if first is not None else "warning" if _counts(findings)["warning"] else "ok"
+    warned = _counts(findings)["warning"] or document["problems"]
+    state = "fault" if first is not None else "warning" if warned else "ok"
     out.print()
     out.print(_marked(state, doctor_headline(document)), soft_wrap=False)
     if first is not None:
