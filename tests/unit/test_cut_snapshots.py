@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import pytest
 
 from kedge.cli.app import main
 from kedge.diagnose.opened import open_snapshot
+from kedge.diagnose.snapshot import take_snapshot
 from kedge.errors import ExitCode
 from kedge_agent.diagnose.archive import Archive
+from kedge_agent.formats.parts import Part, write_json_part, write_part
 from tests.support.evidence import healthy
 from tests.support.schemas import validate
+from tests.unit.test_logs import Sent
 
 NAME = "nano-20261126T041200Z.kedge-snapshot.tar.zst"
 
@@ -23,6 +27,7 @@ def packed(files: dict[str, bytes]) -> bytes:
     archive = Archive(out.extend)
     for name, data in files.items():
         archive.add(name, data)
+        archive.flush()
     archive.close()
     return bytes(out)
 
@@ -113,3 +118,48 @@ def test_options_of_taking_a_snapshot_are_no_options_of_opening_one(
     assert main(["snapshot", "--on", "nano", "open", str(path)]) == ExitCode.USAGE
     assert "needs no device" in capsys.readouterr().err
     assert main(["snapshot", "open", str(path)]) == ExitCode.OK
+
+
+class Sending(Sent):
+    """A device that sends a snapshot and its map; `cut`: the stream breaks off after the file's first half."""
+
+    def __init__(self, data: bytes, *, private: dict[str, Any] | None, cut: bool = False) -> None:
+        super().__init__(data)
+        sink = BytesIO()
+        write_part(sink, Part.DATA, data[: len(data) // 2] if cut else data)
+        if not cut:
+            if private is not None:
+                write_json_part(sink, Part.PRIVATE, private)
+            write_json_part(sink, Part.END, {"kedge_snapshot": 1})
+        self._parts = sink.getvalue()
+
+    def end(self, timeout_s: float) -> tuple[int | None, str]:
+        return None, ""
+
+
+def test_a_cut_file_replaces_no_whole_one_and_lies_beside_it(tmp_path: Path) -> None:
+    out, whole = tmp_path / NAME, packed(members(healthy()))
+    first = take_snapshot(Sending(whole, private={"<ip-1>": {"value": "192.0.2.1"}}), out)
+    again = take_snapshot(Sending(whole, private=None, cut=True), out)
+    assert (first.path, first.cut) == (out, None)
+    assert (again.path, again.map_path) == (tmp_path / f"{NAME}.cut", None)
+    assert again.cut
+    assert (out.read_bytes(), open_snapshot(again.path).problems != ()) == (whole, True)
+    assert open_snapshot(again.path).device == "nano"
+    # It is still the whole one's.
+    assert first.map_path is not None
+    assert "192.0.2.1" in first.map_path.read_text()
+
+
+def test_a_cut_file_is_kept_where_it_was_to_be_if_nothing_is_there(tmp_path: Path) -> None:
+    out = tmp_path / NAME
+    taken = take_snapshot(Sending(packed(members(healthy())), private=None, cut=True), out)
+    assert (taken.path, [each.name for each in tmp_path.iterdir()]) == (out, [NAME])
+
+
+def test_the_map_of_a_file_that_was_replaced_goes_with_it(tmp_path: Path) -> None:
+    out, whole = tmp_path / NAME, packed(members(healthy()))
+    take_snapshot(Sending(whole, private={"<ip-1>": {"value": "192.0.2.1"}}), out)
+    taken = take_snapshot(Sending(whole, private=None), out)
+    assert (taken.cut, taken.map_path) == (None, None)
+    assert [each.name for each in tmp_path.iterdir()] == [NAME]

@@ -678,6 +678,13 @@ def test_wrong_settings_have_commands_that_open_the_file_and_have_it_read(
     assert_can_be_done(look("service", judged(document)).cure)
 
 
+def test_of_one_crash_the_cure_shows_when_it_was() -> None:
+    started = {"at_s": NOW_S - 60, "version": "0.1.0", "how": "after-crash"}
+    finding = look("restarts", judged(spoilt(put("agent", starts=[started]))))
+    # The log of an agent that was killed has no error.
+    assert (finding.result, finding.cure) == ("warning", "kedge history --on nano --since 1h")
+
+
 def test_of_requests_that_are_too_many_the_cure_is_commands() -> None:
     document = healthy()
     data(document, "recorder")["hour"]["models"]["camera"]["failures"] = {"busy": 9_000}

@@ -56,7 +56,8 @@ def take_snapshot(
     """Take a snapshot of a device; its agent need not run, or answer.
 
     Args:
-        out: the file; None: one named for the device and the time, in `folder`. An older one is replaced.
+        out: the file; None: one named for the device and the time, in `folder`. A whole one replaces an older one;
+            one that was cut stays beside it, as OUT.cut.
         seconds: within which it is done, whatever hangs.
         note: told of each collector that has ended.
 
@@ -78,15 +79,24 @@ def take_snapshot(
         os.fsync(file.fileno())
         size = file.tell()
         path = out if out is not None else where / _name(transport.name, partial)
+        if cut is not None and path.exists():
+            path = path.with_name(path.name + ".cut")
         os.replace(partial, path)
-    map_path = None
-    if told is not None and told.private is not None:
-        map_path = path.with_name(path.name + ".map.json")
-        with _partial(where) as (file, partial):
-            file.write(json.dumps({"note": _NOTE, "snapshot": path.name, "map": dict(told.private)}, indent=2).encode())
-            file.flush()
-            os.replace(partial, map_path)
+    map_path = _keep_map(path, None if told is None else told.private)
     return Taken(path, map_path, size, {} if told is None else told.end, cut)
+
+
+def _keep_map(snapshot: Path, private: Mapping[str, Any] | None) -> Path | None:
+    """The map of this snapshot beside it, and never that of an older one, whose masks stood for something else."""
+    path = snapshot.with_name(snapshot.name + ".map.json")
+    if private is None:
+        path.unlink(missing_ok=True)
+        return None
+    with _partial(path.parent) as (file, partial):
+        file.write(json.dumps({"note": _NOTE, "snapshot": snapshot.name, "map": dict(private)}, indent=2).encode())
+        file.flush()
+        os.replace(partial, path)
+    return path
 
 
 def _receive(

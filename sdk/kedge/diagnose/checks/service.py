@@ -131,7 +131,7 @@ def restarts(evidence: Evidence) -> Finding:
             "; ".join(filter(None, ["1 crash", blamed])),
             brief="the agent crashed once",
             cause="one may be an accident; SIGKILL from outside, as when memory runs out, looks the same",
-            cure=f"kedge logs --on {device} --level error",
+            cure=f"kedge history --on {device} --since 1h",
             figures=figures,
         )
     if crashes is None and not data.child("crashes"):
