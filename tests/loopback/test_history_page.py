@@ -72,3 +72,13 @@ def test_on_paper_everything_is_there_and_nothing_is_cut(browser: Browser, pages
         page.emulate_media(media="print")
         assert cut_or_hidden(page) == []
         screenshot(page, f"history-{kind}-print")
+
+
+def test_on_a_narrow_screen_the_newest_is_in_sight_first(browser: Browser, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["full"], width=360) as page:
+        lefts = page.evaluate(
+            "Array.from(document.querySelectorAll('figure.whole'),"
+            " (each) => each.scrollWidth - each.clientWidth - each.scrollLeft)"
+        )
+        assert lefts
+        assert all(abs(left) <= 1 for left in lefts)

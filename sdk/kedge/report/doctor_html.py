@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from .doctor_text import MARKS, doctor_headline
 from .page import cell, render_page
-from .text import sentence
+from .text import ended, sentence
 
 __all__ = ["doctor_html", "doctor_view"]
 
+_COMMENT = re.compile(r"(.+)  # ([^'\"]+)")
 _STATES = {"ok": "ok", "fault": "fault", "warning": "warning", "unknown": "unavailable"}
 _BADGES = {"fault": "Something is at fault", "warning": "Nothing is at fault", "ok": "All is well"}
 
@@ -35,7 +37,7 @@ def doctor_view(document: Mapping[str, Any]) -> dict[str, Any]:
     findings, first = document["findings"], document["first_cause"]
     warned = any(each["result"] == "warning" for each in findings) or document["problems"]
     state = "fault" if first is not None else "warning" if warned else "ok"
-    sentences = [] if first is None else [sentence(first["cause"]), f"To do: {first['cure']}"]
+    sentences = [] if first is None else [ended(f"Cause: {first['cause']}"), _to_do(first["cure"])]
     if first is not None and document["sentence"] != first["brief"]:
         sentences.append(sentence(f"In all: {document['sentence']}"))
     order = {"fault": 0, "warning": 1}
@@ -58,13 +60,19 @@ def doctor_view(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _to_do(cure: str) -> str:
+    """A cure in running text: what a shell takes for a comment stands in brackets. A quoted # is none."""
+    told = _COMMENT.fullmatch(cure)
+    return f"To do: {cure}" if told is None else f"To do: {told[1]} ({told[2]})"
+
+
 def _finding(finding: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "state": _STATES[finding["result"]],
         "word": MARKS[finding["result"]][1],
         "title": finding["title"],
-        "text": sentence(finding["evidence"]),
-        "pairs": [("Cause", sentence(finding["cause"]))] if finding["cause"] else [],
+        "text": ended(finding["evidence"]),
+        "pairs": [("Cause", ended(finding["cause"]))] if finding["cause"] else [],
         "commands": [finding["cure"]] if finding["cure"] else [],
     }
 

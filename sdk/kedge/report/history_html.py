@@ -10,7 +10,7 @@ from .history_panels import COLOURS, Panel, device_panels, model_panels, points
 from .history_text import DEPLOY_COLUMNS, history_rows
 from .page import cell, markup, render_page
 from .svg import GREY, ORANGE, RED
-from .text import milliseconds, per_cent, sentence
+from .text import byte_size, capital, milliseconds, per_cent, sentence
 
 if TYPE_CHECKING:
     from .series import Mark
@@ -19,7 +19,11 @@ __all__ = ["history_html", "recording_figures"]
 
 _MOST_MODELS = 6
 _MOST_MARKS = 200
+# Of the time that was asked for: with more of it empty, little can be seen of the rest on a narrow screen.
+_EMPTY_SHARE = 0.25
 _MODEL_COLUMNS = ("Model", "Version", "Requests", "Failed", "p50", "p99", "p50, model alone", "p99, model alone")
+# They stand beside each figure.
+_UNITS = {"bytes": "", "bytes/s": "", "ratio": ""}
 _READING_COLUMNS = ("Channel", "Least", "Mean", "Most", "Last", "Unit")
 
 
@@ -30,7 +34,8 @@ def history_html(document: Mapping[str, Any]) -> str:
         IncompatibleError: jinja2 or matplotlib is not installed.
     """
     recording = document["recording"]
-    view: dict[str, Any] = {"d": document, "deploy_columns": DEPLOY_COLUMNS, "deploys": _deploys(document)}
+    heads = [capital(each) for each in DEPLOY_COLUMNS]
+    view: dict[str, Any] = {"d": document, "deploy_columns": heads, "deploys": _deploys(document)}
     if recording is not None:
         events = events_of(document)
         view |= {
@@ -75,7 +80,7 @@ def recording_figures(document: Mapping[str, Any], prefix: str = "over-time") ->
 
 def _title(panel: Panel) -> str:
     more = f" ({panel.left_out} more are in the table)" if panel.left_out else ""
-    return sentence(f"{panel.title}{more}").removesuffix(".")
+    return capital(f"{panel.title}{more}")
 
 
 def _figure(name: str, panel: Panel, recording: Mapping[str, Any], marks: Sequence[Mark]) -> str:
@@ -88,10 +93,18 @@ def _figure(name: str, panel: Panel, recording: Mapping[str, Any], marks: Sequen
         where, known = points(line, times, recording["step_s"], panel.holds_s)
         values, low, high = ([row[index] for row in known] for index in range(3))
         series.append(Series(line.name, where, values, colour, *((low, high) if line.low and line.high else ())))
-    span = (recording["from_s"], recording["to_s"])
+    span = (_begins_s(recording), recording["to_s"])
     # Where a line breaks off is told already.
     gap_s = span[1] - span[0]
     return series_svg(name, panel.title, series, marks, panel.unit, span_s=span, gap_s=gap_s, from_zero=panel.from_zero)
+
+
+def _begins_s(recording: Mapping[str, Any]) -> float:
+    """Where the axis of time begins: where the recording does, if that is much later than what was asked for."""
+    asked_s, steps = float(recording["from_s"]), recording["steps"]
+    first_s = float(steps[0]["at_s"]) - recording["step_s"] if steps else asked_s
+    much = first_s - asked_s > _EMPTY_SHARE * (recording["to_s"] - asked_s)
+    return min(first_s, recording["to_s"] - recording["step_s"]) if much else asked_s
 
 
 def _marks(panel: Panel, events: Sequence[Event]) -> list[Mark]:
@@ -169,6 +182,14 @@ def _readings(recording: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     rows = []
     for name, each in sorted(recording["summary"]["channels"].items()):
         figures = [None if each["unit"] == "count" else each[key] for key in ("min", "mean", "max")]
-        cells = (cell("–" if value is None else f"{value:,.6g}", value) for value in (*figures, each["last"]))
-        rows.append((name, *cells, each["unit"]))
+        cells = (cell(_reading(value, each["unit"]), value) for value in (*figures, each["last"]))
+        rows.append((name, *cells, _UNITS.get(each["unit"], each["unit"])))
     return rows
+
+
+def _reading(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    if unit in ("bytes", "bytes/s"):
+        return byte_size(round(value)) + unit.removeprefix("bytes")
+    return f"{value * 100:.3g} %" if unit == "ratio" else f"{value:,.6g}"

@@ -9,7 +9,7 @@ from typing import Any
 from .doctor_html import doctor_view
 from .page import cell, markup, render_page
 from .snapshot_text import plain
-from .text import byte_size
+from .text import NOT_MEASURED, byte_size
 
 __all__ = ["snapshot_html"]
 
@@ -86,6 +86,11 @@ def _figure(value: Any) -> dict[str, Any]:
     return cell(plain(value, 40) if number is None else f"{number:,.6g}", number)
 
 
+def _cores(value: Any) -> dict[str, Any]:
+    number = _number(value)
+    return cell("–" if number is None else f"{number:.3g}", number)
+
+
 def _short(value: Any) -> dict[str, Any]:
     return cell(
         plain(value, 12).rstrip("…") if isinstance(value, str) and len(value) == 64 else plain(value, 80), code=True
@@ -119,8 +124,8 @@ def _tiles(data: Mapping[str, dict[str, Any]], facts: Mapping[str, Any]) -> list
     running = _either(agent.get("running"), "runs", "does not run", "not known")
     answers = _either(agent.get("responds"), "answers", "does not answer", "")
     return [
-        _tile("device", plain(system.get("module") or system.get("arch"), 60), ""),
-        _tile("system", plain(system.get("l4t") or system.get("os"), 60), ""),
+        _tile("device", plain(system.get("module") or system.get("arch"), 60), plain(system.get("arch"), 30)),
+        _tile("system", plain(system.get("l4t") or system.get("os"), 60), f"kernel {plain(system.get('kernel'), 60)}"),
         _tile("agent", running, ", ".join(each for each in (plain(facts.get("agent_version"), 30), answers) if each)),
         _tile("up for", "–" if up is None else f"{up / 3600:,.1f} h", f"{plain(system.get('cores'), 6)} cores"),
         _tile(
@@ -243,8 +248,9 @@ def _sections(data: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 (
                     plain(each.get("name"), 60),
                     cell(plain(each.get("pid"), 12), _number(each.get("pid"))),
-                    _figure(each.get("cores")),
-                    _bytes(each.get("rss_bytes")),
+                    _cores(each.get("cores")),
+                    # A process that has ended meanwhile holds none, whatever it held.
+                    _bytes(each.get("rss_bytes")) if each.get("rss_bytes") else cell(NOT_MEASURED),
                     _yes(each.get("ours")),
                 )
                 for each in _list(get["processes"].get("top"))

@@ -6,6 +6,8 @@ __all__ = [
     "NOT_MEASURED",
     "UNAVAILABLE",
     "byte_size",
+    "capital",
+    "ended",
     "milliseconds",
     "model_size",
     "per_cent",
@@ -66,4 +68,14 @@ def per_cent(share: float | None) -> str:
 
 def sentence(text: str) -> str:
     """The text with a capital letter and a full stop, for a page."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+    return ended(capital(text))
+
+
+def capital(text: str) -> str:
+    """The text with a capital letter; not for one that begins with a name of somebody's."""
+    return text[:1].upper() + text[1:]
+
+
+def ended(text: str) -> str:
+    """The text with a full stop, as it is."""
+    return text + ("" if text.endswith((".", "?", "!")) else ".")

@@ -52,6 +52,9 @@
   const sizes = new ResizeObserver((entries) => entries.forEach(({ target }) => reach(target)));
   for (const box of document.querySelectorAll(".scroll, figure, pre")) sizes.observe(box);
 
+  // Of what is drawn over time the newest stands at the right, and is asked for first.
+  for (const drawn of document.querySelectorAll("figure.whole")) drawn.scrollLeft = drawn.scrollWidth;
+
   // On paper nothing can be opened.
   let opened = [];
   addEventListener("beforeprint", () => {
