@@ -352,6 +352,8 @@ _DOCUMENT: dict[str, Any] = {
                     "cost": 0.004,
                 },
                 "hour": _summary(12.0, 15.1),
+                "recent": None,
+                "recent_why": "nothing was recorded in the last five minutes",
                 "since_deploy": {
                     "camera": {
                         **_summary(12.0, 15.0),

@@ -206,6 +206,7 @@ def test_a_recording_is_summed_up_since_the_deploy_and_beside_what_it_was_then(d
         to.close()
     found = recorder.collect(device).data
     assert found["hour"]["models"]["other"]["requests"] == 400
+    assert found["recent"] == found["hour"]
     assert found["status"]["files"] == 2
     [(name, since)] = found["since_deploy"].items()
     assert (name, list(since["models"])) == ("digits", ["digits"])
@@ -227,6 +228,7 @@ def test_where_nothing_was_recorded_that_is_said_and_no_figure_is_zero(device: D
     found = recorder.collect(device).data
     assert (found["hour"], found["since_deploy"], found["status"]["last_s"]) == (None, {}, None)
     assert found["hour_why"].startswith("nothing was ever recorded")
+    assert (found["recent"], found["recent_why"]) == (None, found["hour_why"])
 
 
 def write_log(device: Device) -> None:

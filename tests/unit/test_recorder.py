@@ -515,6 +515,7 @@ def test_a_recording_reaches_back_as_far_as_was_asked_for(tmp_path: Path) -> Non
     assert described["status"]["files"] == len(segments(ring.folder))
     assert described["status"]["last_s"] - described["status"]["first_s"] == pytest.approx(999, abs=1)
     assert described["hour"]["seconds"] == 1000
+    assert described["recent"]["seconds"] == pytest.approx(300, abs=1)
 
 
 def test_where_nothing_was_recorded_there_is_nothing_to_tell(tmp_path: Path) -> None:

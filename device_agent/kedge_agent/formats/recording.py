@@ -23,6 +23,7 @@ __all__ = [
     "Record",
     "Skipped",
     "Start",
+    "Summary",
     "latest_models",
     "pack",
     "read_boots",
@@ -177,6 +178,63 @@ def _follow(models: dict[str, ModelRecord], record: Record) -> None:
             models[name] = _joined(None, each, late=False)
 
 
+class Summary:
+    """What happened in all, of records that are added one at a time, in order."""
+
+    def __init__(self) -> None:
+        self._readings = _Readings()
+        self._models: dict[str, ModelRecord] = {}
+        self._throttles: dict[str, float] = {}
+        self._counted: dict[str, float] = {}
+        self._from_s: float | None = None
+        self._last: Record | None = None
+        self._gaps = self._jumps = 0
+
+    @property
+    def seconds(self) -> float:
+        """How much has been recorded of the time."""
+        return self._readings.seconds
+
+    def add(self, record: Record) -> None:
+        """The next; starts count for nothing."""
+        if record.start is not None:
+            return
+        _follow(self._models, record)
+        if record.seconds == 0:
+            return
+        last = self._last
+        if last is None:
+            self._from_s = record.at_s - record.seconds
+        else:
+            same = last.boot == record.boot
+            passed = record.monotonic_s - last.monotonic_s
+            self._gaps += not same or passed - record.seconds > _GAP_S
+            self._jumps += same and abs(record.at_s - last.at_s - passed) >= _JUMP_S
+            if not same:
+                self._counted = {}
+        for name, value in record.channels.items():
+            if name.startswith(THROTTLE):
+                rise = max(value - self._counted.get(name, value), 0.0)
+                self._throttles[name] = self._throttles.get(name, 0.0) + rise
+                self._counted[name] = value
+        self._last = record
+        self._readings.add(record)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `summarise` tells it."""
+        return {
+            "from_s": self._from_s,
+            "to_s": None if self._last is None else self._last.at_s,
+            "seconds": self.seconds,
+            "models": {name: _figures(each) for name, each in self._models.items()},
+            "channels": _channels(self._readings),
+            "throttled_share": self._readings.throttled,
+            "throttles": {name.removeprefix(THROTTLE): int(count) for name, count in self._throttles.items()},
+            "gaps": self._gaps,
+            "clock_jumps": self._jumps,
+        }
+
+
 def summarise(records: Iterable[Record]) -> dict[str, Any]:
     """What happened in all, as JSON: times in seconds of the wall clock, latencies in milliseconds.
 
@@ -188,45 +246,10 @@ def summarise(records: Iterable[Record]) -> dict[str, Any]:
     these. `gaps` are times of more than 1.5 s that nobody recorded, and starts of the system; `clock_jumps` moved the
     wall clock by 2 s or more.
     """
-    readings = _Readings()
-    models: dict[str, ModelRecord] = {}
-    throttles: dict[str, float] = {}
-    counted: dict[str, float] = {}
-    first: Record | None = None
-    last: Record | None = None
-    gaps = jumps = 0
+    summary = Summary()
     for record in records:
-        if record.start is not None:
-            continue
-        _follow(models, record)
-        if record.seconds == 0:
-            continue
-        first = first or record
-        if last is not None:
-            same = last.boot == record.boot
-            passed = record.monotonic_s - last.monotonic_s
-            gaps += not same or passed - record.seconds > _GAP_S
-            jumps += same and abs(record.at_s - last.at_s - passed) >= _JUMP_S
-            if not same:
-                counted = {}
-        for name, value in record.channels.items():
-            if name.startswith(THROTTLE):
-                rise = max(value - counted.get(name, value), 0.0)
-                throttles[name] = throttles.get(name, 0.0) + rise
-                counted[name] = value
-        last = record
-        readings.add(record)
-    return {
-        "from_s": None if first is None else first.at_s - first.seconds,
-        "to_s": None if last is None else last.at_s,
-        "seconds": readings.seconds,
-        "models": {name: _figures(each) for name, each in models.items()},
-        "channels": _channels(readings),
-        "throttled_share": readings.throttled,
-        "throttles": {name.removeprefix(THROTTLE): int(count) for name, count in throttles.items()},
-        "gaps": gaps,
-        "clock_jumps": jumps,
-    }
+        summary.add(record)
+    return summary.to_json()
 
 
 def _figures(each: ModelRecord) -> dict[str, Any]:

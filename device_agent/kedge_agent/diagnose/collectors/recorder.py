@@ -1,16 +1,16 @@
-"""What the flight recorder wrote: of the last hour, and of each model while its live release served."""
+"""What the flight recorder wrote: of the last hour and five minutes, and of each model while its release served."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import AgentError
-from ...formats.recording import Record, read_records, summarise
+from ...formats.recording import Record, Summary, read_records, summarise
 from ...measure.recorder.places import MINUTES, SECONDS
-from ...measure.recorder.reading import describe_recorder, read_back, segments_back
+from ...measure.recorder.reading import describe_recorder, read_ages, segments_back
 from ...store.journal import Entry
 from ...store.models import list_models, read_state
 from ..device import Collected, Device, UnavailableError, reason_of
@@ -24,6 +24,18 @@ _FIRST_S = 600.0
 _MOST_MODELS = 16
 
 
+@dataclass(frozen=True)
+class _Live:
+    """What a model serves, and what it did since it went live, age_s ago: a day, where that is not known."""
+
+    model: str
+    release: str
+    deploy: Entry | None
+    age_s: float
+    ring: str
+    since: Summary = field(default_factory=Summary)
+
+
 def collect(device: Device) -> Collected:
     """See docs/diagnose.md."""
     try:
@@ -31,9 +43,11 @@ def collect(device: Device) -> Collected:
         if told is None:
             nothing = {"files": 0, "bytes": 0, "first_s": None, "last_s": None, "cost": None}
             why = "nothing was ever recorded: the recorder is off, or the agent is of a version that has none"
-            return Collected({"status": nothing, "hour": None, "hour_why": why, "since_deploy": {}})
-        if told["hour"] is None:
-            told["hour_why"] = "nothing was recorded in the last hour"
+            none = {"hour": None, "hour_why": why, "recent": None, "recent_why": why}
+            return Collected({"status": nothing, **none, "since_deploy": {}})
+        for key, time_of in (("hour", "hour"), ("recent", "five minutes")):
+            if told[key] is None:
+                told[f"{key}_why"] = f"nothing was recorded in the last {time_of}"
         return Collected({**told, "since_deploy": _since_deploy(device)})
     except OSError as error:
         raise UnavailableError(reason_of(error, device.state / "recorder")) from error
@@ -44,8 +58,7 @@ def _since_deploy(device: Device) -> dict[str, Any]:
         history = read_history(device)
     except UnavailableError:
         history = []
-    out = {}
-    day: list[Record] = []
+    found = []
     for model in list_models(device.layout)[:_MOST_MODELS]:
         try:
             state = read_state(device.layout, model)
@@ -56,15 +69,28 @@ def _since_deploy(device: Device) -> dict[str, Any]:
             deploy = _deploy(history, model, state.current)
             age_s = _LONGEST_S if deploy is None else max(time.time() - deploy.at_s, 1.0)
             ring = SECONDS if age_s <= _BY_SECONDS_S else MINUTES
-            if ring == MINUTES and not day:
-                # For all models once; of seconds there are more than one would hold in memory.
-                day = list(read_back(device.state, _LONGEST_S, MINUTES))
-            since = iter(day) if ring == MINUTES else read_back(device.state, age_s, SECONDS)
-            out[model] = {
-                **summarise(_served(since, model, state.current)),
-                "at_deploy": None if deploy is None else _at_deploy(device, history, deploy, ring),
-            }
-    return out
+            found.append(_Live(model, state.current, deploy, min(age_s, _LONGEST_S), ring))
+    _sum_up(device, found)
+    return {
+        each.model: {
+            **each.since.to_json(),
+            "at_deploy": None if each.deploy is None else _at_deploy(device, history, each.deploy, each.ring),
+        }
+        for each in found
+    }
+
+
+def _sum_up(device: Device, models: list[_Live]) -> None:
+    """Read each ring once, for all models; a day of records is more than one would hold in memory."""
+    for ring in (SECONDS, MINUTES):
+        own = [each for each in models if each.ring == ring]
+        if not own:
+            continue
+        for record, age_s in read_ages(device.state, max(each.age_s for each in own), ring):
+            for each in own:
+                if age_s <= each.age_s:
+                    for served in _served([record], each.model, each.release):
+                        each.since.add(served)
 
 
 def _deploy(history: list[Entry], model: str, release: str) -> Entry | None:
@@ -115,7 +141,7 @@ def _first(device: Device, deploy: Entry, ring: str) -> Iterator[Record]:
                 yield record
 
 
-def _served(records: Iterator[Record], model: str, release: str) -> Iterator[Record]:
+def _served(records: Iterable[Record], model: str, release: str) -> Iterator[Record]:
     """Those in which this release of the model was live, without other models."""
     for record in records:
         each = record.models.get(model)

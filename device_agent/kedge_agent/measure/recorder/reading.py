@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AgentError
-from ...formats.recording import Record, pack, read_boots, read_ends, read_records, read_starts, summarise
+from ...formats.recording import Record, Summary, pack, read_boots, read_ends, read_records, read_starts
 from ...store.files import read_bounded
 from .places import MINUTES, SECONDS, SHARES, boot_id, recorder_folder
 from .ring import segments
 
-__all__ = ["describe_recorder", "newest_starts", "read_back", "resolution_of", "segments_back"]
+__all__ = ["describe_recorder", "newest_starts", "read_ages", "read_back", "resolution_of", "segments_back"]
 
 _MAX_SEGMENT_BYTES = 4 << 20
 _MOST_BY_SECONDS_S = 6 * 3600
 _HOUR_S = 3600
+_RECENT_S = 300
 # 2020: a wall clock that is before it was not set since the system started.
 _SET_S = 1_577_836_800
 
@@ -48,12 +49,17 @@ def read_back(state: Path, since_s: float, ring: str | None = None) -> Iterator[
     Raises:
         OSError: the folder cannot be read.
     """
+    return (record for record, _ in read_ages(state, since_s, ring or resolution_of(since_s)))
+
+
+def read_ages(state: Path, since_s: float, ring: str) -> Iterator[tuple[Record, float]]:
+    """As `read_back`, and how many seconds ago each was."""
     boots = _Boots()
-    for data in _reaching(state, since_s, ring or resolution_of(since_s), boots):
+    for data in _reaching(state, since_s, ring, boots):
         for record in read_records(data):
             age_s = boots.age_s(record)
             if age_s is not None and age_s <= since_s:
-                yield record
+                yield record, age_s
 
 
 def newest_starts(state: Path, most: int) -> list[Record]:
@@ -69,8 +75,9 @@ def newest_starts(state: Path, most: int) -> list[Record]:
 
 
 def describe_recorder(state: Path) -> dict[str, Any] | None:
-    """The recorder's part of the facts: {status: {files, bytes, first_s, last_s, cost}, hour: summary or None}.
+    """The recorder's part of the facts: {status: {files, bytes, first_s, last_s, cost}, hour, recent: summary or None}.
 
+    recent is of the last five minutes.
     first_s and last_s are of the wall clock; cost is the recorder's share of one core by its own measurement, of its
     last sample within the hour. None: nothing was ever recorded.
 
@@ -81,7 +88,7 @@ def describe_recorder(state: Path) -> dict[str, Any] | None:
     ends = [each for paths in rings.values() for path in paths[:1] + paths[-1:] if (each := read_ends(_read(path)))]
     if not ends:
         return None
-    hour = summarise(read_back(state, _HOUR_S, SECONDS))
+    hour, recent = _latest(state)
     cost = hour["channels"].get("recorder.cpu_share")
     status = {
         "files": sum(map(len, rings.values())),
@@ -90,7 +97,20 @@ def describe_recorder(state: Path) -> dict[str, Any] | None:
         "last_s": max(last.at_s for _, last in ends),
         "cost": None if cost is None else cost["last"],
     }
-    return {"status": status, "hour": hour if hour["seconds"] else None}
+    return {
+        "status": status,
+        "hour": hour if hour["seconds"] else None,
+        "recent": recent if recent["seconds"] else None,
+    }
+
+
+def _latest(state: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    hour, recent = Summary(), Summary()
+    for record, age_s in read_ages(state, _HOUR_S, SECONDS):
+        hour.add(record)
+        if age_s <= _RECENT_S:
+            recent.add(record)
+    return hour.to_json(), recent.to_json()
 
 
 class _Boots:

@@ -3,8 +3,9 @@
 What it was: by the latency gate, whose runs let the release go live, bare in the runtime; and by the first ten minutes
 after it, once these are long over. Of both the longer one counts, for a gate measures a device that does nothing else.
 What it is: the recorder's last hour; or since the deploy, where that was within the hour: the same release may have
-served before it, on a device that was not yet mended. Medians are compared as well, and alone where the gate had so few
-runs that their 99th percentile is the longest of them.
+served before it, on a device that was not yet mended. Beside it the last five minutes, where enough was asked in them:
+what was slow and is so no more is no fault, and a median that has just become so is one. Medians are compared as well,
+and alone where the gate had so few runs that their 99th percentile is the longest of them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .words import counted, edit_settings, restart_command, share
 __all__ = ["drifting", "latency", "requests"]
 
 _HOUR_S = 3600
+_RECENT_S = 300
 _FIRST_OVER_S = 1200
 # The journal knows whole seconds, and a record tells of the second that ends with it.
 _BEGINS_WITHIN_S = 2.0
@@ -33,10 +35,11 @@ _OURS = ("internal", "integrity", "incompatible", "space")
 
 @dataclass(frozen=True)
 class _Drift:
-    """A percentile of one model's compute, in the last hour and when it was deployed, and where that is from."""
+    """A percentile of one model's compute, of a time until now and when it was deployed, and where that is from."""
 
     percentile: str
     now_ms: float
+    span: str
     was_ms: float
     was: str
 
@@ -58,24 +61,33 @@ class _Drift:
 @dataclass(frozen=True)
 class _Model:
     """One that was asked in the last hour. span: of which time `requests` and `p99_ms` are; None: none was answered.
-    drifts: the 99th percentile before the median; those that can be told."""
+    drifts: the 99th percentile before the median; those that can be told. recent: the same of the last five minutes;
+    none where too little was asked in these."""
 
     name: str
     span: str
     requests: int
     p99_ms: float | None
     drifts: tuple[_Drift, ...]
+    recent: tuple[_Drift, ...]
 
     def worst(self, threshold: str) -> _Drift | None:
         """The first that is beyond a line, where there were requests enough."""
         if self.requests < limit("latency_requests"):
             return None
-        return next((drift for drift in self.drifts if drift.beyond(threshold)), None)
+        # The 99th percentile of five minutes may be a few accidents.
+        medians = [drift for drift in self.recent if drift.percentile == "p50"]
+        return next((drift for drift in (*self.drifts, *medians) if drift.beyond(threshold)), None)
+
+    @property
+    def over(self) -> bool:
+        """Whether it is as fast as it was in the last five minutes, whatever it was before."""
+        return bool(self.recent) and not any(drift.beyond("latency_ratio_warning") for drift in self.recent)
 
 
 def drifting(evidence: Evidence) -> bool:
     """Whether any model is slower than it was by so much that it is a fault: what may be behind it is one too then."""
-    return any(model.worst("latency_ratio_fault") for model in _models(evidence))
+    return any(model.worst("latency_ratio_fault") and not model.over for model in _models(evidence))
 
 
 def latency(evidence: Evidence) -> list[Finding]:
@@ -138,6 +150,7 @@ def _judged(evidence: Evidence, model: _Model) -> Finding:
     figures = {"model": model.name, "requests": model.requests, "p99_ms": model.p99_ms}
     for drift in model.drifts:
         figures |= {f"was_{drift.percentile}_ms": drift.was_ms, f"{drift.percentile}_ratio": round(drift.ratio, 3)}
+    figures |= {f"recent_{drift.percentile}_ratio": round(drift.ratio, 3) for drift in model.recent}
     now = f"{milliseconds(model.p99_ms)} of compute at p99"
     if model.requests < limit("latency_requests"):
         few = counted(model.requests, "request")
@@ -146,14 +159,15 @@ def _judged(evidence: Evidence, model: _Model) -> Finding:
     if not model.drifts:
         return unknown(name, f"{model.name}: {now}; what it was when it was deployed is not known", **figures)
     slower, verdict = model.worst("latency_ratio_fault"), fault
+    if slower is None or model.over:
+        slower, verdict = slower or model.worst("latency_ratio_warning"), warning
     if slower is None:
-        slower, verdict = model.worst("latency_ratio_warning"), warning
-    if slower is None:
-        return ok(name, f"{model.name}: {_told(model, model.drifts[0])}", **figures)
+        return ok(name, f"{model.name}: {_told(model.drifts[0])}", **figures)
+    over = "; as it was in the last five minutes" if model.over else ""
     # Where other checks say why, theirs come first.
     return verdict(
         name,
-        f"{model.name}: {_told(model, slower)}",
+        f"{model.name}: {_told(slower)}{over}",
         brief=slower.brief,
         cause="what the other checks found amiss; where they found nothing: other inputs or batch sizes than those of"
         " its gate",
@@ -163,10 +177,10 @@ def _judged(evidence: Evidence, model: _Model) -> Finding:
     )
 
 
-def _told(model: _Model, drift: _Drift) -> str:
+def _told(drift: _Drift) -> str:
     small = 0 < drift.now_ms - drift.was_ms < limit("latency_difference")
     little = ": too little to matter" if small and drift.ratio >= limit("latency_ratio_warning") else ""
-    now = f"{milliseconds(drift.now_ms)} of compute {model.span}"
+    now = f"{milliseconds(drift.now_ms)} of compute {drift.span}"
     return f"{drift.brief} ({now}, {milliseconds(drift.was_ms)} {drift.was}){little}"
 
 
@@ -179,29 +193,42 @@ def _models(evidence: Evidence) -> Sequence[_Model]:
             continue
         since = data.child("since_deploy", name)
         deploy = since.child("at_deploy")
-        lately = _within_the_hour(evidence, deploy)
+        lately = _within(_HOUR_S, evidence, deploy)
         figures = _since(since, name, deploy) if lately else told
         span = "since its deploy" if lately else "in the last hour"
         gate = deploy.child("gate") or _gate_of_journal(evidence, name, told.text("release"))
         first = _first(evidence, name, deploy)
-        drifts = []
-        for percentile, at_gate, key in (("p99", "p99_ms", "compute_p99_ms"), ("p50", "median_ms", "compute_p50_ms")):
-            now = figures.amount(key)
-            runs = gate.size("runs")
-            few = percentile == "p99" and runs is not None and runs < limit("gate_runs")
-            was = [(None if few else gate.amount(at_gate), "at its gate")]
-            was += [(first.amount(key), "in the ten minutes after its deploy")]
-            known = [(each, what) for each, what in was if each]
-            if now is not None and known:
-                drifts.append(_Drift(percentile, now, *max(known)))
+        drifts = _drifts(figures, span, gate, first)
+        recent = _drifts(_recent(evidence, name, deploy), "in the last five minutes", gate, first)
         requests = figures.size("requests") or 0
-        out.append(_Model(name, span, requests, figures.amount("compute_p99_ms"), tuple(drifts)))
+        out.append(_Model(name, span, requests, figures.amount("compute_p99_ms"), drifts, recent))
     return out
 
 
-def _within_the_hour(evidence: Evidence, deploy: Node) -> bool:
+def _drifts(figures: Node, span: str, gate: Node, first: Node) -> tuple[_Drift, ...]:
+    drifts = []
+    for percentile, at_gate, key in (("p99", "p99_ms", "compute_p99_ms"), ("p50", "median_ms", "compute_p50_ms")):
+        now = figures.amount(key)
+        runs = gate.size("runs")
+        few = percentile == "p99" and runs is not None and runs < limit("gate_runs")
+        was = [(None if few else gate.amount(at_gate), "at its gate")]
+        was += [(first.amount(key), "in the ten minutes after its deploy")]
+        known = [(each, what) for each, what in was if each]
+        if now is not None and known:
+            drifts.append(_Drift(percentile, now, span, *max(known)))
+    return tuple(drifts)
+
+
+def _recent(evidence: Evidence, model: str, deploy: Node) -> Node:
+    """Figures of the last five minutes, where they say something and are wholly after the deploy."""
+    figures = evidence.data("recorder").child("recent", "models", model)
+    enough = (figures.size("requests") or 0) >= limit("latency_requests")
+    return figures if enough and not _within(_RECENT_S, evidence, deploy) else NOTHING
+
+
+def _within(last_s: float, evidence: Evidence, deploy: Node) -> bool:
     at, now = deploy.amount("at_s"), evidence.at_s
-    return at is not None and now is not None and now - at < _HOUR_S
+    return at is not None and now is not None and now - at < last_s
 
 
 def _since(since: Node, model: str, deploy: Node) -> Node:
