@@ -113,8 +113,8 @@ class Bench:
         return done.stdout
 
     def start(self) -> None:
-        """Start the agent, and wait until it serves."""
-        self.run(f"{self.program} start")
+        """Start the agent unless it runs, and wait until it serves."""
+        self.server.run(f"{self.program} start")
         assert eventually(lambda: self.request("GET", "/v2/health/ready")[0] == 200)
 
     def restart(self) -> None:

@@ -7,23 +7,33 @@ What the doctor sees of a changed host key, of a key that is not accepted and of
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 
 import pytest
 
 from kedge.release.bundle import Release
 from tests.conftest import make_release
 from tests.loopback.doctor.conftest import Bench, Local
+from tests.support.deploys import eventually
 from tests.support.doctors import Doctor, finding, on_device, told
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def serving(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """It serves a model."""
-    release = make_release(tmp_path_factory.mktemp("release"), version=1)
-    bench.deploy(release)
+def deployed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """It serves a model, and its recorder has begun: until then nobody knows when its counters rose."""
+    bench.deploy(make_release(tmp_path_factory.mktemp("release"), version=1))
+    assert eventually(lambda: bool(finding(bench.doctor.live(), "recorder")["figures"].get("seconds_last_hour")))
     return bench
+
+
+@pytest.fixture
+def serving(deployed: Bench) -> Iterator[Bench]:
+    """It does so again afterwards."""
+    yield deployed
+    deployed.server.run(f"kill -CONT {deployed.pid()}")
+    deployed.start()
 
 
 def test_of_a_device_that_is_well_over_ssh_nothing_is_amiss(serving: Bench) -> None:
@@ -77,9 +87,11 @@ def test_libraries_of_the_agent_that_are_gone_are_the_first_cause_and_not_that_i
     assert "its files are gone" in found["cause"]
     serving.run(f"{serving.program} stop")
     assert serving.server.run(f"{serving.program} start").returncode != 0
-    first = serving.doctor.names("runtimes")["first_cause"]
-    assert first["cure"] == "kedge device provision bench1 --force"
-    done = serving.doctor.kedge("device", "provision", "bench1", "--force", "--no-service")
+    try:
+        first = serving.doctor.names("runtimes")["first_cause"]
+        assert first["cure"] == "kedge device provision bench1 --force"
+    finally:
+        done = serving.doctor.kedge("device", "provision", "bench1", "--force", "--no-service")
     assert done.returncode == 0, done.stderr
     serving.doctor.finds_no_fault()
 
