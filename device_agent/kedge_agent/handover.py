@@ -28,7 +28,6 @@ from .failpoints import reached
 from .formats.manifest import Manifest
 from .handover_link import Link
 from .process import feeding, how_it_ended, serve_command
-from .store.agents import judge_slot
 from .store.files import write_atomic
 from .store.layout import Layout
 from .store.locks import deploying
@@ -172,6 +171,9 @@ class Upgrades:
                 kind="not_found",
                 hint="push it: kedge device upgrade DEVICE",
             )
+        # Who signs, and with what program that is judged, an agent need not know that stays as it is.
+        from .store.agents import judge_slot
+
         judge_slot(self._layout, self._rules(), bundle)
         alone = contextlib.ExitStack()
         alone.enter_context(changing_agents(self._layout, wait_s=_LOCK_S))

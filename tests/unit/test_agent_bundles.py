@@ -21,13 +21,14 @@ from kedge_agent.errors import AgentError
 from kedge_agent.formats.bundle import bundle_bytes, parse_bundle
 from kedge_agent.formats.manifest import ManifestError
 from kedge_agent.formats.offer import AGENT, Offer
-from kedge_agent.store.agents import AgentParcel, agent_objects, judge_slot, run_program
+from kedge_agent.store.agents import AgentParcel, judge_slot, run_program
 from kedge_agent.store.layout import Layout
 from kedge_agent.store.rules import OFF, ReleaseRules
 from kedge_agent.store.slots import (
     COMMITTED,
     FALLEN_BACK,
     Trial,
+    agent_objects,
     agents_folder,
     begin_trial,
     changing_agents,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 from dataclasses import dataclass
 
+from .digests import sha256
 from .offer import MAX_SIGNATURES_BYTES
 
 __all__ = [
@@ -71,7 +71,7 @@ class Signature:
 
 def fingerprint(key: bytes) -> str:
     """The fingerprint of a public key's blob, as OpenSSH shows it: "SHA256:…"."""
-    return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+    return "SHA256:" + base64.b64encode(sha256(key).digest()).decode().rstrip("=")
 
 
 def split_signatures(data: bytes) -> tuple[Signature, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..errors import AgentError
 from ..failpoints import reached
-from ..formats.bundle import AgentBundle, parse_bundle
+from ..formats.bundle import parse_bundle
 from ..formats.manifest import MANIFEST_NAME, FileEntry, ManifestError
 from ..formats.offer import Offer, offer_bytes, parse_offer
 from ..wire import MAX_JSON_BYTES
@@ -28,11 +28,11 @@ from .parcel import Parcel
 from .releases import OFFER_NAME
 from .rules import ReleaseRules
 from .signers import judge_agent
-from .slots import agents_folder, aside, changing_agents, has_slot, retire_slots, slot, slot_named
+from .slots import aside, changing_agents, has_slot, read_bundle, retire_slots, slot, slot_named
 from .space import SPARE_BYTES, free_bytes, has_room
 from .wheels import unpack_wheel, unpacked_bytes
 
-__all__ = ["AgentParcel", "agent_objects", "judge_slot", "run_program"]
+__all__ = ["AgentParcel", "judge_slot", "run_program"]
 
 _LOCK_S = 10.0
 
@@ -40,16 +40,6 @@ _LOCK_S = 10.0
 def run_program(site: Path) -> str:
     """What the launcher has Python run: the agent of this slot, before any other on the path."""
     return f"import sys\nsys.path.insert(0, {str(site)!r})\nfrom kedge_agent.cli import main\nsys.exit(main())\n"
-
-
-def agent_objects(layout: Layout) -> set[str]:
-    """Objects that the agents of this device were unpacked from, by their sha256: the collector leaves them."""
-    found: set[str] = set()
-    with contextlib.suppress(FileNotFoundError):
-        for entry in agents_folder(layout).iterdir():
-            with contextlib.suppress(OSError, AgentError, ManifestError):
-                found |= {wheel.sha256 for wheel in _read_bundle(entry).files}
-    return found
 
 
 def judge_slot(layout: Layout, rules: ReleaseRules, digest: str) -> None:
@@ -125,7 +115,7 @@ class AgentParcel(Parcel):
             with contextlib.suppress(OSError, AgentError, ManifestError):
                 digest = slot_named(self._layout, link)
                 if digest is not None:
-                    found.append(_read_bundle(slot(self._layout, digest)).files)
+                    found.append(read_bundle(slot(self._layout, digest)).files)
         return found
 
     def accept(self, staging: Path, proven: Collection[str] = frozenset()) -> None:
@@ -203,7 +193,3 @@ def _sync(folder: Path) -> None:
             finally:
                 os.close(handle)
         fsync_directory(Path(place))
-
-
-def _read_bundle(folder: Path) -> AgentBundle:
-    return parse_bundle(read_bounded(folder / MANIFEST_NAME, MAX_JSON_BYTES))

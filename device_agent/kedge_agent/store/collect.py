@@ -16,7 +16,6 @@ from ..errors import AgentError
 from ..failpoints import reached
 from ..formats.manifest import MANIFEST_NAME, Manifest, ManifestError, is_digest, parse_manifest
 from ..wire import MAX_MANIFEST_BYTES
-from .agents import agent_objects
 from .files import exclusive_lock, fsync_directory, read_bounded
 from .journal import read_unfinished
 from .layout import Layout
@@ -24,7 +23,7 @@ from .locks import collecting
 from .models import named_releases
 from .releases import Acceptance, read_acceptance, read_release, release_digests
 from .rules import ReleaseRules
-from .slots import agents_folder, changing_agents, retire_slots
+from .slots import agent_objects, agents_folder, changing_agents, retire_slots
 
 __all__ = ["Collected", "collect"]
 

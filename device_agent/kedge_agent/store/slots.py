@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import AgentError
-from ..formats.manifest import is_digest
-from ..wire import WireError, parse_json
+from ..formats.bundle import AgentBundle, parse_bundle
+from ..formats.manifest import MANIFEST_NAME, ManifestError, is_digest
+from ..wire import MAX_JSON_BYTES, WireError, parse_json
 from .files import exclusive_lock, fsync_directory, make_directory, read_bounded, write_atomic
 from .layout import Layout
 
@@ -30,6 +31,7 @@ __all__ = [
     "REFUSED",
     "Outcome",
     "Trial",
+    "agent_objects",
     "agents_folder",
     "aside",
     "begin_trial",
@@ -39,6 +41,7 @@ __all__ = [
     "end_trial",
     "has_slot",
     "own_slot",
+    "read_bundle",
     "read_outcome",
     "read_trial",
     "retire_slots",
@@ -271,3 +274,24 @@ def _point(layout: Layout, link: str, digest: str) -> None:
     partial.symlink_to(digest)
     partial.replace(agents_folder(layout) / link)
     fsync_directory(agents_folder(layout))
+
+
+def read_bundle(folder: Path) -> AgentBundle:
+    """What the bundle in a slot says of itself.
+
+    Raises:
+        ManifestError: its manifest is malformed.
+        AgentError: its manifest is too long (integrity).
+        OSError: it has none, or it cannot be read.
+    """
+    return parse_bundle(read_bounded(folder / MANIFEST_NAME, MAX_JSON_BYTES))
+
+
+def agent_objects(layout: Layout) -> set[str]:
+    """Objects that the agents of this device were unpacked from, by their sha256: the collector leaves them."""
+    found: set[str] = set()
+    with contextlib.suppress(FileNotFoundError):
+        for entry in agents_folder(layout).iterdir():
+            with contextlib.suppress(OSError, AgentError, ManifestError):
+                found |= {wheel.sha256 for wheel in read_bundle(entry).files}
+    return found
