@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__
 from .configuration import Configuration, Options
@@ -31,7 +31,6 @@ from .serving.repository import Repository
 from .serving.routes import control_handler, inference_handler
 from .serving.shared_memory import Regions
 from .settings import remember_config
-from .standby import Standby
 from .store.crashes import Marks
 from .store.files import make_directory, translate_os_error
 from .store.journal import Journal
@@ -40,6 +39,9 @@ from .store.slots import settle
 from .systemd import Notifier
 from .watchdog import Watchdog, ask_health
 from .wire import PROTOCOLS_SPOKEN, Greeting, render_greeting
+
+if TYPE_CHECKING:
+    from .standby import Standby
 
 __all__ = ["Options", "serve"]
 
@@ -81,6 +83,8 @@ def serve(options: Options) -> None:
 
 
 def _stand_by(handle: int, layout: Layout, configuration: Configuration) -> Standby:
+    from .standby import Standby
+
     standby = Standby(handle, layout)
     runtimes = {name: runtime_named(name) for name in RUNTIMES}
     standby.rehearse(runtimes, configuration.threads(), configuration.settings.rules_of)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 __all__ = ["ManifestError", "Reader"]
@@ -58,6 +57,8 @@ class Reader:
 
     def decimal(self, key: str, low: float, high: float) -> float:
         """A number written as text, within bounds."""
+        from decimal import Decimal, InvalidOperation
+
         value = self.text(key, limit=40)
         try:
             number = Decimal(value)

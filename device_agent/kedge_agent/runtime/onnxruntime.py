@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import weakref
 from pathlib import Path
@@ -72,6 +71,8 @@ class OnnxRuntime:
         Raises:
             AgentError: as `load` and `BoundBinding.submit`; or runs is out of range or too many for this model.
         """
+        import tempfile
+
         if not 1 <= runs <= MAX_PROFILED_RUNS:
             raise AgentError(f"runs is {runs}; it goes from 1 to {MAX_PROFILED_RUNS}")
         with tempfile.TemporaryDirectory(prefix="kedge-profile-") as folder:

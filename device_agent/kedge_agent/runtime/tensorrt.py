@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from ..engine.report import FAULTS, EngineError
 from ..errors import AgentError
 from .base import Buffers, LayerTime, LoadOptions
 from .cuda_lanes import Gpu, gpu_of_process
-from .tensorrt_model import TensorRTModel
+
+if TYPE_CHECKING:
+    from .tensorrt_model import TensorRTModel
 
 __all__ = ["TensorRTRuntime"]
 
@@ -53,6 +55,9 @@ class TensorRTRuntime:
             AgentError: library, driver or CUDA binding is missing, or the engine is refused (kind incompatible);
                 there is no memory left (kind space).
         """
+        # Not at the top: every agent has this runtime, few have a GPU.
+        from .tensorrt_model import TensorRTModel
+
         with self._open() as (gpu, heard), gpu.cuda.current():
             return TensorRTModel(gpu, self._library, heard, path, options)
 
@@ -64,6 +69,8 @@ class TensorRTRuntime:
         Raises:
             AgentError: as `load` and `Binding.submit`.
         """
+        from .tensorrt_model import TensorRTModel
+
         profiler = _profiler(self._library.load())
         plain = LoadOptions(options.threads, cache=options.cache)
         with self._open() as (gpu, heard), gpu.cuda.current():

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..engine.apart import Limits, compile_apart
 from ..engine.here import built_passport, gpu_here, passport_here
 from ..engine.ladder import Attempt, climb
 from ..engine.library import RUNTIMES
@@ -180,6 +179,8 @@ class Builds:
             job.fail(AgentError(f"{type(error).__name__}: {error}", kind="internal", hint="see the agent's log"))
 
     def _builder(self, job: Job, model: Path) -> Callable[[Order], CompileReport]:
+        from ..engine.apart import Limits, compile_apart
+
         def progress(phase: str, step: int, steps: int) -> bool:
             if phase.startswith("log: "):
                 job.tell({"event": "log", "line": phase[5:]})

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AgentError
 from ..formats.gates import LatencyGate, ParityGate
-from ..measure.apart import GateTrial, try_gates
 from ..measure.memory import read_memory
 from ..measure.parity import OutputParity, failures
 from ..measure.schedule import TimingRules
@@ -20,6 +19,9 @@ from ..store.layout import Layout
 from .golden import read_golden
 from .loading import LiveModel, loadable
 from .staging import Staged
+
+if TYPE_CHECKING:
+    from ..measure.apart import GateTrial
 
 __all__ = ["Gated", "Tell", "describe_live", "judge_parity", "needs_bytes", "run_gates"]
 
@@ -106,6 +108,8 @@ def needs_bytes(trial: GateTrial) -> int | None:
 
 
 def _tried(layout: Layout, staged: Staged, timing: TimingRules, *, compared: bool) -> GateTrial:
+    from ..measure.apart import try_gates
+
     manifest, artefact = staged.manifest, staged.artefact
     inputs = read_golden(layout, manifest, manifest.golden.inputs)
     golden = read_golden(layout, manifest, manifest.golden.outputs) if compared else {}

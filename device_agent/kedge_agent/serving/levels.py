@@ -6,7 +6,6 @@ With what the host measures of the ways beyond, this makes the waterfall of `ked
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,6 +111,8 @@ def _socket(layout: Layout, model: str, body: bytes, header_bytes: int, runs: in
         f"{HEADER_LENGTH}: {header_bytes}\r\n\r\n"
     ).encode()
     door = str(socket_directory(layout.root) / "infer.sock")
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="kedge-client-") as name:
         (Path(name) / "request.http").write_bytes(head + body)
         asked = {"socket": door, "runs": runs, "warmup": warmup}

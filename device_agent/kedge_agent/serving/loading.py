@@ -16,7 +16,6 @@ from typing import Any
 from ..errors import AgentError
 from ..formats.manifest import PACKED, Artefact, Manifest
 from ..formats.tensors import DYNAMIC
-from ..measure.apart import try_load
 from ..measure.drift import DriftCounter
 from ..measure.memory import read_memory
 from ..measure.parity import OutputParity, compare_output, require_golden
@@ -105,6 +104,8 @@ def rehearse(layout: Layout, staged: Staged) -> dict[str, Any] | None:
     Raises:
         AgentError: as `measure.apart.try_load`.
     """
+    from ..measure.apart import try_load
+
     golden = read_golden(layout, staged.manifest, staged.manifest.golden.inputs)
     with loadable(layout, staged.manifest, staged.artefact) as path:
         try:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from ..errors import AgentError
 from ..formats.oip import HEADER_LENGTH, encode_request
-from ..measure.apart import measure_phases, profile_layers
 from ..measure.benchmark import run_benchmark
 from ..measure.layers import layer_rows
 from ..measure.ledger import ledger_rows
@@ -77,10 +76,14 @@ def measure_routes(repository: Repository, regions: Regions, layout: Layout, roo
         return {"release": entry.manifest.digest, "batch": batch}, runs, found
 
     def layers(request: Request, model: str) -> Response:
+        from ..measure.apart import profile_layers
+
         of, runs, found = apart_from_serving(request, model, profile_layers)
         return json_response({**of, "count": runs, "layers": layer_rows(found)})
 
     def phases(request: Request, model: str) -> Response:
+        from ..measure.apart import measure_phases
+
         of, _, found = apart_from_serving(request, model, measure_phases)
         return json_response({**of, **found})
 

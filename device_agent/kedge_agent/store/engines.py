@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +105,8 @@ def keep_engine(
     Raises:
         AgentError: there is no room, or the disk fails.
     """
+    import tempfile
+
     folder = _folder(layout, key)
     try:
         make_directory(folder.parent)

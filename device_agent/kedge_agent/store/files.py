@@ -13,7 +13,6 @@ import errno
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +76,9 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
         OSError: as the file system says. The old file is untouched, but where only the folder's fsync failed: readers
             then see the new one, and may see the old one after a power cut.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # As tempfile does it, which brings four compressors and a generator of random numbers along.
+    name = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "wb") as out:
             os.fchmod(out.fileno(), mode)

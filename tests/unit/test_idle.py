@@ -1,0 +1,53 @@
+"""What a daemon loads that has nothing to do yet: its memory is the model's, on a device that has little."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# What numpy itself loads is not the agent's to choose.
+_SCRIPT = """
+import sys, numpy
+its = set(sys.modules)
+import kedge_agent.cli, kedge_agent.daemon
+from kedge_agent.runtime.table import RUNTIMES, runtime_named
+for name in RUNTIMES:
+    runtime_named(name)
+print(*set(sys.modules) - its)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> frozenset[str]:
+    """Modules of a daemon that is about to serve."""
+    said = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True).stdout
+    return frozenset(said.split())
+
+
+def test_a_daemon_loads_no_library_that_only_a_deploy_or_an_upgrade_needs(loaded: frozenset[str]) -> None:
+    # The first is OpenSSL: 3.5 MB.
+    unwanted = {"_hashlib", "decimal", "email", "http.client", "importlib.metadata", "random", "statistics", "tempfile"}
+    assert "kedge_agent.serving.server" in loaded
+    assert not unwanted & loaded
+
+
+def test_a_daemon_loads_no_runtime_s_library(loaded: frozenset[str]) -> None:
+    assert {"kedge_agent.runtime.onnxruntime", "kedge_agent.runtime.tensorrt"} <= loaded
+    assert not {"onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "cuda"} & loaded
+
+
+def test_a_daemon_loads_what_pushes_upgrades_trials_and_engines_need_when_there_is_one(loaded: frozenset[str]) -> None:
+    unwanted = (
+        "diagnose.facts",
+        "engine.apart",
+        "measure.apart",
+        "runtime.tensorrt_model",
+        "standby",
+        "store.accept",
+        "store.agents",
+        "store.receive",
+        "store.signers",
+    )
+    assert not {f"kedge_agent.{name}" for name in unwanted} & loaded
