@@ -14,6 +14,7 @@ import pytest
 
 from tests.loopback.doctor.conftest import Bench
 from tests.support.bad_models import ask, obedient_release, order
+from tests.support.deploys import eventually
 from tests.support.doctors import finding, on_device, told
 from tests.support.pressure import slowed
 
@@ -31,7 +32,14 @@ OVER_CURRENT = "sys/class/hwmon/hwmon*/oc2_event_cnt"
 def deployed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """It serves a model that went through a latency gate while nothing was amiss."""
     folder = tmp_path_factory.mktemp("release")
-    bench.deploy(obedient_release(folder, version=1, golden=WORK, gates={"latency": {"p99_ms": "1000"}}))
+    # What else this machine does while a gate measures is not to hide what comes later: the calmest of some.
+    for version in range(1, 6):
+        bench.deploy(obedient_release(folder, version=version, golden=WORK, gates={"latency": {"p99_ms": "1000"}}))
+        bench.asked(ask(WORK), 1)
+        assert eventually(lambda: "was_p99_ms" in finding(bench.nano.live(), "latency")["figures"])
+        figures = finding(bench.nano.live(), "latency")["figures"]
+        if figures["was_p99_ms"] < 3 * figures["was_p50_ms"]:
+            break
     return bench
 
 
