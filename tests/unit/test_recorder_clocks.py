@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from kedge_agent.diagnose.collectors import recorder as collector
+from kedge_agent.diagnose.device import Device
 from kedge_agent.formats.recording import Encoder, Histogram, ModelRecord, Record, read_boots, read_ends, summarise
 from kedge_agent.measure.recorder import reading
 from kedge_agent.measure.recorder.places import MINUTES, SECONDS, boot_id, recorder_folder
@@ -99,6 +101,27 @@ def test_a_start_of_the_system_whose_clock_was_set_late_cuts_nothing_off(tmp_pat
     ends = read_ends(sent)
     assert ends is not None
     assert (ends[0].boot, ends[1].boot) == ("boot-a", boot_id())
+
+
+def test_each_model_is_summed_up_since_its_own_deploy_and_a_ring_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this_start(SECONDS, tmp_path)
+    this_start(MINUTES, tmp_path)
+    release = "ab" * 32
+    ages = {600.0: SECONDS, 1200.0: SECONDS, 1500.0: MINUTES}
+    models = [collector._Live("digits", release, None, age_s, ring) for age_s, ring in ages.items()]
+    models.append(collector._Live("digits", "cd" * 32, None, 1200.0, SECONDS))
+    rings: list[str] = []
+    read = collector.read_ages
+    monkeypatch.setattr(
+        collector, "read_ages", lambda state, age_s, ring: rings.append(ring) or read(state, age_s, ring)
+    )
+    collector._sum_up(Device(tmp_path), models)
+    assert rings == [SECONDS, MINUTES]
+    told = [each.since.to_json() for each in models]
+    assert [each["seconds"] for each in told] == [610, 1210, 1560, 0]
+    assert [each["models"].get("digits", {}).get("requests") for each in told] == [61, 121, 26, None]
 
 
 def test_each_start_of_the_system_is_told_by_its_first_and_last_record() -> None:
