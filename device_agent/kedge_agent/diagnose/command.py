@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,7 @@ WHATS = ("facts", "recording", "logs", "snapshot")
 _LONGEST_S = 600
 _MOST_BACK_S = 400 * 86_400
 _MOST_LINES = 100_000
+_PATIENCE_S = 30
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,12 +67,17 @@ def diagnose(state: Path, asked: argparse.Namespace, sink: BinaryIO) -> None:
     # Where memory runs out, the kernel is to end this process and not the agent.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+    # A host that takes nothing of what is written, and ends nothing either, keeps no process here.
+    if asked.what in ("facts", "snapshot"):
+        signal.alarm(asked.seconds + _PATIENCE_S)
     try:
         _write(state, asked, sink)
     except AgentError as error:
         with contextlib.suppress(OSError):
             write_json_part(sink, Part.ERROR, error.to_json())
         raise
+    finally:
+        signal.alarm(0)
 
 
 def _write(state: Path, asked: argparse.Namespace, sink: BinaryIO) -> None:

@@ -9,12 +9,10 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, quote_plus
 
-__all__ = ["NO_FORMS", "Forms", "encoded_forms", "encoded_words"]
+__all__ = ["NO_FORMS", "Forms", "encoded_forms"]
 
 # Shorter values make forms that stand in anything.
 _LEAST_BYTES = 6
-
-_WORDS = re.compile(r"[A-Za-z0-9+/_=%.~-]{8,}")
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,3 @@ def encoded_forms(value: str) -> Forms:
         packed |= {text, re.sub("%[0-9A-F]{2}", lambda match: match.group().lower(), text)}
     escaped = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], html.escape(value)}
     return Forms(frozenset(packed - {value}), frozenset(escaped - {value}))
-
-
-def encoded_words(text: str) -> str:
-    """The words of a text in which a packed form may stand, each once, a line each."""
-    return "\n".join(dict.fromkeys(_WORDS.findall(text)))

@@ -18,8 +18,9 @@ from pathlib import PurePosixPath
 
 from .collectors.holder import daemon_of
 from .device import Collected, Device, UnavailableError
-from .plausible import in_place_only, is_secret_key
+from .plausible import in_place_only
 from .running import Collector, Outcome, run_collectors
+from .secret_keys import is_secret_key
 
 __all__ = ["KNOWN", "Known", "known_of"]
 
@@ -28,6 +29,7 @@ _DEADLINE_S = 3.0
 # The agent's process may not let us see what it was given; all the rest is masked without it.
 _SPARED = "secret"
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+_URL_PASSWORD = re.compile(r"://[^\s/:@]{0,256}:([^\s/]{1,256})@")
 _FIRST_USER, _NOBODY = 1000, 65534
 
 
@@ -127,7 +129,10 @@ def _environment(device: Device) -> Iterable[str]:
         with contextlib.suppress(UnavailableError):
             words = device.data(f"proc/{pid}/environ").decode("utf-8", "replace").split("\0")
             found += [(name, value) for name, _, value in (word.partition("=") for word in words)]
-    return [value for name, value in found if is_secret_key(name, value) and not in_place_only(value)]
+    secrets = [value for name, value in found if is_secret_key(name, value)]
+    # DATABASE_URL and the like.
+    secrets += [match[1] for _, value in found for match in _URL_PASSWORD.finditer(value)]
+    return [value for value in secrets if not in_place_only(value)]
 
 
 def _collector(kind: str, find: Callable[[Device], Iterable[str]]) -> Collector:

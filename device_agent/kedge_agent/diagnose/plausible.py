@@ -15,12 +15,16 @@ __all__ = [
     "USER_KEY",
     "VERSION_KEY",
     "Found",
+    "has_domain",
     "in_place_only",
     "is_address",
+    "is_authorization",
     "is_host",
     "is_key_value",
     "is_mail",
-    "is_secret_key",
+    "is_phrase",
+    "is_public",
+    "is_reached",
     "is_version_here",
     "looks_random",
     "named_value",
@@ -45,52 +49,68 @@ VERSION_KEY = re.compile(
 
 USER_KEY = re.compile(r"^(?:user|username|user_name|login|owner)$", re.IGNORECASE)
 
-_SECRET_KEY = re.compile(
-    r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|credential|psk|apikey|cookie|authorization)s?$|(?:^|[_. -])key$"
-    r"|(?:api|access|private|auth|signing|encryption|master|shared|client|session|account|license|hmac)[_. -]?keys?$",
-    re.IGNORECASE,
-)
-_MERE_KEY = re.compile(r"(?:^|[_. -])key$", re.IGNORECASE)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_COMMON = re.compile(r"[A-Z]?[a-z]{0,20}|[A-Z]{1,11}|\d{1,5}|[/~.][^\s]*")
+_COMMON = re.compile(
+    r"[A-Z]?[a-z]{0,20}|[A-Z]{1,11}|\d{1,9}|[/~.][^\s]*|v?\d{1,5}(?:\.\d{1,9}){1,4}(?:[-+.][a-z0-9.+]{1,16})?|[0-9a-f]{64}"
+)
 TRAILING = ",;)}]"
 """What ends a value that nothing encloses, and is none of it."""
+_MERE_NAME = re.compile(r"(?:^|[_-])(?:pass|auth|pat)s?[\\\"']*\s*(?:[:=]|\s)")
+_FIGURE = re.compile(r"[-+]?\d{1,3}(?:\.\d{1,9})?[a-zµ%]{0,3}|\d{1,3}/\d{1,5}")
+# Of HTTP's registry of schemes, and two that are in use besides.
+_SCHEMES = frozenset(
+    {"basic", "bearer", "digest", "dpop", "hoba", "mutual", "negotiate", "ntlm", "vapid", "token", "apikey"}
+)
+_IDENTIFIER = re.compile(r"[a-z]+(?:_[a-z]+)*_\d{1,4}")
 _NOTHING = frozenset({"", "none", "null", "nil", "true", "false", "yes", "no", "{", "[", "{}", "[]", "..."})
 
 
-def is_secret_key(key: str, value: object) -> bool:
-    """Whether a value of a JSON document is secret by its key. Digests and public keys under a mere `key` are not."""
-    if _SECRET_KEY.search(key) is None or value is None or isinstance(value, bool) or value == "":
-        return False
-    if isinstance(value, (int, float)):
-        return re.search("pass|pwd|secret", key, re.IGNORECASE) is not None
-    return not (_MERE_KEY.search(key) and _is_public(str(value)))
-
-
-def _is_public(value: str) -> bool:
+def is_public(value: str) -> bool:
+    """Whether it is a digest, or a public key or its fingerprint."""
     return bool(_DIGEST.fullmatch(value)) or value.startswith(
         ("SHA256:", "sha256:", "ssh-", "ecdsa-", "sk-ssh", "AAAA")
     )
 
 
 def in_place_only(value: str) -> bool:
-    """Whether a value is too common to be looked for elsewhere (a word, a small number, a path)."""
+    """Whether a value is too common to be looked for elsewhere: a word, a number, a path, a version, a digest."""
     return len(value) < 6 or _COMMON.fullmatch(value) is not None
 
 
 def named_value(found: Found) -> bool:
     """Whether what a secret's name stands before is a value: `tokens=128` counts, and PWD is a folder."""
-    name, value = found.whole.lower(), found.value.rstrip(TRAILING)
-    if name.startswith("token") and value.isdigit() and len(value) < 8:
+    name, value = _name_of(found), found.value.rstrip(TRAILING)
+    if value.lower() in _NOTHING or (name.startswith("pwd") and value.startswith("/")):
         return False
-    return value.lower() not in _NOTHING and not (name.startswith("pwd") and value.startswith("/"))
+    if name.startswith("token") and value.isdigit() and (len(value) < 8 or name.startswith("tokens")):
+        return False
+    if _MERE_NAME.search(name):
+        # `client_auth: required`, `low_pass=0.5`
+        return not in_place_only(value) if "pass" not in name else _FIGURE.fullmatch(value) is None
+    return True
+
+
+def is_phrase(found: Found) -> bool:
+    """Whether words behind a password's name are one."""
+    first = found.value.partition(" ")[0]
+    return named_value(Found(first, _name_of(found) + first, found.text, found.start))
+
+
+def is_authorization(found: Found) -> bool:
+    """Whether what `Authorization` names are credentials (a scheme is named, or a word is none) and no sentence."""
+    words = re.split(r"[:=]", found.whole, maxsplit=1)[1].strip(" \t\\\"'").split()[:2]
+    return any(word.lower() in _SCHEMES or not in_place_only(word.rstrip(TRAILING)) for word in words)
+
+
+def _name_of(found: Found) -> str:
+    return found.whole.rpartition(found.value)[0].lower()
 
 
 def is_key_value(found: Found) -> bool:
     """Whether a mere `key` names a secret, and not a hash, a public key, a word, a place or a piece of a program."""
     value = found.value
     program = not any(map(str.isdigit, value)) or not value.isascii() or re.search(r"[({\[]", value) is not None
-    return not (program or _is_public(value) or in_place_only(value))
+    return not (program or is_public(value) or in_place_only(value) or _IDENTIFIER.fullmatch(value.rstrip(TRAILING)))
 
 
 def unlike_a_word(found: Found) -> bool:
@@ -120,7 +140,8 @@ def looks_random(found: Found) -> bool:
 
 _NOBODYS = ("127.", "0.", "255.")
 _PRODUCT = (
-    r"(?<![a-z])ver(?:sion)?|tensorrt(?:[ _-]?rtx| for rtx)?|\btrt|\bcuda|\bcudnn|\bl4t|\bjetpack|libnvinfer[\w-]{0,16}"
+    r"(?<![a-z])ver(?:sion)?|tensorrt(?:[ _-]?rtx| for rtx)?|\btrt|\bcuda|\bcudnn|\bl4t|\bjetpack|nvinfer[\w-]{0,16}"
+    r"|\bbuilt(?: with| by)?"
 )
 _VERSION_BEFORE = re.compile(rf"(?:{_PRODUCT}|onnxruntime)[\s:=/_\"'(v-]{{0,4}}$|[\w\]]\s?[=<>~]=\s?$", re.IGNORECASE)
 _VERSION_AFTER = re.compile(r"[-+](?:\d{1,3}\+?)?(?:cuda|cp3|py3)|\.(?:dist-info|whl|deb)\b")
@@ -161,14 +182,32 @@ _MAKERS = re.compile(
     r"(?:^|\.)(?:nvidia\.com|github\.com|pypi\.org|pythonhosted\.org|python\.org|microsoft\.com|aka\.ms|onnx\.ai"
     r"|onnxruntime\.ai|debian\.org|ubuntu\.com|kernel\.org|openssh\.com|json-schema\.org|w3\.org|systemd\.io)$"
 )
+# Dotted names of Python, and of the kernel's settings.
+_MODULES = re.compile(r"(?:torch|numpy|np|tf|tensorflow|jax|scipy|onnx|os|sys|self|kedge|kedge_agent|net\.core)\.")
+_SOURCES = re.compile(
+    r"\.(?:pyx?|so|c|cc|cpp|cxx|cu|h|hpp|rs|go|js|ts|sh|log|txt|json|ya?ml|toml|conf|cfg|ini|onnx|engine|plan|rec|service)$"
+)
 
 
 def is_mail(found: Found) -> bool:
-    """Whether `a@b` names somebody."""
+    """Whether `a@b` may name somebody."""
     return _NO_MAIL.search(found.value.lower()) is None
+
+
+def has_domain(mail: str) -> bool:
+    """Whether what stands after its @ is where mail goes by itself; in `resnet@12` and `u8:2@x` it is not."""
+    domain = mail.lower().rpartition("@")[2]
+    return re.search(r"\.[a-z][a-z0-9-]+$|^(?:\d{1,3}\.){3}\d{1,3}$", domain) is not None
 
 
 def is_host(found: Found) -> bool:
     """Whether a host's name says where this device is: not this machine itself, nor who makes what runs on it."""
     named = found.value.rstrip(".").lower()
+    if _MODULES.match(named):
+        return False
     return named not in _LOCAL_HOSTS and _MAKERS.search(named) is None and re.search("[a-z]", named) is not None
+
+
+def is_reached(found: Found) -> bool:
+    """Whether dotted words beside a port, or after `resolve`, are a host: a line of a source file is none."""
+    return is_host(found) and _SOURCES.search(found.value.lower()) is None

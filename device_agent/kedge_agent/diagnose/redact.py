@@ -10,17 +10,20 @@ from __future__ import annotations
 import base64
 import contextlib
 import ipaddress
-import json
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .encoded import NO_FORMS, Forms, encoded_forms, encoded_words
-from .plausible import TRAILING, USER_KEY, VERSION_KEY, Found, in_place_only, is_secret_key, is_version_here
+from .encoded import NO_FORMS, encoded_forms
+from .needles import Needles
+from .plausible import TRAILING, USER_KEY, VERSION_KEY, Found, has_domain, in_place_only, is_version_here
+from .secret_keys import hands_on, is_secret_key, named
 from .shapes import MASK, PRIVATE_KEY, SHAPES, Shape
 
-__all__ = ["COMMON_NAMES", "Redactor"]
+__all__ = ["COMMON_NAMES", "LateError", "Redactor"]
 
 # Names that say nothing of anybody, and words of our own documents, which would lose their meaning.
 _COMMON = """
@@ -39,7 +42,10 @@ _MOST_SEEN = 50_000
 _DEEPEST = 60
 # What signs a release is public, and evidence.
 _SIGNATURE = re.compile(r"(-----BEGIN SSH SIGNATURE-----[A-Za-z0-9+/=\s]{0,8192}-----END SSH SIGNATURE-----)")
-_Present = list[tuple[str, str, list[str]]]
+
+
+class LateError(Exception):
+    """A redactor's time was over in the middle of a text."""
 
 
 class Redactor:
@@ -50,7 +56,10 @@ class Redactor:
         self.counts: Counter[str] = Counter()
         self._masks: dict[tuple[str, str], str] = {}
         self._numbers: Counter[str] = Counter()
-        self._known: dict[str, tuple[str, Forms]] = {}
+        self._due = math.inf
+        self._known: dict[str, str] = {}
+        self._needles = Needles()
+        self._multiline: list[str] = []
         self._own: set[str] = set()
         self._versions: set[str] = set()
         self._used: dict[str, dict[str, Any]] = {}
@@ -62,33 +71,46 @@ class Redactor:
                 self._own.add(value)
                 self._learn(kind, value)
 
+    @contextlib.contextmanager
+    def until(self, due: float) -> Iterator[None]:
+        """What is asked of it in here ends in LateError at that time (CLOCK_MONOTONIC), whatever a text holds."""
+        self._due = due
+        try:
+            yield
+        finally:
+            self._due = math.inf
+
     def private_map(self) -> dict[str, Any]:
         """What each mask that was put in stands for, at most 10,000 of them.
 
         Of secrets: what length they have, and where they were first.
         """
-        secrets = [value for value, (kind, _) in self._known.items() if kind == "secret"]
         out = {}
         in_order = sorted(self._used, key=lambda mask: (mask.partition("-")[0], len(mask), mask))
         for mask in in_order[:_MOST_MAPPED]:
             told = self._used[mask]
             value = told.get("value", "")
-            inside: _Present = [(secret, "secret", []) for secret in secrets if secret in value]
-            out[mask] = {**told, "value": self._without_known(value, inside)} if inside else told
+            inside = self._without_known(value, only="secret")
+            out[mask] = told if inside == value else {**told, "value": inside}
         return out
 
-    def learn(self, value: Any, key: str = "", *, version: bool = False) -> None:
-        """Look for what is to be masked in a text, or in a JSON document's keys and texts."""
+    def learn(self, value: Any, key: str = "", *, secret: str = "", version: bool = False) -> None:
+        """Look for what is to be masked in a text, or in a JSON document's keys and texts.
+
+        Args:
+            key: that it stands under. secret: the key above it that says so.
+        """
+        version = version or VERSION_KEY.search(key) is not None
         if isinstance(value, str):
-            self._learn_text(value, key, version=version or VERSION_KEY.search(key) is not None)
+            self._learn_text(value, key, secret, version=version)
         elif isinstance(value, dict):
-            version = version or VERSION_KEY.search(key) is not None
+            secret = key if hands_on(key) else secret
             for name, each in value.items():
                 self.learn(name)
-                self.learn(each, name, version=version)
+                self.learn(each, name, secret=secret, version=version)
         elif isinstance(value, list):
-            for each in value:
-                self.learn(each, key, version=version)
+            for name, each in named(value, key):
+                self.learn(each, name, secret=secret, version=version)
 
     def document(self, value: Any, where: str) -> Any:
         """A JSON document with masks in its keys and texts.
@@ -97,8 +119,7 @@ class Redactor:
             where: the member that it is.
         """
         self._where = where
-        whole = json.dumps(value, ensure_ascii=False)
-        return self._walk(value, self._present(whole), "", 0, version=False)
+        return self._walk(value, "", "", 0, version=False)
 
     def text(self, text: str, where: str) -> str:
         """A text with masks in it.
@@ -107,12 +128,12 @@ class Redactor:
             where: the member that it stands in.
         """
         self._where = where
-        return self._without_known(self._without_shapes(text), self._present(text))
+        return self._without_known(self._without_shapes(text))
 
-    def _learn_text(self, text: str, key: str, *, version: bool) -> None:
+    def _learn_text(self, text: str, key: str, secret: str, *, version: bool) -> None:
         if version and _QUAD.fullmatch(text):
             self._versions.add(text)
-        if is_secret_key(key, text):
+        if is_secret_key(key, text) or is_secret_key(secret, text):
             self._learn_secret(text)
             return
         if USER_KEY.search(key) and text:
@@ -124,6 +145,7 @@ class Redactor:
                 self._learn_line(line, version=version)
 
     def _learn_line(self, line: str, *, version: bool) -> None:
+        self._be_in_time()
         if len(line) < 200 and len(self._seen) < _MOST_SEEN:
             self._seen.add((line, version))
         lower = line.lower()
@@ -133,7 +155,7 @@ class Redactor:
             for found in shape.found(line):
                 if shape.kind == "secret":
                     self._learn_secret(found.value)
-                elif shape.kind != "ip" or not (version or self._is_version(found)):
+                elif not self._stays(shape, found, version=version):
                     self._learn(shape.kind, found.value)
 
     def _learn_secret(self, value: str) -> None:
@@ -142,7 +164,8 @@ class Redactor:
             line for line in value.replace("\\n", "\n").splitlines() if len(line) >= 20 and not line.startswith("-----")
         ]
         parts = re.split("[&;,]", value)
-        for each in dict.fromkeys([value, *lines, parts[0], *_of_basic(value)]):
+        first = value.partition(" ")[0]
+        for each in dict.fromkeys([value, *lines, parts[0], first, *_of_basic(value)]):
             if not in_place_only(each) and MASK.search(each) is None:
                 self._learn("secret", each)
 
@@ -152,13 +175,17 @@ class Redactor:
         if kind in ("comment", "ssid") and in_place_only(value):
             return
         if value not in self._known and MASK.search(value) is None and len(self._known) < _MOST_KNOWN:
-            self._known[value] = (kind, encoded_forms(value) if len(self._known) < _MOST_ENCODED else NO_FORMS)
+            forms = encoded_forms(value) if len(self._known) < _MOST_ENCODED else NO_FORMS
+            self._known[value] = kind
+            if "\n" in value:
+                self._multiline.append(value)
+            self._needles.add(value, kind, forms)
             self._clean.clear()
 
     def _masked(self, shape: Shape, text: str, *, version: bool = False) -> str:
         pieces, done = [], 0
         for found in shape.found(text):
-            if MASK.search(found.value) or (shape.kind == "ip" and (version or self._is_version(found))):
+            if MASK.search(found.value) or self._stays(shape, found, version=version):
                 continue
             value = found.value.rstrip(TRAILING) if shape.kind == "secret" else found.value
             if not value or (shape.kind == "user" and value.lower() in COMMON_NAMES):
@@ -166,6 +193,12 @@ class Redactor:
             pieces += [text[done : found.start], self._put(shape.kind, value)]
             done = found.start + len(value)
         return "".join(pieces) + text[done:] if pieces else text
+
+    def _stays(self, shape: Shape, found: Found, *, version: bool) -> bool:
+        """Whether it only looks like an address."""
+        if shape.kind == "email":
+            return not has_domain(found.value) and self._known.get(found.value.rpartition("@")[2]) != "host"
+        return shape.kind == "ip" and (version or self._is_version(found))
 
     def _is_version(self, found: Found) -> bool:
         if _QUAD.fullmatch(found.value) is None:
@@ -175,29 +208,31 @@ class Redactor:
             return found.value in self._versions and found.value not in self._own
         return judged
 
-    def _walk(self, value: Any, present: _Present, key: str, depth: int, *, version: bool) -> Any:
+    def _walk(self, value: Any, key: str, secret: str, depth: int, *, version: bool) -> Any:
+        """secret: the key above it that says so."""
         if depth > _DEEPEST:
             return "<left out: nested too deep>"
         version = version or VERSION_KEY.search(key) is not None
         if isinstance(value, dict):
+            secret = key if hands_on(key) else secret
             return {
-                self._string(name, present): self._walk(each, present, name, depth + 1, version=version)
+                self._string(name): self._walk(each, name, secret, depth + 1, version=version)
                 for name, each in value.items()
             }
         if isinstance(value, list):
-            return [self._walk(each, present, key, depth + 1, version=version) for each in value]
-        if is_secret_key(key, value):
+            return [self._walk(each, name, secret, depth + 1, version=version) for name, each in named(value, key)]
+        if is_secret_key(key, value) or is_secret_key(secret, value):
             return self._put("secret", str(value))
         if not isinstance(value, str):
             return value
         if USER_KEY.search(key) and value and value.lower() not in COMMON_NAMES:
             return self._put("user", value)
-        return self._string(value, present, version=version)
+        return self._string(value, version=version)
 
-    def _string(self, text: str, present: _Present, *, version: bool = False) -> str:
+    def _string(self, text: str, *, version: bool = False) -> str:
         if (text, version) in self._clean:
             return text
-        masked = self._without_known(self._without_shapes(text, version=version), present)
+        masked = self._without_known(self._without_shapes(text, version=version))
         if masked == text and len(text) < 200 and len(self._clean) < _MOST_SEEN:
             self._clean.add((text, version))
         return masked
@@ -212,31 +247,34 @@ class Redactor:
         return "".join(pieces)
 
     def _without_line(self, line: str, *, version: bool = False) -> str:
+        self._be_in_time()
         lower = line.lower()
         for shape in SHAPES:
             if shape.may_be_in(lower):
                 line = self._masked(shape, line, version=version)
         return line
 
-    def _present(self, text: str) -> _Present:
-        """Which known values, in which form, stand in a text; the longest first: one may hold another."""
-        lower, words = text.lower(), encoded_words(text)
-        out = []
-        for value, (kind, forms) in self._known.items():
-            found = [form for form in forms.packed if form in words and form in text]
-            found += [form for form in forms.escaped if form in text]
-            if found or value.lower() in lower:
-                out.append((value, kind, found))
-        return sorted(out, key=lambda each: -len(each[0]))
+    def _without_known(self, text: str, only: str | None = None) -> str:
+        """only: of this kind."""
+        for value in self._multiline:
+            text = self._replaced(text, self._known[value], value)
+        return "\n".join(self._without_known_in(line, only) for line in text.split("\n"))
 
-    def _without_known(self, text: str, present: _Present) -> str:
-        for value, kind, forms in present:
-            text = self._replaced(text, kind, value)
+    def _without_known_in(self, line: str, only: str | None) -> str:
+        self._be_in_time()
+        for value, kind, forms in self._needles.found(line):
+            if only not in (None, kind):
+                continue
+            line = self._replaced(line, kind, value)
             for form in forms:
-                if form in text:
-                    parts = text.split(form)
-                    text = "".join([parts[0], *(self._put(kind, value) + part for part in parts[1:])])
-        return text
+                if form in line:
+                    parts = line.split(form)
+                    line = "".join([parts[0], *(self._put(kind, value) + part for part in parts[1:])])
+        return line
+
+    def _be_in_time(self) -> None:
+        if time.monotonic() > self._due:
+            raise LateError("the time for it is over")
 
     def _replaced(self, text: str, kind: str, value: str) -> str:
         if value.lower() not in text.lower():
@@ -255,8 +293,7 @@ class Redactor:
         return re.sub(pattern, masked, text, flags=re.IGNORECASE if kind in ("host", "mac") else 0)
 
     def _put(self, kind: str, value: str) -> str:
-        known = self._known.get(value)
-        kind = known[0] if known is not None else kind
+        kind = self._known.get(value, kind)
         normal = _normal(kind, value)
         mask = self._masks.get((kind, normal))
         if mask is None:

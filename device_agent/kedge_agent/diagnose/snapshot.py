@@ -26,7 +26,7 @@ from .device import Device
 from .facts import progress_of
 from .known import Known, known_of
 from .members import LeftOutError, masked_document, masked_member, shown_to
-from .redact import Redactor
+from .redact import LateError, Redactor
 from .running import Collector, Outcome, run_collectors
 
 __all__ = ["write_snapshot"]
@@ -124,10 +124,13 @@ class _Snapshot:
 
     def _left(self, share: float) -> float:
         """Seconds until so much of the time is over; a moment at least."""
-        return max(0.2, self._begin + self._seconds * share - time.monotonic())
+        return max(0.2, self._due(share) - time.monotonic())
+
+    def _due(self, share: float) -> float:
+        return self._begin + self._seconds * share
 
     def _late(self, share: float) -> bool:
-        return time.monotonic() > self._begin + self._seconds * share
+        return time.monotonic() > self._due(share)
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -163,7 +166,10 @@ class _Snapshot:
         if self._late(_SHOW_SHARE):
             return _OVER
         try:
-            shown_to(self._redactor, outcome)
+            with self._redactor.until(self._due(_SHOW_SHARE)):
+                shown_to(self._redactor, outcome)
+        except LateError:
+            return _OVER
         except Exception as error:  # what one collector brings does not end the whole
             return _failed(error)
         return None
@@ -186,12 +192,15 @@ class _Snapshot:
         if self._late(_WRITE_SHARE):
             raise LeftOutError(_OVER)
         try:
-            if data is None:
-                masked = masked_document(self._redactor, name, outcome)
-            else:
-                masked = masked_member(self._redactor, name, data)
+            with self._redactor.until(self._due(_WRITE_SHARE)):
+                if data is None:
+                    masked = masked_document(self._redactor, name, outcome)
+                else:
+                    masked = masked_member(self._redactor, name, data)
         except LeftOutError:
             raise
+        except LateError:
+            raise LeftOutError(_OVER) from None
         except Exception as error:  # what is in one file does not end the whole
             raise LeftOutError(_failed(error)) from error
         refusal = self._archive.refusal(name, len(masked))

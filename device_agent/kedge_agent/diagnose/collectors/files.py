@@ -35,9 +35,13 @@ _PATIENCE_S = 8.0
 
 
 class Gathered:
-    """Small files, as they are added."""
+    """Small files, as they are added.
 
-    def __init__(self) -> None:
+    within: a folder whose links to elsewhere are not followed.
+    """
+
+    def __init__(self, within: Path | None = None) -> None:
+        self._within = None if within is None else Path(os.path.realpath(within))
         self._members: list[tuple[str, bytes]] = []
         self._left_out: list[str] = []
         self._left = _MOST_BYTES
@@ -50,8 +54,22 @@ class Gathered:
         self._left -= len(data)
         self._members.append((name, data))
 
-    def read(self, name: str, path: Path, most: int = _MOST_FILE_BYTES, *, needed: bool = False) -> None:
-        """Take the beginning of a file; needed: say so where it is not there."""
+    def read(
+        self,
+        name: str,
+        path: Path,
+        most: int = _MOST_FILE_BYTES,
+        *,
+        needed: bool = False,
+        padded: bool = False,
+        anywhere: bool = False,
+    ) -> None:
+        """Take the beginning of a file.
+
+        needed: say so where it is not there. padded: zeros end it. anywhere: a link is followed.
+        """
+        if not anywhere and self._leads_out(name, path):
+            return
         try:
             data = read_beginning(path, most + 1)
         except FileNotFoundError:
@@ -63,10 +81,12 @@ class Gathered:
             return
         if len(data) > most:
             self._left_out.append(f"{name}: what follows its first {most} bytes")
-        self.add(name, data[:most])
+        self.add(name, data[:most].rstrip(b"\0") if padded else data[:most])
 
     def read_end(self, name: str, path: Path, most: int) -> None:
         """Take the end of a log."""
+        if self._leads_out(name, path):
+            return
         with contextlib.suppress(FileNotFoundError):
             try:
                 self.add(name, tail(path, most))
@@ -74,6 +94,12 @@ class Gathered:
                 raise
             except OSError as error:
                 self._left_out.append(f"{name}: {reason_of(error, path)}")
+
+    def _leads_out(self, name: str, path: Path) -> bool:
+        if self._within is None or Path(os.path.realpath(path)).is_relative_to(self._within):
+            return False
+        self._left_out.append(f"{name}: it is a link to what lies elsewhere")
+        return True
 
     def collected(self) -> Collected:
         """All of them."""
@@ -87,14 +113,13 @@ def _collected(files: list[tuple[str, int]], left_out: list[str], members: Any) 
 
 def collect_store(device: Device) -> Collected:
     """Manifests and acceptance records, states, journal, logs and settings."""
-    state, layout, found = device.state, device.layout, Gathered()
+    state, layout, found = device.state, device.layout, Gathered(device.state)
     for name in (_name for model in list_models(layout) for _name in (f"models/{model}/{each}" for each in _STATES)):
         found.read(f"store/{name}", state / name)
     for digest in release_digests(layout):
         for name in (f"releases/{digest}/manifest.json", f"releases/{digest}/{ACCEPTED_NAME}"):
             found.read(f"store/{name}", state / name, needed=True)
-    with contextlib.suppress(OSError):
-        found.add("store/journal", read_beginning(state / "journal", _MOST_FILE_BYTES).rstrip(b"\0"))
+    found.read("store/journal", state / "journal", padded=True)
     for name in ("agent/upgrade.json", "agent/trial.json"):
         found.read(f"store/{name}", state / name)
     for folder in sorted((state / "engines").glob("[0-9a-f]*")):
@@ -103,8 +128,8 @@ def collect_store(device: Device) -> Collected:
     for path in reversed(log_files(state)):
         found.read_end(f"logs/{path.name}", path, _LOG_BYTES)
     found.read_end("logs/start.log", state / "start.log", _MOST_FILE_BYTES)
-    # Wrong settings are what is wanted most.
-    found.read("config/settings.json", settings_file(state))
+    # Wrong settings are what is wanted most. They lie where the service's unit says, and are told by a list.
+    found.read("config/settings.json", settings_file(state), anywhere=True)
     return found.collected()
 
 
