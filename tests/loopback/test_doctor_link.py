@@ -82,6 +82,8 @@ def test_a_stopped_and_a_hanging_agent_are_told_apart_and_their_cures_help(devic
     assert server.run(f"kill -STOP {pid}").returncode == 0
     try:
         first = result(examined(cli), "service")
+        # Whoever asks the agent itself is told in seconds who knows more.
+        assert "kedge doctor --on bench1" in cli.error(4, "status", "--on", "bench1")
     finally:
         assert server.run(f"kill -CONT {pid}").returncode == 0
     assert (first["result"], first["brief"]) == ("fault", "the agent is stopped by a signal")

@@ -425,6 +425,7 @@ def test_a_device_that_does_not_answer_is_the_result_with_its_own_exit_code(
     document = json.loads(capsys.readouterr().out)
     validate(document, "doctor")
     assert document["first_cause"]["check"] == "reachability"
+    assert document["first_cause"]["evidence"].endswith("cannot be reached: Connection refused")
     assert document["first_cause"]["cure"] == "ssh -v -p 1 kedge@127.0.0.1 true"
     assert "cannot be reached" in page.read_text(encoding="utf-8")
 

@@ -193,3 +193,32 @@ def test_a_quick_socket_reads_and_writes_as_any_other() -> None:
             assert quick.recv(5) == b"again"
             assert quick.gettimeout() == 5
             assert quick.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+class _Ended:
+    """A channel to a program that has said its last."""
+
+    def __init__(self, status: int, said: str) -> None:
+        self._ended = status, said
+
+    def settimeout(self, seconds: float | None) -> None:
+        pass
+
+    def recv(self, size: int) -> bytes:
+        return b""
+
+    def end(self, timeout_s: float) -> tuple[int, str]:
+        return self._ended
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [
+        (127, "install it: kedge device provision nano"),
+        (1, "install it anew: kedge device provision nano --force"),
+    ],
+)
+def test_an_agent_that_is_damaged_is_installed_anew_and_one_that_is_missing_installed(status: int, hint: str) -> None:
+    with pytest.raises(AgentMissingError) as caught:
+        greet(_Ended(status, "ImportError: x"), "nano", Deadline.after(5, "greeting"))  # type: ignore[arg-type]
+    assert caught.value.hint == hint

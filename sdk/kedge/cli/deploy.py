@@ -12,6 +12,9 @@ from .units import parse_rate
 
 __all__ = ["deploy", "rollback", "status"]
 
+# Of one that is well it takes milliseconds; whoever asks for its state waits for no other.
+_ANSWERS_S = 10.0
+
 
 @click.command()
 @click.argument("release", type=path_type, metavar="RELEASE|ARCHIVE")
@@ -110,15 +113,18 @@ def deploy(
 def status(device: str, inventory_path: Path | None, out: Output) -> None:
     """What a device serves, and what it would roll back to."""
     from ..deploy.told import require
+    from ..errors import UnreachableError
     from ..fleet.inventory import open_device
     from ..transport.client import AgentClient
 
     with open_device(device, read_inventory(inventory_path)) as (transport, target):
-        client = AgentClient(transport)
+        client = AgentClient(transport, _ANSWERS_S)
         try:
             info = require(device, "info", client.get("/kedge/v1/info"))
             found = client.get("/kedge/v1/status", expect=("ready", "models"))
             require(device, "models", found["models"])
+        except UnreachableError as error:
+            raise UnreachableError(error.message, hint=f"see why: kedge doctor --on {device}") from error
         finally:
             client.close()
     document = {"device": device, "target": target.name, "agent": info, **found}

@@ -39,6 +39,7 @@ class Link:
     host_key, login: None where it did not come to that, or there is no SSH.
     problem, hint: of what ended the looking; None: nothing did.
     agent_problem, agent_hint: the device was reached, and its agent did not tell its facts.
+    agent_silent_s: for how long its program was waited for, which said nothing at all; None: it said something.
     """
 
     over: Literal["ssh", "local"]
@@ -55,6 +56,7 @@ class Link:
     hint: str | None = None
     agent_problem: str | None = None
     agent_hint: str | None = None
+    agent_silent_s: float | None = None
 
     def way(self, program: str, *options: str) -> str:
         """`ssh -p 2222 -i KEY user@host`, or another program of OpenSSH that takes these options; to be pasted."""

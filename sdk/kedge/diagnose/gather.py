@@ -17,6 +17,7 @@ from ..errors import (
     UnknownHostKeyError,
     UnreachableError,
 )
+from ..report.text import one_line
 from ..targets import Target
 from ..transport.base import Deadline, Transport, agent_hint
 from ..transport.ssh import SshTransport
@@ -44,10 +45,25 @@ def gather(transport: Transport, target: Target | None, note: Note = lambda prog
         link = _connected(transport)
         if link.problem is not None:
             return Evidence(name, target, link)
+    heard = False
+
+    def hear(progress: Mapping[str, Any]) -> None:
+        nonlocal heard
+        heard = True
+        note(progress)
+
+    begin = time.monotonic()
     try:
-        return _asked(transport, target, link, note)
+        return _asked(transport, target, link, hear)
     except KedgeError as error:
-        link = replace(link, agent_problem=_without(name, error.message), agent_hint=error.hint or None)
+        waited_s = time.monotonic() - begin
+        silent = isinstance(error, UnreachableError) and not heard and waited_s >= _DEVICE_S + _CONNECT_S
+        link = replace(
+            link,
+            agent_problem=one_line(_without(name, error.message)),
+            agent_hint=error.hint or None,
+            agent_silent_s=waited_s if silent else None,
+        )
         return Evidence(name, target, link)
 
 

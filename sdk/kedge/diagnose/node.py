@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ..report.text import printable
+from ..report.text import one_line
 
 __all__ = ["NOTHING", "Node"]
 
@@ -105,4 +105,4 @@ NOTHING = Node(None)
 def _line(value: Any) -> str | None:
     if not isinstance(value, str):
         return None
-    return printable(" ".join(value[: 4 * _MOST_TEXT].split()))[:_MOST_TEXT]
+    return one_line(value[: 4 * _MOST_TEXT])[:_MOST_TEXT]

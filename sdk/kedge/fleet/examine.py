@@ -12,6 +12,7 @@ from ..diagnose.evidence import Evidence
 from ..diagnose.gather import gather
 from ..diagnose.opened import open_snapshot
 from ..errors import AgentMissingError
+from ..report.text import one_line
 from ..targets import host_target
 from ..transport.local import LocalAgent
 from .inventory import LOCAL, Inventory, open_device
@@ -41,7 +42,8 @@ def examine(
         if evidence.told or evidence.link is None:
             return evidence
         return replace(
-            evidence, link=replace(evidence.link, agent_problem=error.message, agent_hint=error.hint or None)
+            evidence,
+            link=replace(evidence.link, agent_problem=one_line(error.message), agent_hint=error.hint or None),
         )
 
 

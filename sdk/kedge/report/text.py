@@ -10,6 +10,7 @@ __all__ = [
     "ended",
     "milliseconds",
     "model_size",
+    "one_line",
     "per_cent",
     "printable",
     "rate",
@@ -59,6 +60,11 @@ def rate(value: float | None) -> str:
 def printable(text: str) -> str:
     """The text with every character that could steer a terminal replaced."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def one_line(text: str) -> str:
+    """The same, on one line."""
+    return printable(" ".join(text.split()))
 
 
 def per_cent(share: float | None) -> str:

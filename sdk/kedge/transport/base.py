@@ -193,9 +193,11 @@ def agreed(greeting: Greeting) -> int:
 
 def _no_greeting(channel: Channel, device: str) -> AgentMissingError:
     status, said = channel.end(5.0)
-    hint = agent_hint(device, "provision", "install it")
     if status in (126, 127):
+        hint = agent_hint(device, "provision", "install it")
         return AgentMissingError(f"{device}: no agent is installed there", hint=hint)
     lines = [line for line in said.strip().splitlines() if line.strip()]
     reason = lines[-1][:300] if lines else f"it ended with status {status}"
+    # What is there has the version that is wanted: without --force it would be left as it is.
+    hint = agent_hint(device, "provision", "install it anew") + ("" if device == LOCAL else " --force")
     return AgentMissingError(f"{device}: the agent cannot be used: {reason}", hint=hint)

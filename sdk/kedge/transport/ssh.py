@@ -282,7 +282,9 @@ def _translated(name: str, address: SshAddress) -> Iterator[None]:
                 f"{where}: there is no usable private key: {error}",
                 hint="name one with --key, or load it into ssh-agent",
             ) from error
+        # Of `[Errno 111] Connection refused` the words.
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise UnreachableError(
-            f"{where} cannot be reached: {str(error) or type(error).__name__}",
+            f"{where} cannot be reached: {said}",
             hint="check the address, the link and that sshd runs there",
         ) from error

@@ -11,7 +11,7 @@ from kedge_agent import __version__ as OURS  # noqa: N812
 from ...transport.base import LOCAL, agent_hint
 from ..evidence import Evidence
 from ..finding import Finding, fault, ok, unknown, warning
-from .words import restart_command
+from .words import duration, restart_command
 
 __all__ = ["agent", "installs"]
 
@@ -27,6 +27,14 @@ def agent(evidence: Evidence) -> Finding:
         problem = None if link is None else link.agent_problem
         if link is None or problem is None:
             return unknown(name, evidence.section("agent").why or "not told")
+        if link.agent_silent_s is not None:
+            return fault(
+                name,
+                f"the agent's program was started and said nothing for {duration(link.agent_silent_s)}",
+                brief="the agent's program does not start",
+                cause="its start hangs: a disk or a file system does not answer, or the device is far too busy",
+                cure=evidence.shell("ps -eo pid,stat,wchan:24,etime,args | grep '[k]edge-agent'"),
+            )
         return fault(
             name,
             problem,
