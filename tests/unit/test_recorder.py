@@ -269,6 +269,16 @@ def test_how_a_daemon_began_is_on_the_disk_before_its_first_second(tmp_path: Pat
     flight.recorder.close()
 
 
+def test_an_agent_that_was_stopped_has_a_gap_and_no_long_second(flight: Flight) -> None:
+    flight.recorder._taken = time.monotonic() - 86
+    flight.recorder._pass()
+    flight.recorder._taken = time.monotonic() - 2
+    flight.recorder._pass()
+    stopped, late = (each.seconds for each in flight.said())
+    assert stopped < 6
+    assert late == pytest.approx(2, abs=0.5)
+
+
 def test_seconds_become_minutes(flight: Flight) -> None:
     flight.pass_seconds(125)
     minutes = flight.said(MINUTES)

@@ -31,6 +31,8 @@ _MINUTE_S = 60.0
 _CLOSE_S = 2.0
 # Whoever did not end a second for so long waits for a disk or a driver.
 _HANGS_S = 60.0
+# A busy machine may be late with a second by this much, and has served meanwhile.
+_LONGEST_S = 5.0
 _RSS = "memory.agent_rss"
 _OWN_UNITS = {"recorder.cpu_share": "ratio", "recorder.bytes": "bytes", _RSS: "bytes"}
 _STATM = Path("/proc/self/statm")
@@ -154,7 +156,8 @@ class Recorder:
         began, now = time.thread_time(), time.monotonic()
         seconds, self._taken = now - self._taken, now
         try:
-            self._second(seconds)
+            # An agent that was stopped did not serve meanwhile: it is a gap, and no long second.
+            self._second(min(seconds, _LONGEST_S))
             self._recorded = time.monotonic()
         except Exception:
             if not self._said:
