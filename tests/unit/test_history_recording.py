@@ -100,11 +100,18 @@ def test_a_clock_that_was_set_bends_nothing_and_is_told() -> None:
 
 def test_of_an_earlier_start_of_the_system_its_own_clock_counts() -> None:
     before = [replace(recorded(each), boot="earlier", monotonic_s=5e6 + each) for each in range(1, 11)]
-    told = recording_of(encoded(before, "earlier") + encoded([recorded(60)]), 600)
+    told = recording_of(encoded(before, "earlier") + encoded([replace(recorded(60), monotonic_s=30.0)]), 600)
     assert told is not None
     assert told.summary["seconds"] == 11
     assert told.gaps == [(BEGIN_S + 10, BEGIN_S + 59)]
     assert told.jumps == []
+
+
+def test_an_earlier_start_whose_clock_was_ahead_does_not_lie_over_this_one() -> None:
+    before = [replace(recorded(each), boot="earlier") for each in range(50, 60)]
+    told = recording_of(encoded(before, "earlier") + encoded([replace(recorded(60), monotonic_s=30.0)]), 600)
+    assert told is not None
+    assert told.summary["seconds"] == 1
 
 
 def test_one_model_alone_is_told_where_it_is_asked_for() -> None:

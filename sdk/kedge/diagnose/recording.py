@@ -170,9 +170,10 @@ class _Gatherer:
         """Take records in their order, and pass on those of the time that was asked for, each at its place in it."""
         before: Record | None = None
         for record in records:
-            placed = self._placed(record)
-            if not self._from_s < placed.at_s <= self._to_s:
+            at_s = self._at_s(record)
+            if at_s is None or not self._from_s < at_s <= self._to_s:
                 continue
+            placed = self._placed(record, at_s)
             if placed.start is not None:
                 if len(self.starts) < _MOST_EVENTS:
                     self.starts.append(placed)
@@ -203,11 +204,14 @@ class _Gatherer:
             lost,
         )
 
-    def _placed(self, record: Record) -> Record:
+    def _at_s(self, record: Record) -> float | None:
+        """When it was, by the device's clock of now; None: an earlier start of the system, whose clock was ahead."""
         newest = self._newest
-        at_s = record.at_s
         if record.boot and record.boot == newest.boot:
-            at_s = newest.at_s - (newest.monotonic_s - record.monotonic_s)
+            return newest.at_s - (newest.monotonic_s - record.monotonic_s)
+        return record.at_s if record.at_s <= newest.at_s - newest.monotonic_s or not record.boot else None
+
+    def _placed(self, record: Record, at_s: float) -> Record:
         models = record.models
         if self._model is not None:
             models = {name: each for name, each in models.items() if name == self._model}
