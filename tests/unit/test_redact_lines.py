@@ -56,6 +56,7 @@ def test_parts_of_other_words_do_not(key: str) -> None:
     "text",
     [
         "first pass: 12.5 ms, low_pass=0.5, pass: 3/4, pass: true",
+        "what they let pass: all of it",
         "client_auth: required, tls_auth=none",
         "authorization: required for model resnet",
         "input key: frames_0, max_tokens=20000000",

@@ -16,8 +16,8 @@ from .running import Collector, run_collectors
 
 __all__ = ["asked_first"]
 
-# A disk that is merely busy answers within this.
-_PATIENCE_S = 5.0
+# A disk that is merely busy answers within this; where there is little time for all, a fifth of it.
+_PATIENCE_S, _LEAST_S = 5.0, 1.0
 
 
 def asked_first(
@@ -27,9 +27,9 @@ def asked_first(
     then say so at once.
 
     Args:
-        deadline_s: for the question.
+        deadline_s: for the question and for all of them.
     """
-    probe = Collector("state", _look, _PATIENCE_S)
+    probe = Collector("state", _look, min(_PATIENCE_S, max(_LEAST_S, deadline_s / 5)))
     if run_collectors([probe], device, deadline_s)[probe.name].status != "timeout":
         return device, tuple(collectors)
     silent = replace(device, silent=True)

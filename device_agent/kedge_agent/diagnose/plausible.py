@@ -84,6 +84,9 @@ def named_value(found: Found) -> bool:
         return False
     if name.startswith("token") and value.isdigit() and (len(value) < 8 or name.startswith("tokens")):
         return False
+    # What others let pass: a word of a sentence.
+    if re.match(r"pass: +$", name) and in_place_only(value):
+        return False
     if _MERE_NAME.search(name):
         # `client_auth: required`, `low_pass=0.5`
         return not in_place_only(value) if "pass" not in name else _FIGURE.fullmatch(value) is None
