@@ -70,7 +70,9 @@ THRESHOLDS: dict[str, Threshold] = {
         0.5, "ms more than it was", "what the scheduler adds to a request that comes alone; ratios mean little below it"
     ),
     "latency_requests": Threshold(
-        100, "requests in the hour, or in the last five minutes", "of fewer, the 99th percentile is the slowest one: an accident"
+        100,
+        "requests in the hour, or in the last five minutes",
+        "of fewer, the 99th percentile is the slowest one: an accident",
     ),
     "gate_runs": Threshold(100, "runs of the gate", "of fewer, the 99th percentile is the longest one: an accident"),
     "failed_fault_share": Threshold(
