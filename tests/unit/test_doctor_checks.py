@@ -685,6 +685,15 @@ def test_of_one_crash_the_cure_shows_when_it_was() -> None:
     assert (finding.result, finding.cure) == ("warning", "kedge history --on nano --since 1h")
 
 
+def test_failures_that_a_deploy_has_mended_are_no_fault() -> None:
+    document = healthy()
+    data(document, "recorder")["hour"]["models"]["camera"]["failures"] = {"internal": 9_000}
+    assert look("requests", judged(document)).result == "fault"
+    since = data(document, "recorder")["since_deploy"]["camera"]
+    since["at_deploy"]["at_s"], since["from_s"] = int(NOW_S) - 600, NOW_S - 599.2
+    assert look("requests", judged(document)).result == "ok"
+
+
 def test_of_requests_that_are_too_many_the_cure_is_commands() -> None:
     document = healthy()
     data(document, "recorder")["hour"]["models"]["camera"]["failures"] = {"busy": 9_000}

@@ -102,7 +102,7 @@ def latency(evidence: Evidence) -> list[Finding]:
 
 
 def requests(evidence: Evidence) -> Finding:
-    """How many requests of the last hour failed by a fault of the model or the agent."""
+    """How many requests of the last hour failed by a fault of the model or the agent; of a model, since its deploy."""
     name, section = "requests", evidence.section("recorder")
     if section.why:
         return unknown(name, section.why)
@@ -111,7 +111,11 @@ def requests(evidence: Evidence) -> Finding:
         return unknown(name, section.data.text("hour_why") or "nothing was recorded in the last hour")
     answered = failed = busy = 0
     worst: tuple[float, str] = (0, "")
-    for model, figures in hour.child("models").items():
+    for model, told in hour.child("models").items():
+        since = section.data.child("since_deploy", model)
+        deploy = since.child("at_deploy")
+        # What a release before it failed at, a deploy has mended.
+        figures = _since(since, model, deploy) if _within(_HOUR_S, evidence, deploy) else told
         kinds = figures.child("failures").numbers()
         ours = sum(kinds.get(kind, 0) for kind in _OURS)
         answered += figures.size("requests") or 0
