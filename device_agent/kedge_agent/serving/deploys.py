@@ -20,7 +20,7 @@ from ..store.rules import ReleaseRules
 from ..store.signatures import describe, require_standing
 from .activation import activate
 from .deploy_job import DONE, REFUSED, REVERTED, DeployJob, told_by_journal
-from .housekeeping import collect_later
+from .housekeeping import tidy_later
 from .job import RUNNING
 from .outcome import commit, revert, roll_back
 from .probation import SUPERSEDED, Watch, probation_rules
@@ -97,7 +97,7 @@ class Deploys:
         if marks is not None:
             self._stability = Stability(marks, repository)
         repository.start(held, frozenset() if marks is None else marks.suspects, started)
-        collect_later(self._site)
+        tidy_later(self._site)
 
     def start(self, digest: str) -> dict[str, Any]:
         """Deploy an accepted release, unless that is being done already.
@@ -222,7 +222,7 @@ class Deploys:
                     job.model, AgentError(f"release {job.digest[:12]} serves, and that is not recorded: {problem}")
                 )
             self._end(job, DONE)
-            collect_later(self._site)
+            tidy_later(self._site)
         else:
             error = revert(self._site, watch.manifest, broken, watch.findings(), job)
             serving, state = self._site.repository.serving(job.model), known_state(self._site, job.model)

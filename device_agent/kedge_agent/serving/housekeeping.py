@@ -1,21 +1,31 @@
-"""What the daemon removes from the store, in the background."""
+"""What the daemon gives up in the background: what nobody needs in the store, and memory that was freed."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import threading
 
 from ..store.collect import collect
 from .site import Site
 
-__all__ = ["collect_later"]
+__all__ = ["tidy_later"]
 
 _LOG = logging.getLogger("kedge.housekeeping")
 
 
-def collect_later(site: Site) -> None:
-    """Remove what nobody needs, in a thread of its own: nobody waits for it, and nothing fails with it."""
-    threading.Thread(target=_collect, args=(site,), daemon=True).start()
+def tidy_later(site: Site) -> None:
+    """Remove what nobody needs, and give memory back, in a thread of its own: nobody waits, and nothing fails with it.
+
+    To be called when models have been loaded, or have gone.
+    """
+    threading.Thread(target=_tidy, args=(site,), daemon=True).start()
+
+
+def _tidy(site: Site) -> None:
+    _collect(site)
+    _give_memory_back()
 
 
 def _collect(site: Site) -> None:
@@ -27,3 +37,14 @@ def _collect(site: Site) -> None:
         return
     if found is not None and found.releases:
         _LOG.info("removed %d releases, %d bytes", len(found.releases), found.freed_bytes)
+
+
+def _give_memory_back() -> None:
+    """Have the C library give what was freed to the system: it keeps what lies between pieces that are in use.
+
+    A model's load leaves such memory behind, a model that went does, and so does an agent's first start, which compiles
+    its modules.
+    """
+    # malloc_trim(3) is glibc's.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
