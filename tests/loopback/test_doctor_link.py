@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.loopback.test_ssh import Cli, introduce, make_cli
+from tests.loopback.test_ssh import Cli, introduce, make_cli, with_agent
 from tests.support.schemas import validate
-from tests.support.sshd import Sshd, make_sshd, remove_sshd
+from tests.support.sshd import Sshd
 
 pytestmark = pytest.mark.slow
 
@@ -22,14 +22,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cli, Sshd]]:
     """A device with an agent."""
-    server = make_sshd()
-    try:
-        cli = make_cli(tmp_path_factory.mktemp("doctor"))
-        introduce(cli, server)
-        cli("device", "provision", "bench1", "--no-service")
-        yield cli, server
-    finally:
-        remove_sshd(server)
+    with with_agent(tmp_path_factory.mktemp("doctor")) as made:
+        yield made
 
 
 def examined(cli: Cli) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_release
-from tests.loopback.test_ssh import Cli, introduce, make_cli
+from tests.loopback.test_ssh import Cli, with_agent
 from tests.support.schemas import validate
-from tests.support.sshd import Sshd, make_sshd, remove_sshd
+from tests.support.sshd import Sshd
 
 pytestmark = pytest.mark.slow
 
@@ -20,17 +20,11 @@ BENCH = ("--duration-ms", "500", "--warmup-ms", "1")
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cli, Sshd]]:
     """A device that serves, and has answered requests."""
-    server = make_sshd()
     folder: Path = tmp_path_factory.mktemp("history")
-    try:
-        cli = make_cli(folder)
-        introduce(cli, server)
-        cli("device", "provision", "bench1", "--no-service")
+    with with_agent(folder) as (cli, server):
         cli("deploy", str(make_release(folder, version=1).folder), "--to", "bench1")
         cli("bench", "digits", "--on", "bench1", *BENCH)
         yield cli, server
-    finally:
-        remove_sshd(server)
 
 
 def assert_told(cli: Cli) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from kedge.diagnose.opened import Opened, open_snapshot
-from tests.loopback.test_ssh import Cli, introduce, make_cli
+from tests.loopback.test_ssh import Cli, with_agent
 from tests.support.canaries import leaks
-from tests.support.sshd import Sshd, make_sshd, remove_sshd
+from tests.support.sshd import Sshd
 
 pytestmark = pytest.mark.slow
 
@@ -20,14 +20,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cli, Sshd]]:
     """A device with an agent."""
-    server = make_sshd()
-    try:
-        cli = make_cli(tmp_path_factory.mktemp("snapshot"))
-        introduce(cli, server)
-        cli("device", "provision", "bench1", "--no-service")
-        yield cli, server
-    finally:
-        remove_sshd(server)
+    with with_agent(tmp_path_factory.mktemp("snapshot")) as made:
+        yield made
 
 
 def taken(cli: Cli, folder: Path) -> tuple[dict[str, Any], Opened]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,19 @@ def introduce(cli: Cli, server: Sshd, *, trust: bool = True, name: str = "bench1
     cli("device", "add", name, server.address, "--target", TARGET, "--key", str(server.key), *extra)
     if trust:
         cli("device", "trust", name, "--fingerprint", server.fingerprint())
+
+
+@contextmanager
+def with_agent(folder: Path) -> Iterator[tuple[Cli, Sshd]]:
+    """A device, bench1, with an agent that runs."""
+    server = make_sshd()
+    try:
+        cli = make_cli(folder)
+        introduce(cli, server)
+        cli("device", "provision", "bench1", "--no-service")
+        yield cli, server
+    finally:
+        remove_sshd(server)
 
 
 @pytest.mark.slow

@@ -13,23 +13,13 @@ from kedge.cli.app import main
 from kedge.diagnose.opened import open_snapshot
 from kedge.diagnose.snapshot import take_snapshot
 from kedge.errors import ExitCode
-from kedge_agent.diagnose.archive import Archive
 from kedge_agent.formats.parts import Part, write_json_part, write_part
 from tests.support.evidence import healthy
 from tests.support.schemas import validate
 from tests.unit.test_logs import Sent
+from tests.unit.test_snapshot_files import packed
 
 NAME = "nano-20261126T041200Z.kedge-snapshot.tar.zst"
-
-
-def packed(files: dict[str, bytes]) -> bytes:
-    out = bytearray()
-    archive = Archive(out.extend)
-    for name, data in files.items():
-        archive.add(name, data)
-        archive.flush()
-    archive.close()
-    return bytes(out)
 
 
 def members(document: dict[str, Any]) -> dict[str, bytes]:

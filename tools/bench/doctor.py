@@ -12,18 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from optimize import commit, now, processor
+from optimize import conditions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -42,15 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kedge-bench-") as name:
         devices = measured(Path(name), arguments.runs)
     document = {
-        "conditions": {
-            "kedge": metadata.version("kedge"),
-            "commit": commit(),
-            "at": now(),
-            "machine": platform.machine(),
-            "processor": processor(),
-            "python": platform.python_version(),
-            "load_average": {"started": started, "ended": os.getloadavg()},
-        },
+        "conditions": conditions(started),
         "devices": devices,
         "goal_s": GOAL_S,
     }

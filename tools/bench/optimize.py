@@ -270,6 +270,19 @@ def commit() -> str:
     return f"{metadata.version('kedge')}, commit {said.stdout.strip() or 'unknown'}"
 
 
+def conditions(started: tuple[float, float, float]) -> dict[str, Any]:
+    """Where and what was measured; started: the load average before."""
+    return {
+        "kedge": metadata.version("kedge"),
+        "commit": commit(),
+        "at": now(),
+        "machine": platform.machine(),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "load_average": {"started": started, "ended": os.getloadavg()},
+    }
+
+
 def processor() -> str:
     for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
         if line.startswith("model name"):

@@ -13,20 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from optimize import commit, now, processor
+from optimize import conditions
 from serving_client import Connection, prepare
 
 from kedge.build.release import BuildOptions, build_release
@@ -61,16 +59,7 @@ def main() -> int:
         found = {each: measured(Path(name) / each, rate, arguments.seconds) for each, rate in loads.items()}
         without = measured(Path(name) / "without", 0.0, arguments.seconds, enabled=False)
     document = {
-        "conditions": {
-            "kedge": metadata.version("kedge"),
-            "commit": commit(),
-            "at": now(),
-            "machine": platform.machine(),
-            "processor": processor(),
-            "python": platform.python_version(),
-            "load_average": {"started": started, "ended": os.getloadavg()},
-            "seconds": arguments.seconds,
-        },
+        "conditions": {**conditions(started), "seconds": arguments.seconds},
         "record_ns": record_ns(),
         "loads": found,
         "idle_without": without,
