@@ -25,6 +25,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cli, Sshd
 
 
 def taken(cli: Cli, folder: Path) -> tuple[dict[str, Any], Opened]:
+    folder.mkdir()
     done = cli("snapshot", "--on", "bench1", "-o", str(folder / "bench1.kedge-snapshot.tar.zst"), "--json")
     document: dict[str, Any] = json.loads(done.stdout)
     assert document["cut"] is None
@@ -42,11 +43,11 @@ def test_of_a_hung_and_of_a_dead_agent_a_limited_key_brings_a_whole_file(
     try:
         assert server.run(f"kill -STOP {pid}").returncode == 0
         keys.write_text(f'command="{state}/bin/kedge-agent ssh-command",restrict {whole}')
-        hung, opened = taken(cli, tmp_path)
+        hung, opened = taken(cli, tmp_path / "hung")
         agent = opened.facts()["collectors"]["agent"]["data"]
         keys.write_text(whole)
         assert server.run(f"kill -KILL {pid}").returncode == 0
-        dead, after = taken(cli, tmp_path)
+        _, after = taken(cli, tmp_path / "dead")
     finally:
         keys.write_text(whole)
 
@@ -57,6 +58,7 @@ def test_of_a_hung_and_of_a_dead_agent_a_limited_key_brings_a_whole_file(
     # Root, who runs the tests as themselves, is nobody in particular.
     if server.user != "root":
         assert leaks(Path(hung["file"]), [server.user]) == []
+        # Of a dead agent's snapshot nothing names its user: it has no process.
         assert any(
-            each.get("value") == server.user for each in json.loads(Path(dead["map"]).read_text())["map"].values()
+            each.get("value") == server.user for each in json.loads(Path(hung["map"]).read_text())["map"].values()
         )

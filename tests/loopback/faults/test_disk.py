@@ -36,10 +36,14 @@ class SmallDisk:
         return found.f_bavail * found.f_frsize
 
     def fill(self, leave_bytes: int = 0) -> None:
-        take = self.free_bytes - leave_bytes
-        if take > 0:
+        # Whoever writes here beside us may give a page back meanwhile.
+        for _ in range(20):
+            take = self.free_bytes - leave_bytes
+            if take <= 0:
+                return
             with self._ballast.open("ab") as out:
                 os.posix_fallocate(out.fileno(), out.tell(), take)
+        raise AssertionError(f"{self.free_bytes} bytes are free again each time")
 
     def free(self) -> None:
         self._ballast.unlink(missing_ok=True)
@@ -135,7 +139,6 @@ def test_a_full_disk_keeps_nobody_from_rolling_back_or_from_starting(
     cramped.serve(first)
     cramped.serve(second)
     small.fill()
-    assert small.free_bytes == 0
     status, said = cramped.rollback()
     assert status == 200, said
     assert cramped.agent is not None
