@@ -25,6 +25,7 @@ _COMMANDS = {
     "build": ("build", "build", "Make a release of a model for a target."),
     "preflight": ("preflight", "preflight", "What of a model will not run on a target, and why."),
     "deploy": ("deploy", "deploy", "Push a release to a device; it switches behind its gates."),
+    "rollout": ("rollout", "rollout", "Rollouts to many devices: status, resume, abort."),
     "infer": ("infer", "infer", "Run a deployed model on data of yours."),
     "bench": ("bench", "bench", "Measure a deployed model: latency and memory."),
     "status": ("deploy", "status", "What a device serves, and what it would roll back to."),
