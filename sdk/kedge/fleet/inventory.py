@@ -6,38 +6,55 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 import tomlkit.exceptions
 
-from ..config import config_dir, state_dir
+from ..config import config_dir
 from ..errors import BadInputError
 from ..targets import Target, host_target, load_target
-from ..transport.base import LOCAL, Deadline, Transport
+from ..transport.address import SshAddress
+from ..transport.base import LOCAL, Transport
 from ..transport.hostkeys import HostKey
-from ..transport.local import LocalAgent
-from ..transport.ssh import SshAddress, SshTransport
+from .way import local_way, open_way
 
-__all__ = ["LOCAL", "Device", "Inventory", "open_device", "parse_address"]
+__all__ = ["LOCAL", "Device", "Inventory", "Limit", "open_device", "parse_address"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ADDRESS = re.compile(r"(?P<user>[^@\s:]+)@(?P<host>\[[0-9a-fA-F:.]+\]|[^@\s:\[\]]+)(?::(?P<port>\d{1,5}))?")
-_START_S = 60.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At most `concurrency` of these devices at once."""
+
+    group: str
+    devices: frozenset[str]
+    concurrency: int
 
 
 @dataclass(frozen=True)
 class Device:
-    """One entry of the inventory. python: the interpreter there, None for `python3`."""
+    """One entry of the inventory, or `local`.
+
+    python: the interpreter there, None for `python3`.
+    """
 
     name: str
     address: SshAddress
     target: str
     python: str | None = None
+    groups: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def way(self) -> dict[str, Any]:
+        """How `way.open_way` comes to it, as plain JSON."""
+        return local_way() if self.name == LOCAL else self.address.to_json()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -50,6 +67,8 @@ class Device:
             "target": self.target,
             "host_key": key.fingerprint if key is not None else None,
             "state": self.address.state,
+            "groups": list(self.groups),
+            "labels": dict(self.labels),
         }
 
 
@@ -164,6 +183,22 @@ class Inventory:
             self.get(name)
             self._document.remove(name)
 
+    def select(self, text: str) -> list[Device]:
+        """The devices that a selection names (`cam-1,@berlin`), each once, in the order of the terms.
+
+        Raises:
+            BadInputError: it is no selection, or names what is not there, or nothing.
+        """
+        names = dict.fromkeys(part for term in text.split(",") for part in (self.names() if term == "@all" else [term]))
+        return [self._local() if name == LOCAL else self.get(name) for name in names]
+
+    def limits(self, devices: Iterable[Device]) -> list[Limit]:
+        """What the groups of these devices allow at once."""
+        return []
+
+    def _local(self) -> Device:
+        return Device(LOCAL, SshAddress("", 0, ""), host_target().name)
+
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """One change at a time, on the file as it is now: two commands at once lose nothing."""
@@ -191,16 +226,9 @@ def open_device(name: str, inventory: Inventory | None = None) -> Iterator[tuple
         KedgeError: the name is unknown, or the local agent does not start.
     """
     if name == LOCAL:
-        agent = LocalAgent(state_dir() / "local")
-        try:
-            agent.start(Deadline.after(_START_S, "starting the local agent"))
-            yield agent, host_target()
-        finally:
-            agent.close()
-        return
-    device = (inventory or Inventory()).get(name)
-    transport = SshTransport(device.name, device.address)
-    try:
-        yield transport, load_target(device.target)
-    finally:
-        transport.close()
+        way, target = local_way(), host_target()
+    else:
+        device = (inventory or Inventory()).get(name)
+        way, target = device.way(), load_target(device.target)
+    with open_way(name, way) as transport:
+        yield transport, target

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
@@ -22,6 +21,7 @@ from ..errors import (
     UnknownHostKeyError,
     UnreachableError,
 )
+from .address import SshAddress
 from .base import Channel, Deadline, Door, agreed, greet
 from .hostkeys import HostKey, disabled_algorithms, quiet_paramiko
 from .ssh_channel import QuickSocket, SshChannel, fast_ciphers_first
@@ -33,23 +33,6 @@ __all__ = ["Completed", "SshAddress", "SshTransport"]
 
 _KEEPALIVE_S = 15
 _MAX_OUTPUT_BYTES = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class SshAddress:
-    """How to reach a device.
-
-    host_key: the pinned key, None until somebody trusted one.
-    identity: private key file; None takes ssh-agent and the usual files under ~/.ssh.
-    state: the agent's state folder there, None until it has been provisioned or probed.
-    """
-
-    host: str
-    port: int
-    user: str
-    host_key: HostKey | None = None
-    identity: Path | None = None
-    state: str | None = None
 
 
 @dataclass(frozen=True)
