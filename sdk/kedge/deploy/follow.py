@@ -20,7 +20,7 @@ from ..errors import (
     OutcomeUnknownError,
     UnreachableError,
 )
-from ..transport.base import Transport, agent_hint, told_error
+from ..transport.base import Deadline, Transport, agent_hint, told_error
 from ..transport.client import AgentClient
 from .patience import Patience, hang_up
 
@@ -73,6 +73,7 @@ def follow(
     event: Event,
     until: str | None,
     patience_s: float,
+    deadline: Deadline | None = None,
 ) -> dict[str, Any]:
     """Have a release deployed, and follow it until it has ended.
 
@@ -82,16 +83,18 @@ def follow(
         event: told of each event once, also of those before a connection was lost.
         until: a step at whose beginning to leave the device alone, None: none.
         patience_s: how long a connection that was lost is tried to be made again.
+        deadline: after which nobody listens any more; the client has it too.
 
     Returns:
         The device's last answer; of a deploy that still runs where `until` was reached.
 
     Raises:
-        OutcomeUnknownError: the device cannot be reached any more; it goes on by itself, if it was asked.
+        OutcomeUnknownError: the device cannot be reached any more, or the deadline passed; it goes on by itself, if it
+            was asked.
         UnreachableError: it could not be asked.
         KedgeError: what the device says.
     """
-    device, patience = transport.name, Patience(patience_s)
+    device, patience = transport.name, Patience(patience_s, deadline)
     told: list[Any] = []
     after, starts, asked, heard, lost = 0, 0, False, False, False
     while True:
@@ -147,8 +150,9 @@ def follow(
 
 def _wait(patience: Patience, device: str, error: KedgeError) -> None:
     if not patience.wait():
+        what = "the device was still at it" if patience.is_late else "the connection was lost while the device deployed"
         raise OutcomeUnknownError(
-            f"the connection was lost while the device deployed: {error.message}",
+            f"{what}: {error.message}",
             hint=f"{device} finishes or goes back by itself; the same command picks up and tells the end",
         ) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..transport.base import Transport
+from ..transport.base import Deadline, Transport
 from ..transport.local import LocalAgent
 
 __all__ = ["Patience", "hang_up"]
@@ -18,11 +18,18 @@ class Patience:
 
     Args:
         seconds: without an answer, after which it is over.
+        deadline: at which it is over whatever was answered; None: there is none.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, deadline: Deadline | None = None) -> None:
         self._seconds = seconds
+        self._deadline = deadline
         self.renew()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._deadline is not None and self._deadline.has_passed
 
     def renew(self) -> None:
         """The device answered."""
@@ -31,7 +38,10 @@ class Patience:
 
     def wait(self) -> bool:
         """Wait a little before the next try; False at once where patience is over."""
-        left = self._last + self._seconds - time.monotonic()
+        end = self._last + self._seconds
+        if self._deadline is not None:
+            end = min(end, self._deadline.at)
+        left = end - time.monotonic()
         if left <= 0:
             return False
         time.sleep(min(self._pause_s, left))

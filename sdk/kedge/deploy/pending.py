@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import state_dir
 
-__all__ = ["Pending"]
+__all__ = ["Pending", "has_begun"]
 
 _MAX_BYTES = 64 * 1024
+# Between the clock of a device and this host's.
+_CLOCKS_S = 60.0
 
 
 class Pending:
@@ -60,3 +64,15 @@ class Pending:
         if self._kept:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
+
+
+def has_begun(entries: Sequence[Mapping[str, Any]], since_s: float) -> bool:
+    """Whether the last deploy that a journal tells of began since then.
+
+    Args:
+        entries: of one release, oldest first (`deploy.history.read_history`).
+        since_s: in seconds since 1970, by this host's clock.
+    """
+    begun = next((entry.get("at_s") for entry in reversed(entries) if entry["step"] == "begun"), None)
+    # The journal has whole seconds. What lies ahead of now was written by a clock that is wrong.
+    return isinstance(begun, (int, float)) and math.floor(since_s) <= begun <= time.time() + _CLOCKS_S

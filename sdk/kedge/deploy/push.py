@@ -14,15 +14,15 @@ from kedge_agent.formats.offer import Offer, Signed
 
 from ..errors import BadInputError, IncompatibleError, IntegrityError, KedgeError, OutcomeUnknownError
 from ..release.bundle import Release
-from ..transport.base import Transport, agent_hint
+from ..transport.base import Deadline, Transport, agent_hint
 from ..transport.client import AgentClient
 from ..transport.upload import Progress, UploadResult
 from .deployed import Deployed, NonsenseError, read_gate, read_parity, read_probation, read_side
 from .follow import RUNNING, Event, deploy_state, ended, follow, require_done
 from .history import read_history
-from .pending import Pending
+from .pending import Pending, has_begun
+from .rollback import rollback
 from .sending import send
-from .told import require
 
 __all__ = ["DEVICE_STEPS", "Deployed", "deploy", "rollback"]
 
@@ -47,7 +47,10 @@ def deploy(
     limit_bytes_per_s: int | None = None,
     wait: bool = True,
     remember: bool = True,
+    since_s: float | None = None,
+    verified: bool = False,
     patience_s: float = _PATIENCE_S,
+    deadline: Deadline | None = None,
 ) -> Deployed:
     """Push a release to a device and have it switched to, behind its gates and on probation.
 
@@ -61,16 +64,24 @@ def deploy(
         limit_bytes_per_s: push no faster.
         wait: for the end of the probation; else until it begins, and then no end is owed.
         remember: keep a note on this host until the end was told, so that the next run tells it.
+        since_s: in the place of such a note, for whoever knows when this deploy was first asked for, in seconds since
+            1970: the end of one that the device began since then is told. By the device's clock; where that is more
+            than a minute off, the release is deployed anew.
+        verified: the release's files have been hashed by the caller.
         patience_s: how long a lost connection is tried to be made again while the device works.
+        deadline: by which the end must have been told; None: as long as it takes. Bytes of a push that flow, and reads
+            that began, end by it only where the caller closes the transport then.
 
     Raises:
-        OutcomeUnknownError: the connection was lost and not made again; the device goes on by itself.
+        OutcomeUnknownError: the connection was lost and not made again, or the deadline passed; the device goes on by
+            itself.
         GateRefusedError: the device refused the release by a gate, or took it back in its probation.
         KedgeError: the first thing else that went wrong; whatever served before serves on.
     """
-    work = _Deploy(transport, release, progress, state, event, Pending(transport.name, release.digest, kept=remember))
+    pending = Pending(transport.name, release.digest, kept=remember and since_s is None)
+    work = _Deploy(transport, release, progress, state, event, pending, since_s, deadline)
     try:
-        return work.run(downgrade, limit_bytes_per_s, wait=wait, patience_s=patience_s)
+        return work.run(downgrade, limit_bytes_per_s, verified=verified, wait=wait, patience_s=patience_s)
     finally:
         work.client.close()
 
@@ -90,10 +101,14 @@ class _Deploy:
         state: States,
         event: Event,
         pending: Pending,
+        since_s: float | None,
+        deadline: Deadline | None,
     ) -> None:
         self.transport = transport
         self.release = release
-        self.client = AgentClient(transport, _ANSWER_S)
+        self.client = AgentClient(transport, _ANSWER_S, deadline)
+        self._since_s = since_s
+        self._deadline = deadline
         self._progress = progress
         self._state = state
         self._step = ""
@@ -105,10 +120,17 @@ class _Deploy:
         self._signed: bool | None = None
 
     def run(
-        self, downgrade: Signed | None, limit_bytes_per_s: int | None, *, wait: bool, patience_s: float
+        self,
+        downgrade: Signed | None,
+        limit_bytes_per_s: int | None,
+        *,
+        verified: bool,
+        wait: bool,
+        patience_s: float,
     ) -> Deployed:
         self._enter("plan")
-        self.release.verify()
+        if not verified:
+            self.release.verify()
         offer = self.release.offer()
         offer = replace(offer, downgrade=downgrade or offer.downgrade)
         self._plan(offer)
@@ -117,6 +139,7 @@ class _Deploy:
         known = self._known()
         owed, before = pending.read()
         runs = known is not None and known["state"] == RUNNING
+        owed = owed or self._since_s is not None
         joins = runs or (known is not None and owed and self._is_news(known, before))
         self._served = self._serving()
         if joins and self._served is not None and self._served["release"] == digest:
@@ -133,6 +156,7 @@ class _Deploy:
                 state=self._enter,
                 limit_bytes_per_s=limit_bytes_per_s,
                 patience_s=patience_s,
+                deadline=self._deadline,
             )
             sent, before = time.monotonic(), ended(known)
             # The push may have outlasted the connection that this client knows.
@@ -168,6 +192,7 @@ class _Deploy:
                 event=self._hear,
                 until=None if wait else "probation",
                 patience_s=patience_s,
+                deadline=self._deadline,
             )
         except _NoDeploysError:
             pending.forget()
@@ -215,10 +240,14 @@ class _Deploy:
         digest = self.release.digest
         if ended(known) == before:
             return False
-        if known["state"] == "reverted":
-            entries = read_history(self.transport, self.release.manifest.model)
-            last: dict[str, Any] = next((entry for entry in reversed(entries) if entry.get("release") == digest), {})
-            return last.get("step") != "rolled-back"
+        if known["state"] == "reverted" or self._since_s is not None:
+            timeout_s = _ANSWER_S if self._deadline is None else min(_ANSWER_S, self._deadline.remaining())
+            told = read_history(self.transport, self.release.manifest.model, timeout_s=timeout_s)
+            entries = [entry for entry in told if entry["release"] == digest]
+            if self._since_s is not None and not has_begun(entries, self._since_s):
+                return False
+            if known["state"] == "reverted":
+                return not entries or entries[-1]["step"] != "rolled-back"
         return known["state"] != "done" or self._live().get("release") == digest
 
     def _live(self) -> dict[str, Any]:
@@ -307,18 +336,3 @@ class _Deploy:
                 f"{device}: the release was deployed, and what the agent tells of it makes no sense: {error}",
                 hint=agent_hint(device),
             ) from error
-
-
-def rollback(transport: Transport, model: str) -> dict[str, Any]:
-    """Switch a model back to the release it served before; the agent's report of it.
-
-    Raises:
-        KedgeError: there is nothing to go back to, or the device says why not.
-    """
-    client = AgentClient(transport)
-    try:
-        answer = client.post(f"/kedge/v1/models/{model}/rollback", timeout_s=_ACTIVATE_S)
-    finally:
-        client.close()
-    told: dict[str, Any] = require(transport.name, "rollback", answer)
-    return told

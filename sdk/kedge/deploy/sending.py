@@ -27,12 +27,14 @@ def send(
     state: Callable[[str], None],
     limit_bytes_per_s: int | None,
     patience_s: float,
+    deadline: Deadline | None = None,
 ) -> UploadResult:
     """Push a release. Where the connection breaks it is made again, and what was acknowledged is not sent twice.
 
     Args:
         state: told of push and verify as they begin.
         patience_s: how long the connection is tried to be made again from where it broke, unless more is acknowledged.
+        deadline: by which it must be over, as `upload` heeds it.
 
     Returns:
         What all tries together sent; of one that broke, each acknowledged byte counts as one that travelled.
@@ -41,7 +43,7 @@ def send(
         UnreachableError: the connection broke and could not be made again.
         KedgeError: what the device reports.
     """
-    patience = Patience(patience_s)
+    patience = Patience(patience_s, deadline)
     before = acknowledged = 0
     broke = verifying = False
     # It may break at the first frame, which may take longer than anybody is patient.
@@ -60,7 +62,9 @@ def send(
         verifying = False
         state("push")
         try:
-            channel, protocol = transport.open_receive(Deadline.after(_CONNECT_S, f"reaching {transport.name}"))
+            channel, protocol = transport.open_receive(
+                Deadline.after(_CONNECT_S, f"reaching {transport.name}", deadline)
+            )
             pushed = upload(
                 channel,
                 transport.name,
@@ -71,6 +75,7 @@ def send(
                 protocol=protocol,
                 limit_bytes_per_s=limit_bytes_per_s,
                 open_more=transport.open_receive,
+                deadline=deadline,
             )
         except (UnreachableError, BusyError) as error:
             if went_on:

@@ -35,9 +35,19 @@ class Deadline:
     what: str
 
     @classmethod
-    def after(cls, seconds: float, what: str) -> Deadline:
-        """The moment `seconds` from now; `what` names the work, for the message."""
-        return cls(time.monotonic() + seconds, what)
+    def after(cls, seconds: float, what: str, within: Deadline | None = None) -> Deadline:
+        """The moment `seconds` from now; `what` names the work, for the message.
+
+        Args:
+            within: the deadline of what this is part of, where it comes first.
+        """
+        at = time.monotonic() + seconds
+        return within if within is not None and within.at < at else cls(at, what)
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether nothing is left."""
+        return time.monotonic() >= self.at
 
     def remaining(self) -> float:
         """Seconds left, always positive.

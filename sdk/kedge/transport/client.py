@@ -73,11 +73,13 @@ class AgentClient:
     Args:
         transport: the way to the agent, which stays the caller's to close.
         timeout_s: how long an ordinary request may take.
+        deadline: by which all of them must have been answered; None: there is none.
     """
 
-    def __init__(self, transport: Transport, timeout_s: float = 60.0) -> None:
+    def __init__(self, transport: Transport, timeout_s: float = 60.0, deadline: Deadline | None = None) -> None:
         self._transport = transport
         self._timeout_s = timeout_s
+        self._deadline = deadline
         self._connections: dict[Door, _Connection] = {}
 
     def get(self, path: str, door: Door = "control", *, expect: Sequence[str] = ()) -> Any:
@@ -197,6 +199,8 @@ class AgentClient:
                 f"not a model's name: {path.rsplit('/models/', maxsplit=1)[-1].split('/', maxsplit=1)[0]!r}",
                 hint=f"see: kedge status --on {self._transport.name}",
             )
+        if self._deadline is not None:
+            timeout_s = min(timeout_s, self._deadline.remaining())
         connection = self._connections.get(door)
         if connection is None:
             connection = self._connections[door] = _Connection(self._transport, door, timeout_s)

@@ -65,6 +65,7 @@ def upload(
     protocol: int,
     limit_bytes_per_s: int | None = None,
     open_more: OpenMore | None = None,
+    deadline: Deadline | None = None,
 ) -> UploadResult:
     """Push a release, or an agent, through a channel to a `receive` process.
 
@@ -75,6 +76,7 @@ def upload(
         limit_bytes_per_s: send no faster; None: as fast as it goes.
         open_more: `Transport.open_receive`, for more channels where the window of one is too small for the link; None:
             there is one channel.
+        deadline: by which it must be over, where the device takes its time; bytes that flow do not heed it.
 
     Raises:
         KedgeError: what the device reports (no space, integrity, busy), or that the link broke.
@@ -86,7 +88,7 @@ def upload(
                 f"{device}: its agent is too old to be replaced by itself",
                 hint=agent_hint(device, "provision", "install it anew"),
             )
-        push = _Push(channel, device, files, progress, Pace(limit_bytes_per_s), open_more)
+        push = _Push(channel, device, files, progress, Pace(limit_bytes_per_s), open_more, deadline)
         result = push.run(manifest, offer or Offer(), protocol)
     finally:
         channel.close()
@@ -107,6 +109,7 @@ class _Push:
         progress: Progress,
         pace: Pace,
         open_more: OpenMore | None,
+        deadline: Deadline | None,
     ) -> None:
         self._channel = channel
         self._device = device
@@ -114,6 +117,7 @@ class _Push:
         self._progress = progress
         self._pace = pace
         self._open_more = open_more
+        self._deadline = deadline
         self._link = Link(channel, pace, self._on_sent)
         self._lanes: Lanes | None = None
         self._changed = threading.Condition()
@@ -133,14 +137,13 @@ class _Push:
     def run(self, manifest: bytes, offer: Offer, protocol: int) -> UploadResult:
         """All of it; see `upload`."""
         begin = time.monotonic()
-        self._channel.settimeout(_PATIENCE_S)
+        self._channel.settimeout(self._patience("pushing").remaining())
         try:
             if protocol > 1:
                 self._link.send(Message.OFFER, data=offer_bytes(replace(offer, encodings=encodings())))
             self._link.send(Message.MANIFEST, data=manifest)
             self._listener.start()
-            deadline = Deadline.after(_PATIENCE_S, f"{self._device}: checking what it has")
-            self._listener.wait_for(self._listener.has_want, deadline)
+            self._listener.wait_for(self._listener.has_want, self._patience("checking what it has"))
             want = parse_want(self._listener.want(), [entry for entry, _ in self._files], protocol)
             self._wanted = frozenset(want.frames)
             self._total = sum(self._length(file, frame) for file, frame in want.frames)
@@ -148,8 +151,7 @@ class _Push:
             self._send_frames(want, manifest, offer)
             self._listener.expect(sha256_hex(manifest))
             self._link.send(Message.COMMIT)
-            deadline = Deadline.after(_PATIENCE_S, f"{self._device}: accepting what was pushed")
-            self._listener.wait_for(self._listener.done, deadline)
+            self._listener.wait_for(self._listener.done, self._patience("accepting what was pushed"))
             if self._on_disk != self._wanted:
                 raise IncompatibleError(
                     f"{self._device}: it is done, with {len(self._on_disk)} of {len(self._wanted)} frames acknowledged",
@@ -173,6 +175,9 @@ class _Push:
             seconds=time.monotonic() - begin,
             channels=self._channels,
         )
+
+    def _patience(self, what: str) -> Deadline:
+        return Deadline.after(_PATIENCE_S, f"{self._device}: {what}", self._deadline)
 
     def _send_frames(self, want: Want, manifest: bytes, offer: Offer) -> None:
         taken = [each for each in want.encodings if each in encodings()]
@@ -205,9 +210,9 @@ class _Push:
                     while (frame := frames.next()) is not None:
                         self._send(frame)
                         self._resend(encoder)
-                    deadline = Deadline.after(_PATIENCE_S, f"{self._device}: taking the last frames")
                     self._listener.wait_for(
-                        lambda: self._again or frames.has_returned() or not (self._open or lanes.busy()), deadline
+                        lambda: self._again or frames.has_returned() or not (self._open or lanes.busy()),
+                        self._patience("taking the last frames"),
                     )
                     self._resend(encoder)
                 self._channels += lanes.used()
