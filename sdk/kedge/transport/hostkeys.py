@@ -9,6 +9,7 @@ import hashlib
 import logging
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import BadInputError, UnreachableError
 from .base import Deadline
@@ -73,8 +74,11 @@ def disabled_algorithms() -> dict[str, list[str]]:
     return {kind: [name for name in names if any(word in name for word in weak)] for kind, names in preferred.items()}
 
 
-def fetch_host_key(host: str, port: int, deadline: Deadline) -> HostKey:
+def fetch_host_key(host: str, port: int, deadline: Deadline, stream: Any = None) -> HostKey:
     """The host key a server shows, before any authentication.
+
+    Args:
+        stream: a connection to it, where there is one already; it is closed.
 
     Raises:
         UnreachableError: nothing there speaks SSH in time.
@@ -84,7 +88,9 @@ def fetch_host_key(host: str, port: int, deadline: Deadline) -> HostKey:
     quiet_paramiko()
     try:
         with (
-            socket.create_connection((host, port), timeout=deadline.remaining()) as sock,
+            contextlib.closing(
+                stream if stream is not None else socket.create_connection((host, port), timeout=deadline.remaining())
+            ) as sock,
             contextlib.closing(paramiko.Transport(sock, disabled_algorithms=disabled_algorithms())) as transport,
         ):
             transport.start_client(timeout=deadline.remaining())

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import (
-    AgentMissingError,
-    AuthenticationRefusedError,
-    BadInputError,
-    HostKeyChangedError,
-    KedgeError,
-    UnknownHostKeyError,
-    UnreachableError,
-)
+from ..errors import AgentMissingError, UnreachableError
 from .address import SshAddress
 from .base import Channel, Deadline, Door, agreed, greet
-from .hostkeys import HostKey, disabled_algorithms, quiet_paramiko
-from .ssh_channel import QuickSocket, SshChannel, fast_ciphers_first
+from .ssh_channel import SshChannel
+from .ssh_client import make_client
+from .ssh_errors import Server, translated
+from .ssh_jump import Hop, leave, reach
 
 if TYPE_CHECKING:
     import paramiko
 
 __all__ = ["Completed", "SshAddress", "SshTransport"]
 
-_KEEPALIVE_S = 15
 _MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 
 
@@ -55,7 +47,11 @@ class SshTransport:
     def __init__(self, name: str, address: SshAddress) -> None:
         self.name = name
         self.address = address
+        self._server = Server(address, name)
         self._client: paramiko.SSHClient | None = None
+        self._connecting: paramiko.SSHClient | None = None
+        self._hop: Hop | None = None
+        self._lock = threading.Lock()
         self._round_trip_s = math.inf
 
     def connect(self, deadline: Deadline) -> None:
@@ -68,41 +64,19 @@ class SshTransport:
         """
         if self._client is not None:
             return
-        import paramiko
-
-        quiet_paramiko()
-        address = self.address
-        client = paramiko.SSHClient()
-        client.set_missing_host_key_policy(_refuse_unpinned(self.name, address))
+        stream, hop = reach(self._server, deadline)
         try:
-            with _translated(self.name, address):
-                if address.host_key is not None:
-                    pinned = paramiko.PKey.from_type_string(address.host_key.algorithm, address.host_key.raw)
-                    entry = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
-                    client.get_host_keys().add(entry, address.host_key.algorithm, pinned)
-                sock = QuickSocket.connected((address.host, address.port), deadline.remaining())
-                client.connect(
-                    address.host,
-                    address.port,
-                    address.user,
-                    key_filename=None if address.identity is None else os.fspath(address.identity.expanduser()),
-                    sock=sock,
-                    timeout=deadline.remaining(),
-                    banner_timeout=deadline.remaining(),
-                    auth_timeout=deadline.remaining(),
-                    channel_timeout=deadline.remaining(),
-                    allow_agent=address.identity is None,
-                    look_for_keys=address.identity is None,
-                    disabled_algorithms=disabled_algorithms(),
-                    transport_factory=fast_ciphers_first,
-                )
-                transport = client.get_transport()
-                assert transport is not None
-                transport.set_keepalive(_KEEPALIVE_S)
+            client = make_client(self._server, stream, deadline, self._begun)
         except BaseException:
-            client.close()
+            leave(hop)
             raise
-        self._client = client
+        finally:
+            self._connecting = None
+        with self._lock:
+            self._client, self._hop = client, hop
+
+    def _begun(self, client: paramiko.SSHClient) -> None:
+        self._connecting = client
 
     def open_door(self, door: Door, deadline: Deadline) -> Channel:
         """See `Transport.open_door`."""
@@ -125,7 +99,7 @@ class SshTransport:
             UnreachableError: the connection broke, or the command outlasted the deadline.
         """
         channel = self._execute(command, deadline)
-        with _translated(self.name, self.address):
+        with translated(self._server):
             try:
                 if data:
                     channel.sendall(memoryview(data))  # type: ignore[arg-type]
@@ -146,7 +120,7 @@ class SshTransport:
         """An SFTP session. It bootstraps the agent; releases never travel this way."""
         self.connect(deadline)
         assert self._client is not None
-        with _translated(self.name, self.address):
+        with translated(self._server):
             client = self._client.open_sftp()
             try:
                 channel = client.get_channel()
@@ -157,10 +131,14 @@ class SshTransport:
                 client.close()
 
     def close(self) -> None:
-        """Close the connection; idempotent."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        """Close the connection; idempotent. Another thread that connects now fails."""
+        with self._lock:
+            client, hop = self._client, self._hop
+            self._client = self._hop = None
+        for open_one in (self._connecting, client):
+            if open_one is not None:
+                open_one.close()
+        leave(hop)
 
     def _open_agent(self, arguments: str, deadline: Deadline) -> tuple[SshChannel, int]:
         if self.address.state is None:
@@ -170,7 +148,7 @@ class SshTransport:
         binary = shlex.quote(f"{self.address.state}/bin/kedge-agent")
         channel = SshChannel(self._execute(f"exec {binary} {arguments}", deadline))
         try:
-            with _translated(self.name, self.address):
+            with translated(self._server):
                 return channel, agreed(greet(channel, self.name, deadline))
         except BaseException:
             channel.close()
@@ -179,7 +157,7 @@ class SshTransport:
     def _execute(self, command: str, deadline: Deadline) -> paramiko.Channel:
         self.connect(deadline)
         assert self._client is not None
-        with _translated(self.name, self.address):
+        with translated(self._server):
             transport = self._client.get_transport()
             if transport is None or not transport.is_active():
                 # Whoever asks again gets a new one.
@@ -198,76 +176,3 @@ class SshTransport:
             finally:
                 watchdog.cancel()
             return channel
-
-
-def _refuse_unpinned(name: str, address: SshAddress) -> Any:
-    import paramiko
-
-    class RefuseUnpinned(paramiko.MissingHostKeyPolicy):
-        def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-            shown = HostKey(key.get_name(), key.get_base64())
-            if address.host_key is not None:
-                raise _changed(name, address.host_key, shown)
-            raise UnknownHostKeyError(
-                f"{name}: no host key is pinned; {address.host} shows {shown.algorithm} {shown.fingerprint}",
-                hint="compare it with the device's own, then:"
-                f" kedge device trust {name} --fingerprint {shown.fingerprint}",
-            )
-
-    return RefuseUnpinned()
-
-
-def _changed(name: str, pinned: HostKey, shown: HostKey) -> HostKeyChangedError:
-    return HostKeyChangedError(
-        f"{name}: the host key changed: pinned {pinned.algorithm} {pinned.fingerprint},"
-        f" shown {shown.algorithm} {shown.fingerprint}",
-        hint="somebody may be listening; if the device was set up anew:"
-        f" kedge device trust {name} --replace --fingerprint FINGERPRINT (as read on the device itself)",
-    )
-
-
-@contextmanager
-def _translated(name: str, address: SshAddress) -> Iterator[None]:
-    import paramiko
-    from paramiko.pkey import UnknownKeyType
-
-    where = f"{name} ({address.user}@{address.host}:{address.port})"
-    try:
-        yield
-    except KedgeError:
-        raise
-    except UnknownKeyType as error:
-        raise BadInputError(
-            f"{name}: paramiko does not know the pinned key's algorithm", hint=f"kedge device trust {name} --replace"
-        ) from error
-    except paramiko.BadHostKeyException as error:
-        shown = HostKey(error.key.get_name(), error.key.get_base64())
-        pinned = HostKey(error.expected_key.get_name(), error.expected_key.get_base64())
-        raise _changed(name, pinned, shown) from error
-    except paramiko.PasswordRequiredException as error:
-        raise AuthenticationRefusedError(
-            f"{where}: the private key is encrypted", hint="load it into ssh-agent (ssh-add), and leave --key out"
-        ) from error
-    except paramiko.AuthenticationException as error:
-        raise AuthenticationRefusedError(
-            f"{where}: the device accepts none of our keys",
-            hint="put your public key into the device's ~/.ssh/authorized_keys, or name the right --key",
-        ) from error
-    except FileNotFoundError as error:
-        if address.identity is None or error.filename != os.fspath(address.identity.expanduser()):
-            raise BadInputError(f"{name}: no such file: {error.filename or error}") from error
-        raise AuthenticationRefusedError(
-            f"{where}: the private key {error.filename} does not exist", hint="name the right --key"
-        ) from error
-    except (paramiko.SSHException, OSError, EOFError) as error:
-        if "No authentication methods available" in str(error) or "not a valid" in str(error):
-            raise AuthenticationRefusedError(
-                f"{where}: there is no usable private key: {error}",
-                hint="name one with --key, or load it into ssh-agent",
-            ) from error
-        # Of `[Errno 111] Connection refused` the words.
-        said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise UnreachableError(
-            f"{where} cannot be reached: {said}",
-            hint="check the address, the link and that sshd runs there",
-        ) from error
