@@ -125,8 +125,11 @@ def _info(disk: Disk) -> dict[str, Any]:
         "state": str(disk.path),
         "settings": {"file": "/etc/kedge/agent.json", "problem": None},
         "signatures": {
-            **{"required": False, "file": "/etc/kedge/allowed_signers", "threshold": 1},
-            **{"problem": None, "binding": None},
+            "required": False,
+            "file": "/etc/kedge/allowed_signers",
+            "threshold": 1,
+            "problem": None,
+            "binding": None,
         },
         "runtimes": {"onnxruntime": "1.23.2", "tensorrt": None, "tensorrt-rtx": None},
         "compilers": {},
@@ -196,7 +199,11 @@ def _told(disk: Disk, digest: str) -> dict[str, Any]:
         "after": _side(disk, digest),
     }
     return {
-        **{"release": digest, "model": after["model"], "step": steps[-1], "events": events, "next": len(events)},
+        "release": digest,
+        "model": after["model"],
+        "step": steps[-1],
+        "events": events,
+        "next": len(events),
         **({"state": "refused", "result": None, "error": error} if refused else {}),
         **({} if refused else {"state": "done", "result": result, "error": None}),
     }
@@ -229,8 +236,12 @@ def _rollback(disk: Disk, model: str) -> dict[str, Any]:
     disk.write()
     side = disk.accepted[previous]
     return {
-        **{"model": model, "release": previous, "version": side["version"]},
-        **{"previous": disk.previous[model], "parity": None, "load": {}},
+        "model": model,
+        "release": previous,
+        "version": side["version"],
+        "previous": disk.previous[model],
+        "parity": None,
+        "load": {},
     }
 
 
