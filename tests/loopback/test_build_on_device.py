@@ -275,7 +275,7 @@ def test_an_agent_that_stops_takes_its_compiler_with_it_and_leaves_no_files(targ
 
 def test_what_a_device_says_while_it_builds_is_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     from kedge.cli.live import live_display
-    from kedge.deploy.engines import _tell
+    from kedge.deploy.compiling import _tell
 
     with live_display() as live:
         for line in ("WARNING: [/layer1/conv + /relu] Half", "ERROR: [red]x[/nonsense]", "WARNING: \x1b[2Jgone"):

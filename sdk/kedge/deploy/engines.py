@@ -3,47 +3,72 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kedge_agent.engine.order import Order, engine_key, parse_order
 from kedge_agent.engine.report import EngineError
-from kedge_agent.formats.manifest import Artefact, is_digest
+from kedge_agent.formats.manifest import Artefact
 from kedge_agent.formats.offer import Offer, Signed
-from kedge_agent.formats.passport import Passport, PassportError, fit, parse_passport
+from kedge_agent.formats.passport import Passport, PassportError, parse_passport
 
 from ..build.cache import CachedEngine, EngineCache
 from ..build.release import Built, engine_artefact
-from ..errors import IncompatibleError, IntegrityError, KedgeError
+from ..errors import IncompatibleError
 from ..release.bundle import ATTESTATION, BASE, DOWNGRADE, Release, write_release, write_side
-from ..report.text import printable
 from ..targets import Target
-from ..transport.base import Transport
+from ..transport.base import Deadline, Transport
 from ..transport.client import AgentClient
+from .compiling import compile_there
 from .identity import require_target
-from .pull_engine import nonsense, pull_engine, pull_report, stated
 from .sending import send
 from .vouching import as_builder, has_engine, may_run, require_vouched
 
-__all__ = ["complete", "engine_on_device", "needs_engine", "prepared", "with_engine"]
+__all__ = ["Wanted", "complete", "engine_on_device", "needs_engine", "prepared", "wanted_engine", "with_engine"]
 
 Progress = Callable[[str, float], None]
 
 _PATIENCE_S = 60.0
-_CANCEL_S = 5.0
-_POLL_S = 0.02
-# What a compiler says of itself in each build; of no news to anyone.
-_SHOWN_LOG = 120
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The engine that a device would have of a release.
+
+    key: of the engine (`kedge_agent.engine.order.engine_key`): the same for all devices of a passport's hard keys.
+    onnx: sha256 of what is compiled. signatures: whether the device asks for them.
+    """
+
+    key: str
+    onnx: str
+    order: Order
+    passport: Passport
+    signatures: bool
 
 
 def needs_engine(release: Release) -> Artefact | None:
     """The artefact that has yet to be compiled; None where the release is ready."""
     return next((artefact for artefact in release.manifest.artefacts if artefact.build is not None), None)
+
+
+def wanted_engine(transport: Transport, target: Target, release: Release, deadline: Deadline | None = None) -> Wanted:
+    """What a device has to be given, or to compile, to run a release with a build plan.
+
+    Raises:
+        IncompatibleError: the release has none; the device has no compiler or runtime for it, or is not of this target.
+        KedgeError: the device cannot be reached.
+    """
+    artefact = _planned(release)
+    client = AgentClient(transport, deadline=deadline)
+    try:
+        found = _wanted(transport, client, target, release, artefact)
+        _require_runtime(transport.name, client, artefact.runtime)
+    finally:
+        client.close()
+    return found
 
 
 def engine_on_device(
@@ -55,6 +80,8 @@ def engine_on_device(
     cache: EngineCache | None = None,
     downgrade: Signed | None = None,
     limit_bytes_per_s: int | None = None,
+    alone: bool = False,
+    deadline: Deadline | None = None,
 ) -> tuple[CachedEngine, bool]:
     """The engine of a release for a device: from the cache where one fits, else built there and pulled back.
 
@@ -63,6 +90,9 @@ def engine_on_device(
     Args:
         downgrade: a statement that this version is wanted, though the device may have had a later one.
         limit_bytes_per_s: push no faster.
+        alone: do not wait while another device builds for the same passport: somebody else sees to that, or nobody will
+            vouch for what it builds.
+        deadline: as `deploy.push.deploy` takes it.
 
     Returns:
         The engine, and whether it was built now.
@@ -71,40 +101,35 @@ def engine_on_device(
         IncompatibleError: the device has no compiler for it, or is not of this target; the compiler refuses the model.
         KedgeError: the device cannot be reached, or what the build failed of.
     """
-    artefact = needs_engine(release)
-    if artefact is None:
-        raise IncompatibleError("the release has nothing to compile", hint="deploy it as it is")
-    try:
-        order = parse_order(dict(artefact.build or {}))
-    except EngineError as error:
-        raise IncompatibleError(error.message, hint="build the release again") from error
+    artefact = _planned(release)
     kept = cache or EngineCache()
-    client = AgentClient(transport)
+    client = AgentClient(transport, deadline=deadline)
     try:
-        here, signatures = _passport(transport, client, target, order)
-        onnx = release.manifest.file(artefact.file).sha256
-        key = engine_key(onnx, order, here)
+        want = _wanted(transport, client, target, release, artefact)
         device = as_builder(transport)
-        with kept.building(key):
+        with contextlib.nullcontext() if alone else kept.building(want.key):
             found = kept.find(
-                onnx,
-                order,
-                here,
-                lambda each: may_run(each, device, release, signatures, lambda e: has_engine(client, key, e)),
+                want.onnx,
+                want.order,
+                want.passport,
+                lambda each: may_run(each, device, release, want.signatures, lambda e: has_engine(client, want.key, e)),
             )
             if found is not None:
                 return found[0], False
-            elsewhere = kept.find(onnx, order, here, lambda each: not device.is_same(each.builder))
+            elsewhere = kept.find(want.onnx, want.order, want.passport, lambda each: not device.is_same(each.builder))
             if elsewhere is not None:
                 builder = elsewhere[0].builder
                 whose = "this host" if builder is None else builder.device
                 progress(f"not taking the engine of {whose}: nobody attested it (kedge release attest)", 0.0)
             offer = release.offer()
             offer = replace(offer, downgrade=downgrade or offer.downgrade)
-            _sent(transport, release, offer, progress, limit_bytes_per_s)
+            _sent(transport, release, offer, progress, limit_bytes_per_s, deadline)
             # The push may have outlasted the connection that this client knows.
             client.close()
-            return _built(transport, client, release, order, onnx, here, kept, progress), True
+            return (
+                compile_there(transport, client, release, want.order, want.onnx, want.passport, kept, progress),
+                True,
+            )
     finally:
         client.close()
 
@@ -145,8 +170,18 @@ def complete(release: Release, engine: CachedEngine, folder: Path) -> Release:
     return whole
 
 
-def _passport(transport: Transport, client: AgentClient, target: Target, order: Order) -> tuple[Passport, bool]:
-    """The passport that an engine built there would get, and whether the device asks for signatures."""
+def _planned(release: Release) -> Artefact:
+    artefact = needs_engine(release)
+    if artefact is None:
+        raise IncompatibleError("the release has nothing to compile", hint="deploy it as it is")
+    return artefact
+
+
+def _wanted(transport: Transport, client: AgentClient, target: Target, release: Release, artefact: Artefact) -> Wanted:
+    try:
+        order = parse_order(dict(artefact.build or {}))
+    except EngineError as error:
+        raise IncompatibleError(error.message, hint="build the release again") from error
     info = client.get("/kedge/v1/info", expect=("compilers", "compatible", "gpu", "os", "arch"))
     require_target(transport.name, info, target)
     stated = info["compilers"].get(order.runtime) if isinstance(info["compilers"], dict) else None
@@ -162,11 +197,18 @@ def _passport(transport: Transport, client: AgentClient, target: Target, order: 
     if order.compute_capabilities:
         here = replace(here, compute_capabilities=order.compute_capabilities)
     signatures = info.get("signatures")
-    return here, isinstance(signatures, dict) and signatures.get("required") is True
+    asked = isinstance(signatures, dict) and signatures.get("required") is True
+    onnx = release.manifest.file(artefact.file).sha256
+    return Wanted(engine_key(onnx, order, here), onnx, order, here, asked)
 
 
 def _sent(
-    transport: Transport, release: Release, offer: Offer, progress: Progress, limit_bytes_per_s: int | None
+    transport: Transport,
+    release: Release,
+    offer: Offer,
+    progress: Progress,
+    limit_bytes_per_s: int | None,
+    deadline: Deadline | None,
 ) -> None:
     step = "pushing what is to be compiled"
     progress(step, 0.0)
@@ -178,86 +220,16 @@ def _sent(
         state=lambda name: None,
         limit_bytes_per_s=limit_bytes_per_s,
         patience_s=_PATIENCE_S,
+        deadline=deadline,
     )
 
 
-def _built(
-    transport: Transport,
-    client: AgentClient,
-    release: Release,
-    order: Order,
-    onnx: str,
-    here: Passport,
-    cache: EngineCache,
-    progress: Progress,
-) -> CachedEngine:
-    asked = client.post("/kedge/v1/build", {"release": release.digest}, expect=("job", "state"))
-    key = str(asked["job"])
-    if not is_digest(key):
-        raise nonsense(transport.name, "a build without a key")
-    try:
-        result = _followed(client, key, transport.name, progress)
-    except KeyboardInterrupt:
-        # It is the user's word that counts, whether or not the device still hears it.
-        with contextlib.suppress(KedgeError):
-            client.post(f"/kedge/v1/build/{key}/cancel", timeout_s=_CANCEL_S)
-        raise
-    size, sha256, passport = stated(result, transport.name)
-    engine = pull_engine(client, key, size, transport.name, progress)
-    if hashlib.sha256(engine).hexdigest() != sha256:
-        raise IntegrityError(f"{transport.name}: the engine arrived with other bytes than were built", hint="try again")
-    fitting = fit(passport, here)
-    if not fitting.fits:
-        raise IncompatibleError(f"{transport.name} built another engine than was asked for: {fitting.refusals[0]}")
-    report = pull_report(client, key, transport.name)
-    key = engine_key(onnx, order, here)
-    return cache.put(key, onnx, order, passport, engine, report, as_builder(transport))
-
-
-def _followed(client: AgentClient, key: str, device: str, progress: Progress) -> Any:
-    """Follow a build until it ends; what its compiler says shows as the step's name."""
-    after = 0
-    while True:
-        answer = client.get(f"/kedge/v1/build/{key}?after={after}", expect=("state", "events", "next", "result"))
-        events, following = answer["events"], answer["next"]
-        if not isinstance(events, list) or type(following) is not int or following < after:
-            raise nonsense(device, "events of a build")
-        for event in events:
-            _tell(event, device, progress)
-        after = following
-        if answer["state"] == "built":
-            return answer["result"]
-        if answer["state"] != "running":
-            raise nonsense(device, f"a build that is {answer['state']}")
-        time.sleep(_POLL_S)
-
-
-def _tell(event: Any, device: str, progress: Progress) -> None:
-    if not isinstance(event, dict):
-        return
-    kind = event.get("event")
-    if kind == "progress":
-        step, steps = event.get("step"), event.get("steps")
-        if isinstance(step, int) and isinstance(steps, int) and steps > 0:
-            progress(f"compiling on {device}", min(max(step / steps, 0.0), 1.0))
-    elif kind == "attempt" and event.get("outcome") != "built":
-        workspace = event.get("workspace_bytes")
-        size = f"{workspace >> 20} MiB of workspace" if isinstance(workspace, int) else "no limit"
-        progress(f"compiling on {device}: not within {size}, trying again", 0.0)
-    elif kind == "log" and str(event.get("line", "")).startswith(("WARNING", "ERROR")):
-        progress(f"compiling on {device}: {printable(str(event['line'])[:_SHOWN_LOG])}", 0.0)
-
-
-def _require_runtime(transport: Transport, runtime: str) -> None:
+def _require_runtime(device: str, client: AgentClient, runtime: str) -> None:
     """Refuse a device that could not run what it would build, before it builds for an hour."""
-    client = AgentClient(transport)
-    try:
-        runtimes = client.get("/kedge/v1/info", expect=("runtimes",))["runtimes"]
-    finally:
-        client.close()
+    runtimes = client.get("/kedge/v1/info", expect=("runtimes",))["runtimes"]
     if not isinstance(runtimes, dict) or not runtimes.get(runtime):
         raise IncompatibleError(
-            f"{transport.name} has no runtime for {runtime}: it could build the engine, and not run it",
+            f"{device} has no runtime for {runtime}: it could build the engine, and not run it",
             hint="to build and keep the engine all the same: kedge build … --on DEVICE",
         )
 
@@ -271,12 +243,14 @@ def prepared(
     *,
     downgrade: Signed | None = None,
     limit_bytes_per_s: int | None = None,
+    alone: bool = False,
+    deadline: Deadline | None = None,
 ) -> Release:
     """A release as it can be deployed to a device: with an engine for it, where it had a build plan.
 
     Args:
         folder: where a completed release is written.
-        downgrade, limit_bytes_per_s: as `engine_on_device` takes them.
+        downgrade, limit_bytes_per_s, alone, deadline: as `engine_on_device` takes them.
 
     Raises:
         IntegrityError: it has an engine of another device, for which nobody vouches.
@@ -292,8 +266,19 @@ def prepared(
             hint=f"kedge build … --target {target.name}",
         )
     release.verify()
-    _require_runtime(transport, artefact.runtime)
+    client = AgentClient(transport, deadline=deadline)
+    try:
+        _require_runtime(transport.name, client, artefact.runtime)
+    finally:
+        client.close()
     engine, _ = engine_on_device(
-        transport, target, release, progress, downgrade=downgrade, limit_bytes_per_s=limit_bytes_per_s
+        transport,
+        target,
+        release,
+        progress,
+        downgrade=downgrade,
+        limit_bytes_per_s=limit_bytes_per_s,
+        alone=alone,
+        deadline=deadline,
     )
     return complete(release, engine, folder)
