@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,25 @@ class FleetDevice:
     def thaw(self) -> None:
         """Let them go on."""
         self._signal("CONT")
+
+    @contextmanager
+    def throttled(self, runs_s: float, rests_s: float) -> Iterator[None]:
+        """Meanwhile its user's processes run for so long, and rest for so long, as on a processor that is too hot."""
+        over = threading.Event()
+
+        def run() -> None:
+            while not over.wait(runs_s):
+                self.freeze()
+                over.wait(rests_s)
+                self.thaw()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _signal(self, name: str) -> None:
         # Whoever sends it is root's, and sends it to none of its own.
