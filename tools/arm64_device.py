@@ -1,0 +1,77 @@
+"""An emulated aarch64 device: Debian for arm64 behind a real sshd, in namespaces of its own, on any machine with qemu.
+
+    python -m tools.arm64_device make
+    python -m tools.arm64_device start [NAME]
+    python -m tools.arm64_device shell [NAME]
+    python -m tools.arm64_device stop|remove [NAME]
+
+`make` makes the root that all devices share, once; `start` does so too where there is none. docs/arm64.md says what it
+is and what it is not. Needs root, and Debian's debootstrap and qemu-user-static.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+from tools.arm64 import device as devices
+from tools.arm64.root import UnavailableError, cached_root, make_root
+
+_TARGET = "cpu-generic-aarch64"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.arm64_device", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("do", choices=tuple(_COMMANDS))
+    parser.add_argument("name", nargs="?", default="arm64", help="of the device  [arm64]")
+    arguments = parser.parse_args()
+    try:
+        return _COMMANDS[arguments.do](arguments.name)
+    except UnavailableError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _make(_: str) -> int:
+    begin, known = time.monotonic(), cached_root() is not None
+    root = make_root(note=lambda line: print(line, flush=True))
+    print(f"{root} {'was there already' if known else f'made in {time.monotonic() - begin:.0f} s'}")
+    return 0
+
+
+def _start(name: str) -> int:
+    _make(name)
+    begin = time.monotonic()
+    made = devices.start(name)
+    print(f"{name} answers after {time.monotonic() - begin:.1f} s. Next:")
+    print(f"  kedge device add {name} {made.ssh} --target {_TARGET} --key {made.key}")
+    print(f"  kedge device trust {name} --fingerprint {made.fingerprint()}")
+    print(f"  kedge device provision {name} --no-service")
+    return 0
+
+
+def _shell(name: str) -> int:
+    found = devices.find(name)
+    if found is None:
+        raise UnavailableError(f"{name} does not run: python -m tools.arm64_device start {name}")
+    return subprocess.run(found.inside("/bin/sh"), check=False).returncode
+
+
+def _stop(name: str) -> int:
+    print(f"{name} {'is stopped' if devices.stop(name) else 'did not run'}")
+    return 0
+
+
+def _remove(name: str) -> int:
+    print(f"{name} {'is gone' if devices.remove(name) else 'is not there'}")
+    return 0
+
+
+_COMMANDS = {"make": _make, "start": _start, "shell": _shell, "stop": _stop, "remove": _remove}
+
+if __name__ == "__main__":
+    sys.exit(main())
