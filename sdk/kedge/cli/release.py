@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Output, inventory_option, long_output_options, on_option, output_options, path_type, read_inventory
+from .common import Output, output_options, path_type
+from .release_transfer import out_option, pull_command, push_command
 
 if TYPE_CHECKING:
     from ..release.bundle import Release
@@ -24,7 +25,6 @@ _key_option = click.option(
     metavar="KEY",
     help="A private SSH key; or the .pub file of one in ssh-agent or a FIDO token.",
 )
-_out_option = click.option("-o", "--out", "path", type=path_type, required=True, metavar="PATH", help="Where to.")
 
 
 @click.group()
@@ -234,7 +234,7 @@ def attest_command(folder: Path, key: Path, built_on: str | None, out: Output) -
 
 @release.command("export")
 @click.argument("folder", metavar="RELEASE", type=path_type)
-@_out_option
+@out_option
 @output_options
 def export_command(folder: Path, path: Path, out: Output) -> None:
     """Write a RELEASE folder, with its signatures, to one .kedge archive."""
@@ -251,7 +251,7 @@ def export_command(folder: Path, path: Path, out: Output) -> None:
 
 @release.command("import")
 @click.argument("archive", type=path_type)
-@_out_option
+@out_option
 @output_options
 def import_command(archive: Path, path: Path, out: Output) -> None:
     """Unpack a .kedge ARCHIVE to a release folder, checking every byte."""
@@ -265,51 +265,5 @@ def import_command(archive: Path, path: Path, out: Output) -> None:
     )
 
 
-@release.command("push")
-@click.argument("path", metavar="RELEASE", type=path_type)
-@click.option("--to", "device", required=True, metavar="DEVICE", help="A device of the inventory, or local.")
-@inventory_option
-@long_output_options
-def push_command(path: Path, device: str, inventory_path: Path | None, out: Output) -> None:
-    """Have a device accept a RELEASE, and activate nothing: a later kedge deploy has nothing left to send."""
-    from dataclasses import asdict
-
-    from ..deploy.releases import push_release
-    from ..fleet.inventory import open_device
-    from ..release.archives import opened
-
-    with (
-        opened(path) as found,
-        open_device(device, read_inventory(inventory_path)) as (transport, _),
-        out.progress() as progress,
-    ):
-        progress.step("push")
-        done = push_release(transport, found, progress.bytes)
-    out.result(
-        {"release": found.digest, "device": device, **asdict(done)},
-        lambda: click.echo(f"{found.digest}: accepted by {device}, {done.sent_bytes} bytes sent"),
-    )
-
-
-@release.command("pull")
-@click.argument("which", metavar="MODEL|DIGEST")
-@on_option
-@_out_option
-@inventory_option
-@long_output_options
-def pull_command(which: str, device: str, path: Path, inventory_path: Path | None, out: Output) -> None:
-    """Fetch a release back from a device: a MODEL's live one, or any by its DIGEST."""
-    from ..deploy.releases import pull_release, read_accepted
-    from ..fleet.inventory import open_device
-
-    with open_device(device, read_inventory(inventory_path)) as (transport, _), out.progress() as progress:
-        progress.step("pull")
-        found = pull_release(transport, which, path, progress.bytes)
-        accepted = read_accepted(transport, found.digest)
-
-    def render() -> None:
-        click.echo(f"{found.digest}: {found.manifest.model} version {found.manifest.version} in {path}")
-        keys = ", ".join(map(str, accepted.get("keys", ())))
-        click.echo(f"{device} accepted it " + (f"signed by {keys}" if accepted.get("signed") else "without signatures"))
-
-    out.result({"release": found.digest, "device": device, "folder": str(path), "accepted": accepted}, render)
+release.add_command(push_command)
+release.add_command(pull_command)
