@@ -21,7 +21,6 @@ __all__ = ["AnswerError", "Disk", "answer"]
 _VERSION = "0.1.0"
 _DEPLOY = re.compile(r"/kedge/v1/deploys/([0-9a-f]{64})(?:\?.*)?")
 _ROLLBACK = re.compile(r"/kedge/v1/models/([^/]+)/rollback")
-_STATS = re.compile(r"/v2/models/([^/]+)/stats")
 
 
 class AnswerError(Exception):
@@ -88,7 +87,7 @@ class Disk:
 
 
 def answer(disk: Disk, method: str, target: str, body: Any) -> Any:
-    """The JSON of an answer.
+    """The JSON of an answer, or its text.
 
     Raises:
         AnswerError: it is an error.
@@ -103,8 +102,8 @@ def answer(disk: Disk, method: str, target: str, body: Any) -> Any:
         return _told(disk, found[1])
     if method == "POST" and (found := _ROLLBACK.fullmatch(target)):
         return _rollback(disk, found[1])
-    if method == "GET" and (found := _STATS.fullmatch(target)):
-        return _stats(disk, found[1])
+    if (method, target) == ("GET", "/metrics"):
+        return _metrics(disk)
     if method == "GET" and target.startswith("/kedge/v1/history"):
         return {"entries": []}
     raise AnswerError("not_found", f"no such resource: {method} {target}")
@@ -245,10 +244,13 @@ def _rollback(disk: Disk, model: str) -> dict[str, Any]:
     }
 
 
-def _stats(disk: Disk, model: str) -> dict[str, Any]:
-    if model not in disk.live:
-        raise AnswerError("not_found", f"no model named {model!r}")
-    none = {"count": 0, "ns": 0}
-    kinds = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-    row = {"name": model, "version": "1", "inference_count": 0, "execution_count": 0}
-    return {"model_stats": [{**row, "inference_stats": dict.fromkeys(kinds, none), "batch_stats": []}]}
+def _metrics(disk: Disk) -> str:
+    lines = []
+    for model, digest in sorted(disk.live.items()):
+        of = f'model="{model}",version="{disk.accepted[digest]["version"]}"'
+        lines += [
+            f"nv_inference_request_success{{{of}}} 100",
+            f'nv_inference_request_failure{{{of},reason="internal"}} 0',
+            f'kedge_inference_last_minute_seconds{{{of},part="compute",quantile="0.99"}} {disk.p99_ms / 1e3}',
+        ]
+    return "".join(f"{line}\n" for line in lines)
