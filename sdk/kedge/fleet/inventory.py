@@ -6,27 +6,29 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tomlkit
-import tomlkit.exceptions
 
-from ..config import config_dir
+from ..config import config_dir, state_dir
 from ..errors import BadInputError
 from ..targets import Target, host_target, load_target
 from ..transport.address import SshAddress
 from ..transport.base import LOCAL, Transport
 from ..transport.hostkeys import HostKey
+from .entries import read_entries
+from .routes import Routes, parse_address
+from .selection import choose
 from .way import local_way, open_way
 
 __all__ = ["LOCAL", "Device", "Inventory", "Limit", "open_device", "parse_address"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_ADDRESS = re.compile(r"(?P<user>[^@\s:]+)@(?P<host>\[[0-9a-fA-F:.]+\]|[^@\s:\[\]]+)(?::(?P<port>\d{1,5}))?")
 
 
 @dataclass(frozen=True)
@@ -42,52 +44,55 @@ class Limit:
 class Device:
     """One entry of the inventory, or `local`.
 
-    python: the interpreter there, None for `python3`.
+    target: the kind of device. python: the interpreter there, None for `python3`.
+    entry: what the inventory says of it, empty for `local`. find: looks up its address.
     """
 
     name: str
-    address: SshAddress
     target: str
-    python: str | None = None
-    groups: tuple[str, ...] = ()
-    labels: dict[str, str] = field(default_factory=dict)
+    python: str | None
+    groups: tuple[str, ...]
+    labels: Mapping[str, str]
+    entry: Mapping[str, Any] = field(repr=False, compare=False)
+    find: Callable[[], SshAddress] = field(repr=False, compare=False)
+
+    @cached_property
+    def address(self) -> SshAddress:
+        """Where it is; an `ssh` alias, and the host keys of jump hosts, are looked up when this is first asked for.
+
+        Raises:
+            BadInputError: it is `local`, or the alias or a jump host cannot be resolved.
+        """
+        return self.find()
 
     def way(self) -> dict[str, Any]:
-        """How `way.open_way` comes to it, as plain JSON."""
+        """How `way.open_way` comes to it, as plain JSON: `{"local": true}`, or its `SshAddress`.
+
+        Raises:
+            BadInputError: as `address`.
+        """
         return local_way() if self.name == LOCAL else self.address.to_json()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        key = self.address.host_key
+        """Plain JSON: what the inventory says, with nothing looked up elsewhere."""
+        if self.name == LOCAL:
+            stated: dict[str, Any] = {"state": str(state_dir() / LOCAL)}
+        else:
+            stated = dict(self.entry)
+            if "ssh" not in stated:
+                stated.setdefault("port", 22)
+        key = HostKey.parse(str(stated["host_key"])).fingerprint if stated.get("host_key") else None
+        jump = stated.get("jump", [])
         return {
             "name": self.name,
-            "host": self.address.host,
-            "port": self.address.port,
-            "user": self.address.user,
+            **{name: stated.get(name) for name in ("ssh", "host", "port", "user")},
             "target": self.target,
-            "host_key": key.fingerprint if key is not None else None,
-            "state": self.address.state,
+            "host_key": key,
+            "state": stated.get("state"),
             "groups": list(self.groups),
             "labels": dict(self.labels),
+            "jump": jump if isinstance(jump, list) else [jump],
         }
-
-
-def parse_address(text: str) -> tuple[str, str, int]:
-    """User, host and port of `user@host[:port]`; an IPv6 address stands in brackets.
-
-    Raises:
-        BadInputError: it is not of that form.
-    """
-    match = _ADDRESS.fullmatch(text)
-    port = int(match["port"] or 22) if match else 0
-    if match is None or not 0 < port < 65536 or _is_option(match["user"]) or _is_option(match["host"]):
-        raise BadInputError(f"not an address: {text!r}", hint="it looks like user@host or user@host:2222")
-    return match["user"], match["host"].strip("[]"), port
-
-
-def _is_option(word: str) -> bool:
-    """Whether a program that is given it takes it for an option of its own."""
-    return word.startswith("-")
 
 
 class Inventory:
@@ -100,19 +105,32 @@ class Inventory:
     def __init__(self, path: Path | None = None) -> None:
         # A link stays a link: what it points to is what changes.
         self.path = (path if path is not None else config_dir() / "devices.toml").resolve()
-        self._document = self._read()
+        self._load()
 
-    def _read(self) -> tomlkit.TOMLDocument:
+    def _load(self) -> None:
+        # tomlkit, which keeps comments, takes a hundred times as long: it is for changes alone.
+        self._entries = read_entries(self.path, self._text())
+        self._routes = Routes(self.path, self._entries)
+
+    def _text(self) -> str:
         try:
-            return tomlkit.parse(self.path.read_text(encoding="utf-8"))
+            return self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            return tomlkit.document()
-        except (OSError, UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
             raise BadInputError(f"{self.path} cannot be read: {error}", hint="mend it, or move it away") from error
 
     def names(self) -> list[str]:
-        """Every device of the file, in its order."""
-        return [name for name, entry in self._document.items() if isinstance(entry, dict)]
+        """Every device of the file, in its order; jump hosts are none."""
+        return self._entries.devices
+
+    def hosts(self) -> list[str]:
+        """Every entry of the file that is no group, in its order: devices, and jump hosts."""
+        return self._entries.names
+
+    def groups(self) -> dict[str, list[str]]:
+        """The devices of each group, `all` among them."""
+        return dict(self._entries.members)
 
     def get(self, name: str) -> Device:
         """One device.
@@ -125,95 +143,172 @@ class Inventory:
                 f"{LOCAL!r} is the agent of this kedge, and not in the inventory",
                 hint="there is nothing to trust, provision or upgrade: kedge runs it itself, always of its own version",
             )
-        entry = self._document.get(name)
-        if not isinstance(entry, dict):
-            known = ", ".join([LOCAL, *self.names()])
-            raise BadInputError(f"no device named {name!r}", hint=f"known: {known}; add one with kedge device add")
-        try:
-            identity, key = entry.get("identity"), entry.get("host_key")
-            address = SshAddress(
-                host=str(entry["host"]),
-                port=int(entry.get("port", 22)),
-                user=str(entry["user"]),
-                host_key=HostKey.parse(str(key)) if key else None,
-                identity=Path(str(identity)) if identity else None,
-                state=str(entry["state"]) if entry.get("state") else None,
+        if name in self._entries and self._entries.is_jump_host(name):
+            raise BadInputError(f"{name} is a jump host, and no device", hint="name a device behind it")
+        device = self.host(name)
+        if not device.target:
+            raise BadInputError(
+                f"{self.path}: [{name}] is not a usable device: it has no 'target'",
+                hint="its own or a group's: kedge targets list; a jump host alone has jump_host = true",
             )
-            if _is_option(address.host) or _is_option(address.user):
-                raise ValueError("a host or user begins with -")
-            return Device(name, address, str(entry["target"]), str(entry["python"]) if entry.get("python") else None)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadInputError(f"{self.path}: [{name}] is not a usable device: {error}") from error
+        return device
 
-    def add(self, name: str, address: SshAddress, target: Target) -> Device:
+    def host(self, name: str) -> Device:
+        """A device, or a jump host, whose target is empty.
+
+        Raises:
+            BadInputError: there is none of this name, or its entry is not usable.
+        """
+        if name not in self._entries:
+            known = ", ".join([LOCAL, *self.hosts()])
+            raise BadInputError(f"no device named {name!r}", hint=f"known: {known}; add one with kedge device add")
+        entry = self._entries.get(name)
+        values = entry.values
+        device = Device(
+            name,
+            str(values.get("target", "")),
+            values.get("python") or None,
+            entry.groups,
+            entry.labels,
+            values,
+            lambda: self._routes.address(name, values),
+        )
+        if "ssh" not in values and "jump" not in values:
+            # Nothing has to be looked up elsewhere: what is wrong is told at once.
+            device.address  # noqa: B018
+        return device
+
+    def add(
+        self,
+        name: str,
+        address: SshAddress,
+        target: Target | None,
+        *,
+        groups: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        jump: Sequence[str] = (),
+    ) -> Device:
         """Write down a new device.
+
+        Args:
+            target: its kind; None: a jump host, to which nothing is deployed.
+            jump: the hosts before it, outermost first: devices of the inventory, or `user@host:port`.
 
         Raises:
             BadInputError: the name is taken or cannot be one.
         """
-        if not _NAME.fullmatch(name) or name == LOCAL:
-            raise BadInputError(f"{name!r} cannot name a device", hint="lower-case letters, digits, - and _; not local")
-        entry = tomlkit.table()
-        entry.add("host", address.host)
-        entry.add("port", address.port)
-        entry.add("user", address.user)
-        entry.add("target", target.name)
+        entry: dict[str, Any] = {"host": address.host, "port": address.port, "user": address.user}
+        entry |= {"target": target.name} if target is not None else {"jump_host": True}
         if address.identity is not None:
-            entry.add("identity", str(address.identity))
+            entry["identity"] = str(address.identity)
+        if address.certificate is not None:
+            entry["certificate"] = str(address.certificate)
         if address.state is not None:
-            entry.add("state", address.state)
-        with self._changing():
-            if name in self._document:
-                raise BadInputError(f"there is a device named {name!r} already", hint=f"kedge device remove {name}")
-            self._document.add(name, entry)
-        return self.get(name)
+            entry["state"] = address.state
+        if jump:
+            entry["jump"] = list(jump) if len(jump) > 1 else jump[0]
+        if groups:
+            entry["groups"] = list(groups)
+        if labels:
+            entry["labels"] = dict(labels)
+        self.add_entries({name: entry})
+        return self.host(name)
+
+    def add_entries(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write down new entries, all or none of them.
+
+        Raises:
+            BadInputError: a name is taken or cannot be one, or what is written would not be usable.
+        """
+        for name in entries:
+            if not _NAME.fullmatch(name) or name == LOCAL:
+                raise BadInputError(
+                    f"{name!r} cannot name a device", hint="lower-case letters, digits, - and _; not local"
+                )
+        with self._changing() as document:
+            for name, entry in entries.items():
+                if name in document:
+                    raise BadInputError(f"there is a device named {name!r} already", hint=f"kedge device remove {name}")
+                document.add(name, _table(entry))
 
     def update(self, name: str, **values: str) -> Device:
         """Change keys of a device's entry (`host_key`, `state`, `python`)."""
-        with self._changing():
-            self.get(name)
-            entry: Any = self._document[name]
+        with self._changing() as document:
+            self.host(name)
+            entry: Any = document[name]
             for key, value in values.items():
                 entry[key] = value
-        return self.get(name)
+        return self.host(name)
 
     def remove(self, name: str) -> None:
-        """Forget a device; nothing changes on it."""
-        with self._changing():
-            self.get(name)
-            self._document.remove(name)
+        """Forget a device; nothing changes on it.
+
+        Raises:
+            BadInputError: there is none of this name, or others still name it.
+        """
+        with self._changing() as document:
+            if name not in self._entries:
+                self.host(name)
+            document.remove(name)
 
     def select(self, text: str) -> list[Device]:
         """The devices that a selection names (`cam-1,@berlin`), each once, in the order of the terms.
 
         Raises:
-            BadInputError: it is no selection, or names what is not there, or nothing.
+            BadInputError: it is no selection, names what is not there, or nothing; or an entry is not usable.
         """
-        names = dict.fromkeys(part for term in text.split(",") for part in (self.names() if term == "@all" else [term]))
-        return [self._local() if name == LOCAL else self.get(name) for name in names]
+        return [_local() if name == LOCAL else self.get(name) for name in choose(text, self._entries)]
 
     def limits(self, devices: Iterable[Device]) -> list[Limit]:
         """What the groups of these devices allow at once."""
-        return []
-
-    def _local(self) -> Device:
-        return Device(LOCAL, SshAddress("", 0, ""), host_target().name)
+        wanted = {device.name for device in devices}
+        limits = [
+            Limit(group, frozenset(self._entries.members[group]) & wanted, most)
+            for group, most in self._entries.concurrency.items()
+        ]
+        return [limit for limit in limits if limit.devices]
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """One change at a time, on the file as it is now: two commands at once lose nothing."""
+    def _changing(self) -> Iterator[tomlkit.TOMLDocument]:
+        """One change at a time, on the file as it is now: two commands at once lose nothing.
+
+        What would be no inventory is not written.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._document = self._read()
-            yield
-            self._save()
+            self._load()
+            document = tomlkit.parse(self._text())
+            yield document
+            text = tomlkit.dumps(document)
+            read_entries(self.path, text)
+            self._save(text)
+            self._load()
 
-    def _save(self) -> None:
+    def _save(self, text: str) -> None:
         handle, partial = tempfile.mkstemp(prefix=".devices.", dir=self.path.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(tomlkit.dumps(self._document))
+            out.write(text)
         Path(partial).replace(self.path)
+
+
+def _table(entry: Mapping[str, Any]) -> Any:
+    table = tomlkit.table()
+    for key, value in entry.items():
+        if isinstance(value, Mapping):
+            inline = tomlkit.inline_table()
+            inline.update(value)
+            table.add(key, inline)
+        else:
+            table.add(key, value)
+    return table
+
+
+def _local() -> Device:
+    def find() -> SshAddress:
+        raise BadInputError(f"{LOCAL!r} is this machine: nothing is reached over SSH there")
+
+    return Device(LOCAL, host_target().name, None, (), {}, {}, find)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def make_client(
                 banner_timeout=deadline.remaining(),
                 auth_timeout=deadline.remaining(),
                 channel_timeout=deadline.remaining(),
-                auth_strategy=Keys(address),  # type: ignore[arg-type]  (its one method is all that is called)
+                auth_strategy=Keys(address),  # type: ignore[arg-type]
                 disabled_algorithms=disabled_algorithms(),
                 transport_factory=fast_ciphers_first,
             )

@@ -1,0 +1,244 @@
+"""What OpenSSH's own configuration says of a host: `ssh -G` resolves it, `ssh-keygen -F` knows its key."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from glob import glob
+from pathlib import Path
+
+from ..errors import BadInputError
+from ..transport.address import SshAddress
+from ..transport.hostkeys import HostKey
+
+__all__ = ["KNOWN_HOSTS", "Alias", "hosts_of", "known_key", "resolve"]
+
+KNOWN_HOSTS = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
+
+_TIME_LIMIT_S = 15.0
+_MAX_BYTES = 1024 * 1024
+_MAX_DEPTH = 16
+_MAX_JUMPS = 8
+_USUAL_KEYS = re.compile(r"~/\.ssh/id_(rsa|dsa|xmss|ecdsa|ecdsa_sk|ed25519|ed25519_sk)")
+_PREFERRED = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
+_JUMP = re.compile(
+    r"(?:ssh://)?(?:(?P<user>[^@\s]+)@)?(?P<host>\[[0-9a-fA-F:.]+\]|[^@\s:\[\]/]+)(?::(?P<port>\d{1,5}))?/?"
+)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """What `ssh ALIAS` would do. known_hosts: where the host's key is looked for; known_as: under which name."""
+
+    address: SshAddress
+    known_hosts: tuple[str, ...]
+    known_as: str
+
+    def key(self) -> HostKey | None:
+        """The host key that is known already."""
+        return known_key(
+            self.known_as, self.address.port if self.known_as == self.address.host else 22, self.known_hosts
+        )
+
+
+def resolve(
+    alias: str, config: Path | None = None, *, user: str | None = None, port: str | None = None, depth: int = 0
+) -> Alias:
+    """Where `ssh ALIAS` would go, with which keys and through which hosts; their host keys come from known_hosts.
+
+    Args:
+        alias: as in `Host ALIAS`.
+        config: a file in place of the user's and the system's.
+
+    Raises:
+        BadInputError: there is no `ssh`, it does not understand its configuration, or goes a way that we cannot.
+    """
+    if depth > _MAX_JUMPS:
+        raise BadInputError(f"ssh {alias}: the jump hosts go in a circle", hint="mend ProxyJump in the ssh config")
+    said = _settings(alias, config, user, port)
+    proxy = said.get("proxycommand", ["none"])[0]
+    if proxy != "none":
+        raise BadInputError(
+            f"ssh {alias}: ProxyCommand {proxy!r} is not run by kedge",
+            hint="use ProxyJump in the ssh config, or jump = … in the inventory",
+        )
+    host = said["hostname"][0]
+    known_hosts = tuple(
+        path
+        for key in ("userknownhostsfile", "globalknownhostsfile")
+        for line in said.get(key, [])
+        for path in shlex.split(line)
+        if path != "none"
+    )
+    address = SshAddress(
+        host=host,
+        port=int(said["port"][0]),
+        user=said["user"][0],
+        identity=_identity(said),
+        certificate=_first(said.get("certificatefile", [])),
+        agent=_agent(said),
+        jumps=_jumps(said.get("proxyjump", ["none"])[0], config, depth),
+    )
+    return Alias(address, known_hosts or KNOWN_HOSTS, said.get("hostkeyalias", [host])[0])
+
+
+def _settings(alias: str, config: Path | None, user: str | None, port: str | None) -> dict[str, list[str]]:
+    if alias.startswith("-") or not alias or len(alias) > 255:
+        raise BadInputError(f"not a host of an ssh config: {alias!r}")
+    options = [*(("-F", os.fspath(config.expanduser())) if config else ()), *(("-l", user) if user else ())]
+    options += ("-p", port) if port else ()
+    try:
+        done = subprocess.run(
+            ["ssh", "-G", *options, "--", alias],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIME_LIMIT_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise BadInputError(
+            "there is no ssh on this machine", hint="install OpenSSH's client, or name host and user"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise BadInputError(
+            f"ssh -G {alias} took more than {_TIME_LIMIT_S:.0f} s", hint="look for Match exec in the ssh config"
+        ) from error
+    if done.returncode or len(done.stdout) > _MAX_BYTES:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise BadInputError(
+            f"ssh -G {alias} fails: {lines[0] if lines else 'no reason given'}", hint="mend the ssh config"
+        )
+    said: dict[str, list[str]] = {}
+    for line in done.stdout.decode(errors="replace").splitlines():
+        key, _, value = line.partition(" ")
+        if value:
+            said.setdefault(key, []).append(value)
+    if not {"hostname", "port", "user"} <= said.keys():
+        raise BadInputError(f"ssh -G {alias} says no address", hint="mend the ssh config")
+    return said
+
+
+def _first(paths: Sequence[str]) -> Path | None:
+    """The first that is there; none is named by default."""
+    named = [Path(path) for path in paths if path != "none"]
+    return next((path for path in named if path.expanduser().is_file()), named[0] if named else None)
+
+
+def _identity(said: dict[str, list[str]]) -> Path | None:
+    files = said.get("identityfile", [])
+    if all(_USUAL_KEYS.fullmatch(path) for path in files):
+        # `ssh -G` names these where nobody named any: the agent goes first.
+        return None
+    return _first(files)
+
+
+def _agent(said: dict[str, list[str]]) -> bool | str:
+    where = said.get("identityagent", ["SSH_AUTH_SOCK"])[0]
+    if where == "none" or (said.get("identitiesonly", ["no"])[0] == "yes" and _identity(said) is None):
+        return False
+    if where == "SSH_AUTH_SOCK":
+        return True
+    return os.environ.get(where[1:].strip("{}"), "") or False if where.startswith("$") else where
+
+
+def _jumps(text: str, config: Path | None, depth: int) -> tuple[SshAddress, ...]:
+    """ProxyJump: outermost first; what ssh's configuration says of the first one's own way counts, as in ssh."""
+    found: list[SshAddress] = []
+    for place, word in enumerate(text.split(",") if text != "none" else []):
+        match = _JUMP.fullmatch(word.strip())
+        if match is None:
+            raise BadInputError(f"not a jump host of an ssh config: {word!r}", hint="mend ProxyJump")
+        alias = resolve(match["host"].strip("[]"), config, user=match["user"], port=match["port"], depth=depth + 1)
+        if not place:
+            found.extend(alias.address.jumps)
+        found.append(_known(alias))
+    return tuple(found)
+
+
+def _known(alias: Alias) -> SshAddress:
+    return replace(alias.address, jumps=(), host_key=alias.key())
+
+
+def known_key(host: str, port: int, files: Sequence[str] = KNOWN_HOSTS) -> HostKey | None:
+    """The key that known_hosts has of a host, hashed names too; None where it has none.
+
+    Of several the one that ssh would prefer. Lines of authorities and of revoked keys are none.
+
+    Raises:
+        BadInputError: there is no ssh-keygen.
+    """
+    name = host if port == 22 else f"[{host}]:{port}"
+    found: list[HostKey] = []
+    for file in files:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            continue
+        try:
+            done = subprocess.run(
+                ["ssh-keygen", "-F", name, "-f", os.fspath(path)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_TIME_LIMIT_S,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise BadInputError("there is no ssh-keygen on this machine", hint="install OpenSSH's client") from error
+        except subprocess.TimeoutExpired as error:
+            raise BadInputError(f"ssh-keygen -F takes too long on {path}", hint="look at that file") from error
+        for line in done.stdout[:_MAX_BYTES].decode(errors="replace").splitlines():
+            fields = line.split()
+            if len(fields) >= 3 and not line.startswith(("#", "@")) and fields[1] in _PREFERRED:
+                found.append(HostKey.parse(" ".join(fields[1:3])))
+    return min(found, key=lambda key: _PREFERRED.index(key.algorithm), default=None)
+
+
+def hosts_of(config: Path) -> list[str]:
+    """The names after `Host` in an ssh config and what it includes, each once; patterns are no hosts.
+
+    Raises:
+        BadInputError: a file cannot be read.
+    """
+    return list(dict.fromkeys(_hosts(config.expanduser(), 0)))
+
+
+def _hosts(path: Path, depth: int) -> Iterator[str]:
+    if depth > _MAX_DEPTH:
+        raise BadInputError(f"{path}: Include goes too deep", hint="mend the ssh config")
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise BadInputError(
+            f"{path} cannot be read: {error.strerror}", hint="name another with --ssh-config"
+        ) from error
+    if len(text) > _MAX_BYTES:
+        raise BadInputError(f"{path} is longer than an ssh config can be ({_MAX_BYTES} bytes)")
+    for line in text.decode(errors="replace").splitlines():
+        keyword, words = _words(line)
+        if keyword == "host":
+            yield from (word for word in words if not re.search(r"[*?!]", word) and not word.startswith("-"))
+        elif keyword == "include":
+            for word in words:
+                yield from _included(word, depth)
+
+
+def _words(line: str) -> tuple[str, list[str]]:
+    match = re.match(r"\s*([A-Za-z]+)(?:\s*=\s*|\s+)(.*)", line)
+    if match is None:
+        return "", []
+    try:
+        return match[1].lower(), shlex.split(match[2], comments=True)
+    except ValueError:
+        return match[1].lower(), match[2].split()
+
+
+def _included(word: str, depth: int) -> Iterator[str]:
+    """ssh_config(5): what is not absolute lies in ~/.ssh; globs are those of glob(7), in lexical order."""
+    pattern = Path(word).expanduser()
+    base = Path("~/.ssh").expanduser()
+    for found in sorted(glob(os.fspath(pattern if pattern.is_absolute() else base / pattern))):
+        yield from _hosts(Path(found), depth + 1)
