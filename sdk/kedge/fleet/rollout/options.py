@@ -22,10 +22,10 @@ _TERM = re.compile(r"(?P<number>\d{1,9}(?:\.\d{1,6})?)(?P<share>%?)")
 class Options:
     """What the user asked for.
 
-    canary: cumulative counts and shares of the devices, a wave each, as ("1", "5%", "100%"). pause_s: from the end of a
-    wave's deploys to its gates. max_failures: one more halts the rollout. deadline_s: of each task. concurrency: tasks
-    in flight at once. max_error_rate: of a wave's requests, between 0 and 1; max_p99_drift: how much a wave's p99 may be
-    above the one before, 0.2 for a fifth; None: no such gate. on_halt: "rollback" takes the wave that halted back.
+    canary: cumulative counts and shares, a wave each, as ("1", "5%", "100%"). pause_s: from the end of a wave's deploys
+    to its gates. max_failures: one more halts the rollout. deadline_s: of each task. concurrency: tasks in flight at
+    once. max_error_rate: of a wave's requests, between 0 and 1; max_p99_drift: how much a wave's p99 may be above the
+    one before, 0.2 for a fifth; None: no such gate. on_halt: "rollback" takes the wave that halted back.
     limit_bytes_per_s: of each push. attest: path of the key that vouches for engines; None: each device compiles its
     own. cluster: address of the scheduler whose workers do it; None: threads of this process.
 

@@ -1,0 +1,111 @@
+"""One device in a rollout: where it stands, and how it came there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .answers import FAILURES
+from .plan import Planned
+
+__all__ = ["DeviceState"]
+
+
+@dataclass
+class DeviceState:
+    """What the events say of a device.
+
+    round: the wave in which it was last reached; 0: in none. queued, flying: the kind of task that it waits for, or
+    that a worker has. release: that it said it serves. engine_key: of the engine that it asked for. look: what it said
+    when it was looked at after the last pause of its wave. left: it was updated, and then not found to serve the
+    release. skipped: its failure no longer counts. first_s: when it was first tasked with what has not been answered
+    yet: a worker tells the end of what the device began since then, though nobody listened.
+    """
+
+    planned: Planned
+    state: str = "waiting"
+    round: int = 0
+    queued: str | None = None
+    flying: str | None = None
+    step: str | None = None
+    reason: str | None = None
+    hint: str | None = None
+    exit_code: int | None = None
+    attempts: int = 0
+    begun_s: float | None = None
+    first_s: float | None = None
+    ended_s: float | None = None
+    seconds: float | None = None
+    steps: dict[str, float] = field(default_factory=dict)
+    push_s: float | None = None
+    wire_bytes: int | None = None
+    p99_ms: float | None = None
+    previous: str | None = None
+    release: str | None = None
+    engine_key: str | None = None
+    engine_from: str | None = None
+    worker: str | None = None
+    look: dict[str, Any] | None = None
+    left: bool = False
+    skipped: bool = False
+
+    @property
+    def serves_release(self) -> bool:
+        """It said that it serves the release, and nothing to the contrary since."""
+        return self.state in ("updated", "current")
+
+    @property
+    def fails(self) -> bool:
+        """It counts against --max-failures."""
+        return self.state in FAILURES and not self.skipped
+
+    def hear(self, answer: Mapping[str, Any]) -> None:
+        """Keep the figures of an answer."""
+        self.flying = self.step = None
+        self.worker = answer["worker"]
+        self.seconds = (self.seconds or 0.0) + answer["seconds"]
+        for name, seconds in answer["steps"].items():
+            self.steps[name] = self.steps.get(name, 0.0) + seconds
+        told = answer["deployed"]
+        if told is not None:
+            self.push_s, self.wire_bytes, self.p99_ms = told["push_s"], told["wire_bytes"], told["p99_ms"]
+            self.previous, self.release = told["previous"], told["release"]
+
+    def end(self, state: str, at_s: float, said: Mapping[str, Any]) -> None:
+        """It has come to an end, for now."""
+        self.state, self.ended_s = state, at_s
+        self.reason, self.hint, self.exit_code = said["reason"], said["hint"], said["exit_code"]
+
+    def renew(self) -> None:
+        """It is to be tried again."""
+        if self.state not in ("waiting", "running", "building", "waits_for_engine"):
+            self.first_s = None
+        self.state, self.queued, self.flying, self.step = "waiting", None, None, None
+        self.reason = self.hint = self.exit_code = self.ended_s = self.seconds = self.look = self.engine_key = None
+        self.steps = {}
+        self.left = self.skipped = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Its row of the document (docs/rollout-report.md)."""
+        return {
+            "device": self.planned.name,
+            "target": self.planned.target,
+            "wave": self.planned.wave,
+            "state": self.state,
+            "step": self.step,
+            "reason": self.reason,
+            "hint": self.hint,
+            "exit_code": self.exit_code,
+            "attempts": self.attempts,
+            "begun_s": self.begun_s,
+            "ended_s": self.ended_s,
+            "seconds": self.seconds,
+            "steps": dict(self.steps),
+            "push_s": self.push_s,
+            "wire_bytes": self.wire_bytes,
+            "p99_ms": self.p99_ms,
+            "previous": self.previous,
+            "engine_from": self.engine_from,
+            "worker": self.worker,
+        }
