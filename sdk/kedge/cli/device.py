@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .common import Output, inventory_option, long_output_options, output_options, path_type, read_inventory
+from .device_import import import_command
 from .upgrade import upgrade_command
 
 __all__ = ["device"]
@@ -17,26 +18,41 @@ __all__ = ["device"]
 
 @click.group()
 def device() -> None:
-    """Add, trust, provision, upgrade and list devices."""
+    """Add, import, trust, provision, upgrade and list devices."""
 
 
+device.add_command(import_command)
 device.add_command(upgrade_command)
 
 
 @device.command("add")
 @click.argument("name")
 @click.argument("address", metavar="USER@HOST[:PORT]")
-@click.option("--target", required=True, help="The kind of device; see: kedge targets list.")
+@click.option("--target", help="The kind of device; see: kedge targets list.")
+@click.option("--jump-host", is_flag=True, help="It is a jump host alone: nothing is deployed to it.")
 @click.option("--key", "identity", type=path_type, help="Private key.  [default: ssh-agent and ~/.ssh]")
 @click.option("--state", help="The agent's state folder there.  [default: the SSH user's own]")
+@click.option("--group", "groups", multiple=True, metavar="GROUP", help="A group of its; may be repeated.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of its; may be repeated.")
+@click.option(
+    "--jump",
+    multiple=True,
+    metavar="HOST",
+    help="A host before it, of the inventory or USER@HOST[:PORT]; may be repeated, the outermost first.",
+)
 @inventory_option
 @output_options
 def add_command(
+    *,
     name: str,
     address: str,
-    target: str,
+    target: str | None,
+    jump_host: bool,
     identity: Path | None,
     state: str | None,
+    groups: tuple[str, ...],
+    labels: tuple[str, ...],
+    jump: tuple[str, ...],
     inventory_path: Path | None,
     out: Output,
 ) -> None:
@@ -46,6 +62,8 @@ def add_command(
     from ..targets import load_target
     from ..transport.ssh import SshAddress
 
+    if (target is None) != jump_host:
+        raise click.UsageError("give --target, or --jump-host")
     user, host, port = parse_address(address)
     if identity is not None and not identity.expanduser().is_file():
         raise BadInputError(f"the private key {identity} does not exist")
@@ -53,37 +71,73 @@ def add_command(
         raise BadInputError(f"the state folder {state!r} is not an absolute path")
     key = identity.expanduser().absolute() if identity is not None else None
     inventory = read_inventory(inventory_path, new=True)
-    added = inventory.add(name, SshAddress(host, port, user, identity=key, state=state), load_target(target))
+    added = inventory.add(
+        name,
+        SshAddress(host, port, user, identity=key, state=state),
+        load_target(target) if target is not None else None,
+        groups=groups,
+        labels=dict(_label(text) for text in labels),
+        jump=jump,
+    )
+    kind = target or "a jump host"
     out.result(
         added.to_json(),
-        lambda: click.echo(f"added {name}: {user}@{host}:{port}, {target}\nnext: kedge device trust {name}"),
+        lambda: click.echo(f"added {name}: {user}@{host}:{port}, {kind}\nnext: kedge device trust {name}"),
     )
 
 
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"--label {text} is not KEY=VALUE")
+    return key, value
+
+
 @device.command("list")
+@click.option(
+    "--to", "selection", metavar="SELECTION", help="These alone: cam-1,@berlin or 'label:floor=2' or 'cam-*'."
+)
 @inventory_option
 @output_options
-def list_command(inventory_path: Path | None, out: Output) -> None:
+def list_command(selection: str | None, inventory_path: Path | None, out: Output) -> None:
     """List the devices of the inventory, and local, which is always there."""
     inventory = read_inventory(inventory_path)
-    devices = [*(inventory.get(name).to_json() for name in inventory.names()), _local()]
+    if selection is not None:
+        devices = [each.to_json() for each in inventory.select(selection)]
+    else:
+        devices = [*(inventory.host(name).to_json() for name in inventory.hosts()), _local()]
 
     def render() -> None:
         from ..report.tables import print_table
+        from ..transport.base import LOCAL
 
+        # What no device of the list has gets no column.
+        more = [key for key in ("groups", "labels", "jump") if any(d[key] for d in devices)]
         rows = [
             [
                 d["name"],
-                f"{d['user']}@{d['host']}:{d['port']}" if d["host"] else "this machine",
-                d["target"] or "no profile fits",
-                d["host_key"] or ("not trusted yet" if d["host"] else "–"),
-                d["state"] or "not provisioned yet",
+                _where(d),
+                d["target"] or ("no profile fits" if d["name"] == LOCAL else "jump host"),
+                d["host_key"] or ("–" if d["name"] == LOCAL else "not trusted yet"),
+                d["state"] or ("not provisioned yet" if d["target"] else "–"),
+                *(_listed(d[key]) for key in more),
             ]
             for d in devices
         ]
-        print_table("", ["device", "address", "target", "host key", "agent's state"], rows)
+        print_table("", ["device", "address", "target", "host key", "agent's state", *more], rows)
 
     out.result(devices, render)
+
+
+def _where(entry: dict[str, Any]) -> str:
+    if entry["host"] and entry["user"] and entry["port"]:
+        return f"{entry['user']}@{entry['host']}:{entry['port']}"
+    return f"ssh {entry['ssh']}" if entry["ssh"] else "this machine"
+
+
+def _listed(value: list[str] | dict[str, str]) -> str:
+    words = [f"{key}={one}" for key, one in value.items()] if isinstance(value, dict) else value
+    return ", ".join(words)
 
 
 def _local() -> dict[str, Any]:
@@ -95,8 +149,9 @@ def _local() -> dict[str, Any]:
     target = None
     with suppress(BadInputError):
         target = host_target().name
-    entry = dict.fromkeys(("name", "host", "port", "user", "target", "host_key", "state"))
-    return {**entry, "name": LOCAL, "target": target, "state": str(state_dir() / LOCAL)}
+    entry = dict.fromkeys(("name", "ssh", "host", "port", "user", "target", "host_key", "state"))
+    own = {"name": LOCAL, "target": target, "state": str(state_dir() / LOCAL)}
+    return {**entry, **own, "groups": [], "labels": {}, "jump": []}
 
 
 @device.command("trust")
@@ -109,13 +164,11 @@ def trust_command(name: str, fingerprint: str | None, replace: bool, inventory_p
     """Pin a device's host key, after you have compared its fingerprint."""
     from ..errors import HostKeyChangedError, UnknownHostKeyError
     from ..transport.base import Deadline
-    from ..transport.hostkeys import fetch_host_key
+    from ..transport.ssh_jump import shown_host_key
 
     inventory = read_inventory(inventory_path)
-    entry = inventory.get(name)
-    shown = fetch_host_key(
-        entry.address.host, entry.address.port, Deadline.after(30, f"reading the host key of {name}")
-    )
+    entry = inventory.host(name)
+    shown = shown_host_key(name, entry.address, Deadline.after(30, f"reading the host key of {name}"))
     pinned = entry.address.host_key
     if pinned is not None and pinned != shown and not (replace and fingerprint):
         raise HostKeyChangedError(
@@ -131,11 +184,10 @@ def trust_command(name: str, fingerprint: str | None, replace: bool, inventory_p
         _confirm(name, shown, UnknownHostKeyError)
     inventory.update(name, host_key=str(shown))
     document = {"device": name, "algorithm": shown.algorithm, "fingerprint": shown.fingerprint}
+    then = f"\nnext: kedge device provision {name}" if entry.target else ""
     out.result(
         document,
-        lambda: click.echo(
-            f"pinned {shown.algorithm} {shown.fingerprint} for {name}\nnext: kedge device provision {name}"
-        ),
+        lambda: click.echo(f"pinned {shown.algorithm} {shown.fingerprint} for {name}{then}"),
     )
 
 
