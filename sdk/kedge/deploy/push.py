@@ -69,8 +69,8 @@ def deploy(
             than a minute off, the release is deployed anew.
         verified: the release's files have been hashed by the caller.
         patience_s: how long a lost connection is tried to be made again while the device works.
-        deadline: by which the end must have been told; None: as long as it takes. Bytes of a push that flow, and reads
-            that began, end by it only where the caller closes the transport then.
+        deadline: by which the end must have been told; None: as long as it takes. What blocks on the transport is ended
+            by who closes it then.
 
     Raises:
         OutcomeUnknownError: the connection was lost and not made again, or the deadline passed; the device goes on by

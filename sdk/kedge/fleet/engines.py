@@ -2,9 +2,9 @@
 
 What a device built lies in the cache of the host that its worker runs on. Where the rollout's release is a folder, that
 is the coordinator's host. Where it is at a URL, the worker may be anywhere: then the engine comes back through the URL,
-as a release that it completes, because what is there is bounded by its manifest and checked byte by byte, and an answer
-stays small. Nobody has vouched for that release, so no other device takes it: the host pulls it, attests the engine, and
-puts the attestation beside it there.
+as a release that it completes, for what is there is bounded by its manifest and checked byte by byte, and an answer is
+small. Nobody has vouched for that release, so no other device takes it: the host pulls it, attests the engine, and puts
+the attestation beside it there.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from kedge_agent.wire import MESSAGE_HEADER, Message
 
-from .base import Channel
+from .base import Channel, Deadline
 
 __all__ = ["Link", "Pace"]
 
@@ -26,10 +26,12 @@ class Pace:
 
     Args:
         limit_bytes_per_s: None: there is none.
+        deadline: after which no more is sent; None: there is none.
     """
 
-    def __init__(self, limit_bytes_per_s: int | None) -> None:
+    def __init__(self, limit_bytes_per_s: int | None, deadline: Deadline | None = None) -> None:
         self.limit_bytes_per_s = limit_bytes_per_s
+        self._deadline = deadline
         self._guard = threading.Lock()
         self._allowed = 0.0
 
@@ -39,7 +41,13 @@ class Pace:
         return max(1, int(min(size, limit, _MOST_AT_ONCE_BYTES)))
 
     def wait(self, size: int) -> None:
-        """Until so many bytes may be sent."""
+        """Until so many bytes may be sent.
+
+        Raises:
+            UnreachableError: the deadline has passed.
+        """
+        if self._deadline is not None:
+            self._deadline.remaining()
         if self.limit_bytes_per_s is None:
             return
         with self._guard:
@@ -70,7 +78,7 @@ class Link:
         """Send a message, whose payload is the header and the data.
 
         Raises:
-            OSError: the link broke.
+            OSError: the link broke. UnreachableError: the deadline has passed.
         """
         self._all(MESSAGE_HEADER.pack(kind, len(header) + len(data)) + header)
         portion = self._pace.portion_bytes(len(data))

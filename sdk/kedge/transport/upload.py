@@ -76,7 +76,7 @@ def upload(
         limit_bytes_per_s: send no faster; None: as fast as it goes.
         open_more: `Transport.open_receive`, for more channels where the window of one is too small for the link; None:
             there is one channel.
-        deadline: by which it must be over, where the device takes its time; bytes that flow do not heed it.
+        deadline: by which it must be over. A send or a read that blocks is ended by who closes the transport then.
 
     Raises:
         KedgeError: what the device reports (no space, integrity, busy), or that the link broke.
@@ -88,7 +88,7 @@ def upload(
                 f"{device}: its agent is too old to be replaced by itself",
                 hint=agent_hint(device, "provision", "install it anew"),
             )
-        push = _Push(channel, device, files, progress, Pace(limit_bytes_per_s), open_more, deadline)
+        push = _Push(channel, device, files, progress, Pace(limit_bytes_per_s, deadline), open_more, deadline)
         result = push.run(manifest, offer or Offer(), protocol)
     finally:
         channel.close()
