@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedge_agent.engine.order import Order, parse_order
+from kedge_agent.engine.order import Order, engine_key, parse_order
 from kedge_agent.engine.report import EngineError
 from kedge_agent.formats.manifest import is_digest
 from kedge_agent.formats.passport import PassportError, fit, parse_passport
@@ -100,14 +101,12 @@ def complete_for(plan: Plan, answer: Mapping[str, Any], key: Path) -> dict[str, 
         IntegrityError: what came back is not the rollout's release with an engine.
         KedgeError: the URL cannot be read or written.
     """
-    told = answer["engine"]
-    name, source = str(told["key"]), plan.release["source"]
-    if not is_digest(name):
-        raise IntegrityError(f"{answer['device']}: an engine without a key", hint="build it again: resume the rollout")
+    told, source = _read(str(answer["device"]), answer["engine"]), plan.release["source"]
     base, cache = fetched(plan.release), EngineCache()
-    if told["release"] is not None:
-        _take_back(base, told, cache)
-    engine = next((each for each in cache.entries() if each.sha256 == told["sha256"]), None)
+    onnx, order = _planned(base)
+    if told.back is not None:
+        _take_back(base, told, source, cache)
+    engine = next((each for each in cache.of_model(onnx, order) if each.sha256 == told.sha256), None)
     if engine is None:
         raise BadInputError(
             f"the engine that {answer['device']} built is not in this host's cache",
@@ -115,49 +114,82 @@ def complete_for(plan: Plan, answer: Mapping[str, Any], key: Path) -> dict[str, 
         )
     attest(base, key, cache, HOST if engine.builder is None else engine.builder.device)
     statement = engine.attestation(base.digest)
-    assert statement is not None
-    folder = state_dir() / "rollouts" / plan.id / "engines" / name
+    if statement is None:
+        raise IntegrityError(f"{engine.path}: the attestation is gone", hint="resume the rollout")
+    folder = state_dir() / "rollouts" / plan.id / "engines" / told.key
     whole = complete(base, engine, folder)
     if is_url(source):
         push_to(whole, source)
     return {
-        "key": name,
+        "key": told.key,
         "passport": engine.passport.to_json(),
         "release": {"digest": whole.digest, "source": source if is_url(source) else str(folder)},
         "attested": split_signatures(statement.signatures)[-1].fingerprint,
     }
 
 
-def _take_back(base: Release, told: Mapping[str, Any], cache: EngineCache) -> None:
+@dataclass(frozen=True)
+class _Told:
+    """What an answer says of an engine. back: digest of the release that it completes, at the rollout's URL."""
+
+    key: str
+    sha256: str
+    builder: Builder | None
+    back: str | None
+
+
+def _read(device: str, told: Any) -> _Told:
+    """As `built_engine` wrote it, on what may be another machine."""
+    try:
+        builder, back = told["builder"], told["release"]
+        found = _Told(
+            told["key"],
+            told["sha256"],
+            None if builder is None else Builder(str(builder["device"])[:256], _text(builder["host_key"])),
+            None if back is None else back["digest"],
+        )
+    except (KeyError, TypeError) as error:
+        raise _nonsense(device) from error
+    if not all(is_digest(str(each)) for each in (found.key, found.sha256, found.back or found.key)):
+        raise _nonsense(device)
+    return found
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)[:256]
+
+
+def _nonsense(device: str) -> IntegrityError:
+    return IntegrityError(
+        f"{device}: what its worker tells of an engine makes no sense",
+        hint="the worker's kedge may be of another version; resume the rollout",
+    )
+
+
+def _take_back(base: Release, told: _Told, source: str, cache: EngineCache) -> None:
     """Keep an engine that came back by a URL, as one that its device built."""
-    builder = told["builder"]
+    assert told.back is not None
+    onnx, order = _planned(base)
     with tempfile.TemporaryDirectory(prefix="kedge-engine-") as folder:
-        whole = pull_from(told["release"]["source"], told["release"]["digest"], Path(folder) / "release")
+        whole = pull_from(source, told.back, Path(folder) / "release")
         place = completed_artefact(base.manifest_bytes, whole.manifest_bytes)
-        if place is None:
+        artefact = None if place is None else whole.manifest.artefacts[place]
+        if artefact is None or artefact.passport is None:
             raise IntegrityError(
-                f"{told['release']['digest'][:12]} is not the rollout's release with an engine",
+                f"{told.back[:12]} is not the rollout's release with an engine",
                 hint="whoever may write to the URL put it there; see who that is",
             )
-        artefact = whole.manifest.artefacts[place]
-        assert artefact.passport is not None
-        planned, order = needs_engine(base), _order(base)
-        assert planned is not None
-        cache.put(
-            str(told["key"]),
-            base.manifest.file(planned.file).sha256,
-            order,
-            artefact.passport,
-            (whole.folder / artefact.file).read_bytes(),
-            {},
-            None if builder is None else Builder(str(builder["device"]), builder["host_key"]),
-        )
+        passport = artefact.passport
+        data = (whole.folder / artefact.file).read_bytes()
+        cache.put(engine_key(onnx, order, passport), onnx, order, passport, data, {}, told.builder)
 
 
-def _order(base: Release) -> Order:
+def _planned(base: Release) -> tuple[str, Order]:
+    """What is to be compiled, by its sha256, and how."""
     artefact = needs_engine(base)
-    assert artefact is not None
+    if artefact is None:
+        raise BadInputError("the rollout's release has nothing to compile", hint="begin the rollout anew")
     try:
-        return parse_order(dict(artefact.build or {}))
+        return base.manifest.file(artefact.file).sha256, parse_order(dict(artefact.build or {}))
     except EngineError as error:
         raise BadInputError(error.message, hint="build the release again") from error

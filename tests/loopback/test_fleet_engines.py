@@ -1,0 +1,194 @@
+"""Engines of a rollout: real agents, NVIDIA's real compiler, no GPU. One builds, the host vouches, the rest receive it.
+
+No device here can run what it compiles. So each ends with the engine accepted and its deploy refused for want of the
+runtime, which is as far as it goes without a GPU; and that a device could run one, each is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kedge.deploy.engines
+from kedge.build.cache import EngineCache
+from kedge.build.release import BuildOptions, build_release
+from kedge.config import state_dir
+from kedge.errors import BadInputError, IntegrityError
+from kedge.fleet.engines import complete_for
+from kedge.fleet.task import run_task
+from kedge.release.bundle import Release, open_release
+from kedge.release.remote import fetched, push_to
+from kedge.release.signing import sign
+from kedge.targets import load_target
+from kedge.transport.client import AgentClient
+from tests.support import environment, models
+from tests.support.deploys import configure
+from tests.support.fleet_tasks import Named, Way, agents, task_for
+from tests.support.keys import Key, allow, make_key
+
+TARGET = "rtx-ada-2000"
+NO_RUNTIME = "the release needs a runtime among: tensorrt-rtx"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `complete_for` needs of one."""
+
+    id: str
+    release: dict[str, str]
+
+
+@pytest.fixture(autouse=True)
+def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment.tensorrt_rtx()
+    monkeypatch.setattr(kedge.deploy.engines, "_require_runtime", lambda device, client, runtime: None)
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Key:
+    return make_key(tmp_path, "signer")
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Release:
+    """A release that a device has yet to compile."""
+    model = models.classifier(tmp_path / "net.onnx", batch=1)
+    return build_release(model, load_target(TARGET), tmp_path / "net", BuildOptions("net", on_device=True)).release
+
+
+@pytest.fixture
+def three(tmp_path: Path, key: Key) -> Iterator[dict[str, Named]]:
+    """Devices that ask for signatures."""
+    for name in ("a", "b", "c"):
+        signers = allow(tmp_path / f"{name}.signers", [("net", key)])
+        configure(tmp_path / "devices" / name, releases={"allowed_signers": str(signers), "probation_s": 0})
+    with agents(tmp_path / "devices", "a", "b", "c") as made:
+        yield made
+
+
+def plan_of(release: Release, source: str | None = None) -> Plan:
+    return Plan("20261126-090000-abcdef", {"digest": release.digest, "source": source or str(release.folder)})
+
+
+def answer(devices: dict[str, Named], name: str, wanted: Release, kind: str = "deploy", **more: Any) -> dict[str, Any]:
+    way = Way({each: agent.state for each, agent in devices.items()})
+    return run_task({**task_for(name, wanted, kind, target=TARGET), **more}, opener=way)
+
+
+def accepted(agent: Named, digest: str) -> dict[str, Any]:
+    client = AgentClient(agent)
+    try:
+        return dict(client.get(f"/kedge/v1/releases/{digest}")["accepted"])
+    finally:
+        client.close()
+
+
+def test_one_device_compiles_for_three(three: dict[str, Named], planned: Release, key: Key) -> None:
+    sign(planned, key.path)
+    asked = [answer(three, name, planned) for name in three]
+    assert {each["state"] for each in asked} == {"needs_engine"}
+    assert len({each["engine"]["key"] for each in asked}) == 1
+    # Nothing was sent, and nobody waits.
+    assert {step for each in asked for step in each["steps"]} == {"connect", "fetch", "engine"}
+
+    built = answer(three, "a", planned, "build")
+    assert (built["state"], built["engine"]["key"]) == ("built", asked[0]["engine"]["key"])
+    assert built["engine"]["release"] is None
+    assert len(json.dumps(built)) < 64 * 1024
+    assert len(EngineCache().entries()) == 1
+
+    engine = complete_for(plan_of(planned), built, key.path)  # type: ignore[arg-type]
+    assert engine["key"] == built["engine"]["key"]
+    assert engine["attested"] == key.fingerprint
+    folder = Path(engine["release"]["source"])
+    assert folder.is_relative_to(state_dir() / "rollouts" / "20261126-090000-abcdef")
+    assert open_release(folder).digest == engine["release"]["digest"]
+
+    for name, agent in three.items():
+        ended = answer(three, name, planned, engines=[engine])
+        assert (ended["state"], ended["exit_code"]) == ("failed", 7), ended
+        assert NO_RUNTIME in ended["reason"]
+        # That far it came on the attestation alone; the compiler ran on one of them.
+        assert accepted(agent, engine["release"]["digest"])["signed"]
+        assert (agent.state / "engines").exists() == (name == "a")
+
+
+def test_the_engine_of_a_worker_elsewhere_comes_back_through_the_url(
+    three: dict[str, Named], planned: Release, key: Key, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign(planned, key.path)
+    url = (tmp_path / "source").as_uri()
+    push_to(planned, url)
+    source = {"digest": planned.digest, "source": url}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "worker"))
+    built = answer(three, "a", planned, "build", release=source)
+    assert built["state"] == "built", built
+    assert built["engine"]["release"]["source"] == url
+    assert fetched(built["engine"]["release"]).offer().attestation is None
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "host"))
+    engine = complete_for(plan_of(planned, url), built, key.path)  # type: ignore[arg-type]
+    assert engine["release"] == built["engine"]["release"]
+    assert [each.builder.device for each in EngineCache().entries() if each.builder is not None] == ["a"]
+
+    # A worker that has fetched it before learns that somebody has vouched for it since.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "worker"))
+    ended = answer(three, "b", planned, release=source, engines=[engine])
+    assert NO_RUNTIME in str(ended["reason"])
+    assert accepted(three["b"], engine["release"]["digest"])["signed"]
+
+
+def test_what_came_back_and_is_another_release_is_not_vouched_for(planned: Release, key: Key, tmp_path: Path) -> None:
+    url = (tmp_path / "source").as_uri()
+    push_to(planned, url)
+    model = models.classifier(tmp_path / "other.onnx", batch=1, seed=5)
+    here = EngineCache(tmp_path / "cache")
+    other = build_release(model, load_target(TARGET), tmp_path / "other", BuildOptions("net", 1), cache=here).release
+    push_to(other, url)
+    told = {
+        "device": "a",
+        "engine": {"key": "0" * 64, "sha256": "0" * 64, "builder": None}
+        | {"release": {"digest": other.digest, "source": url}},
+    }
+    with pytest.raises(IntegrityError, match="is not the rollout's release with an engine"):
+        complete_for(plan_of(planned, url), told, key.path)  # type: ignore[arg-type]
+    assert not EngineCache().entries()
+
+
+@pytest.mark.parametrize("told", [None, [], {}, {"key": "../..", "sha256": "0" * 64, "builder": None, "release": None}])
+def test_what_makes_no_sense_is_not_vouched_for(planned: Release, key: Key, told: Any) -> None:
+    with pytest.raises(IntegrityError, match="makes no sense"):
+        complete_for(plan_of(planned), {"device": "a", "engine": told}, key.path)  # type: ignore[arg-type]
+
+
+def test_an_engine_that_this_host_never_saw_is_named(planned: Release, key: Key) -> None:
+    told = {"device": "a", "engine": {"key": "0" * 64, "sha256": "0" * 64, "builder": None, "release": None}}
+    with pytest.raises(BadInputError, match="is not in this host's cache"):
+        complete_for(plan_of(planned), told, key.path)  # type: ignore[arg-type]
+
+
+def test_without_a_key_each_device_compiles_for_itself_and_waits_for_no_other(planned: Release, tmp_path: Path) -> None:
+    with agents(tmp_path / "devices", "a", "b") as devices:
+        first = answer(devices, "a", planned)
+        # Somebody else builds for this passport, for as long as it takes.
+        with EngineCache().building(first["engine"]["key"]), ThreadPoolExecutor() as threads:
+            ended = list(threads.map(lambda name: answer(devices, name, planned, build_own=True), devices))
+        assert all(NO_RUNTIME in each["reason"] for each in ended), ended
+        assert all((agent.state / "engines").exists() for agent in devices.values())
+        builders = {each.builder.device for each in EngineCache().entries() if each.builder is not None}
+        assert builders == {"a", "b"}
+
+
+def test_a_device_that_does_not_end_its_build_is_late_and_joins_it_later(planned: Release, tmp_path: Path) -> None:
+    with agents(tmp_path / "devices", "a") as devices:
+        late = answer(devices, "a", planned, "build", deadline_s=0.4)
+        assert late["state"] == "late"
+        time.sleep(0.1)
+        assert answer(devices, "a", planned, "build")["state"] == "built"
