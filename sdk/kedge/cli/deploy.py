@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .common import Output, inventory_option, long_output_options, on_option, output_options, path_type, read_inventory
+from .rollout_options import asked, rollout_options
 from .units import parse_rate
 
 __all__ = ["deploy", "rollback", "status"]
@@ -18,11 +20,12 @@ _ANSWERS_S = 10.0
 
 @click.command()
 @click.argument("release", type=path_type, metavar="RELEASE|ARCHIVE")
-@click.option("--to", "device", required=True, metavar="DEVICE", help="A device of the inventory, or local.")
+@click.option("--to", "device", required=True, metavar="DEVICES", help="Devices of the inventory, @group, local.")
 @click.option("--limit", "limit", type=parse_rate, metavar="RATE", help="Push no faster than this, as 50Mbit.")
 @click.option("--allow-downgrade", is_flag=True, help="Take this version though the device has had a later one.")
 @click.option("--key", type=path_type, help="SSH key that signs the downgrade, where the device asks for signatures.")
 @click.option("--no-wait", is_flag=True, help="Return once the device has switched; its probation goes on there.")
+@rollout_options
 @inventory_option
 @long_output_options
 def deploy(
@@ -34,7 +37,8 @@ def deploy(
     no_wait: bool,
     inventory_path: Path | None,
     out: Output,
-) -> None:
+    **rollout: Any,
+) -> int | None:
     """Push a RELEASE folder or .kedge archive to a device, which switches to it once its gates are passed.
 
     The device stages, gates and switches by itself, then watches the release for its probation and goes back to the one
@@ -43,6 +47,9 @@ def deploy(
 
     Where the release has a build plan and no engine, the engine comes from the cache if one fits the device; else the
     device builds it first, and it is kept for all of the same passport.
+
+    To several devices (cam-1,cam-2 or @group or 'label:site=berlin') or with any option of a rollout it is one:
+    wave by wave, and it halts where more devices fail than may. See: kedge rollout.
     """
     from ..deploy.engines import prepared
     from ..deploy.push import DEVICE_STEPS
@@ -57,6 +64,15 @@ def deploy(
     if key is not None and not allow_downgrade:
         raise BadInputError(
             "--key signs a downgrade, and none was asked for", hint="to sign the release: kedge release sign"
+        )
+    wanted = asked(rollout)
+    if wanted.is_rollout(device):
+        from .rolling import begin
+
+        if no_wait:
+            raise click.UsageError("--no-wait is of a deploy to one device: a rollout waits for each device's end")
+        return begin(
+            release, device, read_inventory(inventory_path), wanted, limit, key, out, allow_downgrade=allow_downgrade
         )
     reached: list[str] = []
     try:
@@ -104,6 +120,7 @@ def deploy(
     out.result(document, lambda: deploy_tables(document))
     if no_wait and done.probation is None and reached[-1] == "probation":
         out.say(f"on probation: the device goes back by itself where it must; see: kedge history --on {device}")
+    return None
 
 
 @click.command()

@@ -22,7 +22,14 @@ _BADGES = {
     "running": ("info", "Running"),
 }
 _GATE_STATES = {True: ("passed", "passed"), False: ("failed", "failed"), None: ("unavailable", NOT_MEASURED)}
-_WAVE_STATES = {"passed": "passed", "failed": "failed", "running": "info", "watching": "info", "waiting": "unavailable"}
+_WAVE_STATES = {
+    "passed": "passed",
+    "failed": "failed",
+    "aborted": "warning",
+    "running": "info",
+    "watching": "info",
+    "waiting": "unavailable",
+}
 _AMISS_COLUMNS = ("Device", "State", "Wave", "Reason", "To do")
 _DEVICE_COLUMNS = ("Device", "State", "Wave", "Took", "Push", "Gates", "Probation", "Sent", "p99")
 _WAVE_COLUMNS = ("Wave", "State", "Devices", "Until here", "Took", "Came to")

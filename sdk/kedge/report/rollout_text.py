@@ -1,4 +1,4 @@
-"""A rollout on the terminal: what came of it, its waves and gates, each device that is not well, the others as a count."""
+"""A rollout on the terminal: what came of it, waves and gates, each device that is not well, the others as a count."""
 
 from __future__ import annotations
 
