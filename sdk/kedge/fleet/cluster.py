@@ -121,7 +121,7 @@ class _Cluster:
 
         def heard(event: tuple[float, Any]) -> None:
             said = event[1]
-            if isinstance(said, list) and len(said) == 2 and all(isinstance(part, str) for part in said):
+            if isinstance(said, (list, tuple)) and len(said) == 2 and all(isinstance(part, str) for part in said):
                 hear(said[0][:_MAX_STEP], said[1][:_MAX_STEP])
 
         self._client.subscribe_topic(topic, heard)
