@@ -28,7 +28,10 @@ UID = 54321
 
 @dataclass
 class Sshd:
-    """environment: of what its user runs, from the next start on. apart: no process of this machine is seen there."""
+    """environment: of what its user runs, from the next start on. apart: no process of this machine is seen there.
+
+    settings: lines of its sshd_config, which are read first and so win.
+    """
 
     folder: Path
     user: str
@@ -37,6 +40,7 @@ class Sshd:
     mounts: str = ""
     apart: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -47,6 +51,15 @@ class Sshd:
     @property
     def address(self) -> str:
         return f"{self.user}@127.0.0.1:{self.port}"
+
+    @property
+    def host_key(self) -> str:
+        """The public one, as a line of known_hosts has it after the names."""
+        return " ".join((self.folder / "host_key.pub").read_text().split()[:2])
+
+    def logins(self) -> int:
+        """How often somebody has come in with a key since it was made."""
+        return (self.folder / "sshd.log").read_text(errors="replace").count("Accepted publickey")
 
     def fingerprint(self) -> str:
         said = subprocess.run(
@@ -71,6 +84,7 @@ class Sshd:
         environment = {"XDG_STATE_HOME": f"{self.home}/.local/state", **self.environment}
         (self.folder / "sshd_config").write_text(
             f"""
+            {chr(10).join(self.settings)}
             Port {self.port}
             ListenAddress 127.0.0.1
             HostKey {self.folder}/host_key
@@ -145,10 +159,13 @@ def _keygen(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
 
 
-def make_sshd(*, tmpfs_state: str | None = None, apart: bool = False, tree: str | None = None) -> Sshd:
+def make_sshd(
+    *, tmpfs_state: str | None = None, apart: bool = False, tree: str | None = None, settings: tuple[str, ...] = ()
+) -> Sshd:
     """A running server.
 
     Args:
+        settings: lines for its sshd_config, as in `AllowTcpForwarding no`.
         tmpfs_state: as root, mount a tmpfs of this size at HOME/small.
         apart: of this machine's processes none is seen there; needs root.
         tree: what it has in /sys and /etc is of this tree (`tests.support.trees`), which lies in `folder/tree` and may
@@ -163,7 +180,7 @@ def make_sshd(*, tmpfs_state: str | None = None, apart: bool = False, tree: str 
     folder.chmod(0o755)
     home = folder / "home"
     home.mkdir()
-    server = Sshd(folder, USER if root else pwd.getpwuid(os.getuid()).pw_name, home, apart=apart)
+    server = Sshd(folder, USER if root else pwd.getpwuid(os.getuid()).pw_name, home, apart=apart, settings=settings)
     _keygen(folder / "host_key")
     _keygen(server.key)
     shutil.copy(folder / "user_key.pub", folder / "authorized_keys")

@@ -86,7 +86,7 @@ class Device:
         return {
             "name": self.name,
             **{name: stated.get(name) for name in ("ssh", "host", "port", "user")},
-            "target": self.target,
+            "target": self.target or None,
             "host_key": key,
             "state": stated.get("state"),
             "groups": list(self.groups),
@@ -138,11 +138,6 @@ class Inventory:
         Raises:
             BadInputError: there is none of this name, or its entry is not usable.
         """
-        if name == LOCAL:
-            raise BadInputError(
-                f"{LOCAL!r} is the agent of this kedge, and not in the inventory",
-                hint="there is nothing to trust, provision or upgrade: kedge runs it itself, always of its own version",
-            )
         if name in self._entries and self._entries.is_jump_host(name):
             raise BadInputError(f"{name} is a jump host, and no device", hint="name a device behind it")
         device = self.host(name)
@@ -159,6 +154,11 @@ class Inventory:
         Raises:
             BadInputError: there is none of this name, or its entry is not usable.
         """
+        if name == LOCAL:
+            raise BadInputError(
+                f"{LOCAL!r} is the agent of this kedge, and not in the inventory",
+                hint="there is nothing to trust, provision or upgrade: kedge runs it itself, always of its own version",
+            )
         if name not in self._entries:
             known = ", ".join([LOCAL, *self.hosts()])
             raise BadInputError(f"no device named {name!r}", hint=f"known: {known}; add one with kedge device add")
@@ -225,7 +225,7 @@ class Inventory:
                 raise BadInputError(
                     f"{name!r} cannot name a device", hint="lower-case letters, digits, - and _; not local"
                 )
-        with self._changing() as document:
+        with self._changing(entries) as document:
             for name, entry in entries.items():
                 if name in document:
                     raise BadInputError(f"there is a device named {name!r} already", hint=f"kedge device remove {name}")
@@ -269,10 +269,10 @@ class Inventory:
         return [limit for limit in limits if limit.devices]
 
     @contextmanager
-    def _changing(self) -> Iterator[tomlkit.TOMLDocument]:
+    def _changing(self, new: Iterable[str] = ()) -> Iterator[tomlkit.TOMLDocument]:
         """One change at a time, on the file as it is now: two commands at once lose nothing.
 
-        What would be no inventory is not written.
+        What would be no inventory, or have a new entry that is not usable, is not written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
@@ -281,7 +281,9 @@ class Inventory:
             document = tomlkit.parse(self._text())
             yield document
             text = tomlkit.dumps(document)
-            read_entries(self.path, text)
+            entries = read_entries(self.path, text)
+            for name in new:
+                entries.get(name)
             self._save(text)
             self._load()
 
