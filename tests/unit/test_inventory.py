@@ -96,6 +96,7 @@ def test_limits_are_those_of_groups_with_the_devices_that_are_asked_for(tmp_path
         ('[d]\nhost = "h"\nuser = "u"\ntarget = "t"\nvars = "x"', r"vars is no table"),
         ('[d]\nhost = "h"\nuser = "u"\ntarget = "t"\nagent = 1', r"agent is not"),
         ('[d]\nhost = "h"\nuser = "u"\ntarget = "t"\nport = 70000', r"port 70000"),
+        ('[d]\nhost = "h"\nuser = "u"\njump_host = 1', r"jump_host is not true or false"),
         ('[d]\nhost = 7\nuser = "u"\ntarget = "t"', r"host is no text"),
         ('[d]\nhost = "h"\nuser = "u"', r"it has no 'target'"),
         ('[d]\nhost = "h"\nuser = "u"\ntarget = "t"\njump = "gate"', r"no device named 'gate'"),
@@ -169,6 +170,7 @@ def test_a_jump_host_is_no_device(tmp_path: Path) -> None:
     assert inventory.names() == ["cam-1", "cam-2", "cam-3"]
     assert [device.name for device in inventory.select("@all")] == ["cam-1", "cam-2", "cam-3"]
     assert inventory.host("gate").address.user == "admin"
+    assert inventory.host("gate").to_json()["target"] is None
     for select in (inventory.get, inventory.select):
         with pytest.raises(BadInputError, match="gate is a jump host"):
             select("gate")

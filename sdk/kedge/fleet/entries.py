@@ -169,6 +169,8 @@ class Entries:
         unknown = [key for key in table if key not in _OF_A_DEVICE]
         if unknown:
             raise self._wrong(name, f"has a key that no device has: {unknown[0]}", f"{_MEND}; notes can be comments")
+        if not isinstance(table.get("jump_host", False), bool):
+            raise self._wrong(name, f"jump_host is not true or false: {table['jump_host']!r}")
         tables = self._tables(name)
         labels = self.labels_of(name)
         variables: dict[str, str] = {}

@@ -166,7 +166,7 @@ class Inventory:
         values = entry.values
         device = Device(
             name,
-            str(values.get("target", "")),
+            "" if self._entries.is_jump_host(name) else str(values.get("target", "")),
             values.get("python") or None,
             entry.groups,
             entry.labels,
