@@ -39,3 +39,17 @@ def hanging(task: Mapping[str, Any], *, step: Callable[[str], None] = quiet) -> 
 def total(shared: list[int], add: int) -> int:
     """Of something that all tasks share, and something of its own."""
     return sum(shared) + add
+
+
+def deadly_judge(shared: object, model: bytes) -> int:
+    """Kills the worker that judges."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def same_facts() -> dict[str, str]:
+    return {"fact": "the same everywhere"}
+
+
+def own_facts() -> dict[str, str]:
+    return {"process": str(os.getpid())}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,22 @@ import click
 from .common import Output, inventory_option, long_output_options, path_type, read_inventory
 
 if TYPE_CHECKING:
+    from ..fleet.executor import Workers
     from ..optimize.recipe import Recipe
 
 __all__ = ["optimize"]
 
 _NAME = 48
 _PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "auto")
+
+
+def _bits_or_scheduler(text: str) -> int | str:
+    """How many bits index shared weights, or where the scheduler of a dask cluster is."""
+    if "://" in text:
+        return text
+    if text not in tuple("12345678"):
+        raise click.BadParameter(f"{text!r} is neither 1 to 8 bits nor an address as tcp://scheduler:8786")
+    return int(text)
 
 
 @click.command()
@@ -43,7 +54,14 @@ _PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "a
     metavar="KIND=AMOUNT",
     help="magnitude=0.5, 2:4, heads=0.25 (share taken); channels=0.5, blocks=0.5, structured=0.5 (of MACs kept).",
 )
-@click.option("--cluster", type=click.IntRange(1, 8), metavar="BITS", help="Share weights: 2^BITS values a layer.")
+@click.option(
+    "--cluster",
+    "cluster_or_workers",
+    multiple=True,
+    type=_bits_or_scheduler,
+    metavar="BITS|URL",
+    help="BITS: share weights, 2^BITS values a layer. tcp://scheduler:8786: judge mixes there. Both: give it twice.",
+)
 @click.option(
     "--recover",
     type=click.IntRange(min=1),
@@ -100,6 +118,7 @@ def optimize(
     measure_on: str | None,
     destination: Path | None,
     inventory_path: Path | None,
+    cluster_or_workers: tuple[int | str, ...],
     out: Output,
     **options: Any,
 ) -> None:
@@ -113,7 +132,12 @@ def optimize(
     from ..optimize.pipeline import optimise
     from ..optimize.recipe import read_recipe
 
-    given = _given(options)
+    bits = [each for each in cluster_or_workers if isinstance(each, int)]
+    schedulers = [each for each in cluster_or_workers if isinstance(each, str)]
+    if len(bits) > 1 or len(schedulers) > 1:
+        raise BadInputError("--cluster says the same twice", hint="once with BITS, once with the scheduler's address")
+    given = _given(options) + ["cluster"] * len(bits)
+    options["cluster"] = bits[0] if bits else None
     if model.endswith(".toml") and given:
         raise BadInputError(f"a recipe states its own {given[0]}", hint="change the recipe, or give a model")
     recipe = read_recipe(Path(model)) if model.endswith(".toml") else _recipe(model, options, given)
@@ -127,7 +151,8 @@ def optimize(
             from ..fleet.probe import device_probe
 
             probe = stack.enter_context(device_probe(measure_on, recipe.target, read_inventory(inventory_path)))
-        done = optimise(recipe, result, progress.share, probe)
+        helpers = stack.enter_context(_helpers(schedulers[0], out)) if schedulers else None
+        done = optimise(recipe, result, progress.share, probe, helpers)
         progress.step("writing the report")
         page = _write_report(result, done.document)
 
@@ -145,6 +170,19 @@ def optimize(
         blamed = f"; most error arises in {', '.join(names)}" if names else ""
         lost = _lost(done.document)
         raise GateRefusedError(f"the accuracy gate does not hold: {lost}{blamed}", hint=gate["next"], told=True)
+
+
+@contextmanager
+def _helpers(scheduler: str, out: Output) -> Iterator[Workers]:
+    """A cluster's workers that judge as this host does."""
+    from ..fleet.executor import open_executor
+    from ..optimize.spread import judging_facts
+
+    with open_executor(scheduler, 1) as workers:
+        for note in workers.notes:
+            out.say(note)
+        workers.require_alike(judging_facts)
+        yield workers
 
 
 def _given(options: dict[str, Any]) -> list[str]:

@@ -137,6 +137,22 @@ class _Cluster:
                 hint="push it to where they can: kedge release push RELEASE --to URL; and roll it out from there",
             )
 
+    def require_alike(self, facts: Callable[[], Mapping[str, str]]) -> None:
+        here = dict(facts())
+        for worker, there in self._client.run(facts, on_error="return").items():
+            if isinstance(there, Exception):
+                raise IncompatibleError(
+                    f"the worker {worker} cannot do this work: {first_line(there)}",
+                    hint="install there what is installed here: pip install 'kedge[optimize,cluster]'",
+                )
+            other = next((name for name in here if there.get(name) != here[name]), None)
+            if other is not None:
+                raise IncompatibleError(
+                    f"the worker {worker} would come to other results: {other} is {here[other]} here and "
+                    f"{there.get(other)} there",
+                    hint="let workers run that are like this host, with the same versions installed",
+                )
+
     def share(self, value: Any) -> Any:
         return self._client.scatter(value, broadcast=True, hash=False)
 
@@ -147,11 +163,12 @@ class _Cluster:
         if isinstance(error, KilledWorker):
             return WorkerLostError(
                 f"the workers that ran it died, the last at {error.last_worker.address}",
-                hint="see their logs for why; kedge rollout resume goes on",
+                hint="see their logs for why, then go on: kedge rollout resume, or the same command again",
             )
         if isinstance(error, (CancelledError, asyncio.CancelledError, CommClosedError)):
             return SchedulerLostError(
-                f"the scheduler at {self.name} is gone", hint="start it and its workers again; kedge rollout resume"
+                f"the scheduler at {self.name} is gone",
+                hint="start it and its workers again, then: kedge rollout resume, or the same command again",
             )
         return defect(error)
 

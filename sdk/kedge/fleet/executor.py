@@ -82,6 +82,14 @@ class Workers(Protocol):
         """
         ...
 
+    def require_alike(self, facts: Callable[[], Mapping[str, str]]) -> None:
+        """Make sure that what a function of a module says of this process, it says of every worker.
+
+        Raises:
+            IncompatibleError: it does not.
+        """
+        ...
+
     def share(self, value: Any) -> Any:
         """What to submit in the place of an argument that many tasks take: it travels to each worker once."""
         ...
@@ -137,6 +145,9 @@ class _Threads:
 
     def require_source(self, source: Mapping[str, str]) -> None:
         """This process has it open already."""
+
+    def require_alike(self, facts: Callable[[], Mapping[str, str]]) -> None:
+        """They are this process."""
 
     def share(self, value: T) -> T:
         return value

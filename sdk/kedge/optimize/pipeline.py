@@ -25,7 +25,7 @@ from .prove import Evaluated, Proof, evaluate, prove
 from .recipe import Recipe
 from .source import Source, load_source
 from .stages import Stage, run_passes, samples_digest
-from .work import LatencyProbe, Pass, Work
+from .work import Helpers, LatencyProbe, Pass, Work
 
 __all__ = ["Optimised", "optimise"]
 
@@ -55,13 +55,20 @@ class _Loaded:
     evaluation: Samples | None
 
 
-def optimise(recipe: Recipe, out: Path, progress: Progress, probe: LatencyProbe | None = None) -> Optimised:
+def optimise(
+    recipe: Recipe,
+    out: Path,
+    progress: Progress,
+    probe: LatencyProbe | None = None,
+    helpers: Helpers | None = None,
+) -> Optimised:
     """Optimise a model as a recipe says.
 
     Args:
         out: the ONNX file to write. It is written also when the gate refuses it, so that it can be looked at.
         progress: told of each step's name and the share of it that is done.
         probe: measures candidates on a device; None: passes that measure do it on this host, where they can.
+        helpers: judge candidates of searches; None: this process does.
 
     Raises:
         KedgeError: what cannot be read, or what a pass refuses.
@@ -83,6 +90,7 @@ def optimise(recipe: Recipe, out: Path, progress: Progress, probe: LatencyProbe 
         progress=progress,
         probe=probe or _host_probe(loaded),
         rank_by_probe=probe is not None,
+        helpers=helpers,
     )
 
     def started(index: int, step: Pass) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..errors import BadInputError
+from ..errors import BadInputError, KedgeError
 from ..model.graph import Graph
 from ..model.samples import Samples
 from ..targets import Target
 
-__all__ = ["Latency", "LatencyProbe", "Pass", "Result", "Work", "silent"]
+__all__ = ["Helpers", "Latency", "LatencyProbe", "Pass", "Result", "Work", "silent"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,23 @@ class LatencyProbe(Protocol):
         ...
 
 
+class Helpers(Protocol):
+    """Other processes, here or elsewhere, that judge candidates."""
+
+    @property
+    def executor(self) -> Executor:
+        """Takes functions of modules, and what they need."""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """What to submit in the place of an argument that many calls take."""
+        ...
+
+    def explain(self, error: BaseException) -> KedgeError:
+        """What a future that ended without a result means."""
+        ...
+
+
 def silent(step: str, share: float) -> None:
     """Progress for nobody."""
 
@@ -62,6 +80,7 @@ class Work:
     progress: called with the step's name and the share done, 0 to 1.
     probe: times models, or None where nothing can. rank_by_probe: the user asked for every candidate to be
     measured (--measure-on), not only estimated.
+    helpers: judge what candidates lose, in the place of this process; never how fast they are.
     """
 
     target: Target
@@ -74,6 +93,7 @@ class Work:
     progress: Callable[[str, float], None] = silent
     probe: LatencyProbe | None = None
     rank_by_probe: bool = False
+    helpers: Helpers | None = None
 
     def need_calibration(self, purpose: str) -> Samples:
         """The calibration samples.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...model.samples import Samples
+from ...model.session import ReferenceModel
 from ..proof.metrics import predictions, scores_of
 from ..proof.runner import run_all
 from ..prune.counts import layer_macs
+from ..spread import spread
 from ..work import Work
 from .placement import weight_site
-from .static import StaticQuantizer
+from .static import StaticQuantizer, output_error
 
-__all__ = ["Judge", "Mix", "Prices"]
+__all__ = ["Evidence", "Judge", "Mix", "Prices", "judge_model"]
 
 _BITS = {"fp32": 32, "int8": 8, "w4a8": 4}
 # Without a measurement. INT8 on VNNI does four times the multiplications a cycle; half of it arrives in
@@ -93,9 +95,50 @@ class Prices:
         return time + _SIZE_WEIGHT * self._size[name] * _BITS[precision] / 32
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What plans are judged by; it travels to whoever judges. outputs: of the model as it was.
+
+    labels: None where agreement with the former answers is all that can be asked for.
+    """
+
+    samples: Samples
+    outputs: Mapping[str, NDArray[Any]]
+    labels: NDArray[np.int64] | None
+    faithful: bool
+
+    @property
+    def before(self) -> NDArray[np.int64] | None:
+        """The former answers; None where the outputs are no scores of classes."""
+        return _answers(self.outputs)
+
+
+def judge_model(evidence: Evidence, model: bytes) -> tuple[float, float]:
+    """The estimated drop of a candidate, an ONNX file's bytes, and its standard error."""
+    session = ReferenceModel(model, optimise=not evidence.faithful)
+    outputs = run_all(session, evidence.samples)
+    before, after = evidence.before, _answers(outputs)
+    count = evidence.samples.count
+    if before is None or after is None:
+        # No classes: the share of the signal that is lost stands in for accuracy.
+        return min(math.sqrt(output_error(evidence.outputs, outputs)), 1.0), 0.0
+    if evidence.labels is None:
+        share = float(np.mean(before != after))
+        return share, math.sqrt(share * (1 - share) / count)
+    right, now = before == evidence.labels, after == evidence.labels
+    lost, won = float(np.mean(right & ~now)), float(np.mean(now & ~right))
+    # Variance of a difference of paired proportions (McNemar's setting).
+    return lost - won, math.sqrt(max(lost + won - (lost - won) ** 2, 0.0) / count)
+
+
+def _answers(outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64] | None:
+    scores = scores_of(outputs)
+    return None if scores is None else predictions(scores)
+
+
 @dataclass
 class Judge:
-    """Estimates the accuracy a plan loses: on training data with labels, or by agreement on calibration data.
+    """Estimates the accuracy plans lose: on training data with labels, or by agreement on calibration data.
 
     margin: one standard error of the estimate. A plan is held to drop + margin, because the network has
     seen its training data and is surer of them than of new ones.
@@ -103,44 +146,26 @@ class Judge:
 
     quantizer: StaticQuantizer
     work: Work
-    samples: Samples = field(init=False)
+    evidence: Evidence = field(init=False)
 
     def __post_init__(self) -> None:
         train = self.work.train
         labelled = train is not None and train.labels is not None
-        self.samples = (train if labelled and train is not None else self.quantizer.samples).first(_JUDGED_SAMPLES)
-        outputs = run_all(self.quantizer.graph, self.samples)
-        self._before = self._answers(outputs)
-        self._outputs = outputs
-        self.labels = self.samples.labels if labelled else None
+        samples = (train if labelled and train is not None else self.quantizer.samples).first(_JUDGED_SAMPLES)
+        outputs = run_all(self.quantizer.graph, samples)
+        self.evidence = Evidence(samples, outputs, samples.labels if labelled else None, self.quantizer.simulated)
 
-    def _answers(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64] | None:
-        scores = scores_of(outputs)
-        return None if scores is None else predictions(scores)
-
-    def drop(self, plan: Mapping[str, str]) -> tuple[float, float]:
-        """The estimated drop, and its standard error."""
-        outputs = run_all(self.quantizer.build(plan), self.samples, faithful=self.quantizer.simulated)
-        after = self._answers(outputs)
-        count = self.samples.count
-        if self._before is None or after is None:
-            # No classes: the share of the signal that is lost stands in for accuracy.
-            from .static import output_error
-
-            return min(math.sqrt(output_error(self._outputs, outputs)), 1.0), 0.0
-        if self.labels is None:
-            share = float(np.mean(self._before != after))
-            return share, math.sqrt(share * (1 - share) / count)
-        right, now = self._before == self.labels, after == self.labels
-        lost, won = float(np.mean(right & ~now)), float(np.mean(now & ~right))
-        # Variance of a difference of paired proportions (McNemar's setting).
-        return lost - won, math.sqrt(max(lost + won - (lost - won) ** 2, 0.0) / count)
+    def drops(self, plans: Sequence[Mapping[str, str]]) -> Iterator[tuple[float, float]]:
+        """The estimated drop of each plan, and its standard error, as they are judged."""
+        models = (self.quantizer.build(plan).proto.SerializeToString() for plan in plans)
+        return spread(judge_model, self.evidence, models, self.work.helpers)
 
     @property
     def conditions(self) -> str:
         """What the estimate rests on, for people."""
-        if self._before is None:
-            return f"relative error of the outputs on {self.samples.count} calibration samples"
-        if self.labels is None:
-            return f"disagreement with FP32 on {self.samples.count} calibration samples"
-        return f"accuracy on {self.samples.count} training samples"
+        count = self.evidence.samples.count
+        if self.evidence.before is None:
+            return f"relative error of the outputs on {count} calibration samples"
+        if self.evidence.labels is None:
+            return f"disagreement with FP32 on {count} calibration samples"
+        return f"accuracy on {count} training samples"

@@ -3,7 +3,8 @@
 Layers are ordered by what they lose against what they save (sensitivity over the cost saved). A mix is
 then two numbers: how far along that order layers go to the lowest precision, and how many of the
 worst at INT8 stay in FP32. So few numbers are searched with Optuna (Akiba et al. 2019; TPE, with
-constraints), whatever the number of layers, and an interrupted search goes on from its journal.
+constraints), whatever the number of layers, and an interrupted search goes on from its journal. Mixes are asked for in
+rounds, so that those of a round can be judged at the same time, by workers where there are any.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ __all__ = ["search_mix"]
 
 _PRECISIONS = ("w4a8", "int8")
 _SCALE = 64
+# Mixes that are asked for before any of them is judged. It never follows the number of workers: one host and a cluster
+# choose the same.
+_ROUND = 4
 _ANCHORS = ((0, 0), (_SCALE, 0), (_SCALE // 4, 0), (_SCALE // 2, 0), (0, _SCALE), (0, _SCALE // 8), (_SCALE // 8, 0))
 
 
@@ -157,20 +161,26 @@ def _try(step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge
         found = {key: trial.user_attrs[key] for key in ("time", "size", "drop", "margin")}
         return Mix(trial.number, plan, **found, measured_ms=trial.user_attrs["ms"])
 
-    def objective(trial: Any) -> float:
-        work.progress("mixing precisions", min(trial.number / step.trials, 1.0))
-        plan = space.plan(trial.suggest_int("four_bits", 0, _SCALE), trial.suggest_int("full", 0, _SCALE))
-        key = tuple(plan.values())
-        if key not in known:
-            time, size = prices.of(plan)
-            drop, margin = judge.drop(plan)
-            milliseconds = timer.milliseconds(plan)
-            if milliseconds is not None:
-                time = timer.share(milliseconds)
-            known[key] = {"time": time, "size": size, "drop": drop, "margin": margin, "ms": milliseconds}
-        for name, value in known[key].items():
-            trial.set_user_attr(name, value)
-        return _value(step, mix_of(trial))
+    def judge_round(trials: list[Any]) -> None:
+        numbers = [
+            (trial.suggest_int("four_bits", 0, _SCALE), trial.suggest_int("full", 0, _SCALE)) for trial in trials
+        ]
+        plans = [space.plan(*each) for each in numbers]
+        drops = judge.drops(list({key: plan for plan in plans if (key := tuple(plan.values())) not in known}.values()))
+        for trial, plan in zip(trials, plans, strict=True):
+            work.progress("mixing precisions", min(trial.number / step.trials, 1.0))
+            key = tuple(plan.values())
+            if key not in known:
+                time, size = prices.of(plan)
+                drop, margin = next(drops)
+                milliseconds = timer.milliseconds(plan)
+                if milliseconds is not None:
+                    time = timer.share(milliseconds)
+                known[key] = {"time": time, "size": size, "drop": drop, "margin": margin, "ms": milliseconds}
+            for name, value in known[key].items():
+                trial.set_user_attr(name, value)
+            # What was judged is kept, also where the round is interrupted.
+            study.tell(trial, _value(step, mix_of(trial)))
 
     def constraints(trial: Any) -> tuple[float, ...]:
         return (_excess(step, mix_of(trial)),)
@@ -180,7 +190,7 @@ def _try(step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge
         journal = work.scratch / (f"trials-{timer.device_key}.journal" if timer.device else "trials.journal")
         storage = JournalStorage(JournalFileBackend(str(journal)))
         sampler = optuna.samplers.TPESampler(
-            seed=work.seed, constraints_func=constraints, n_startup_trials=len(_ANCHORS)
+            seed=work.seed, constraints_func=constraints, n_startup_trials=len(_ANCHORS), constant_liar=True
         )
         study = optuna.create_study(
             study_name="mixes",
@@ -189,14 +199,24 @@ def _try(step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge
             direction="minimize",
             load_if_exists=True,
         )
-        if not study.trials:
-            # The corners first: all in four bits, all INT8, all FP32, and the way from one to the other.
-            for four_bits, full in _ANCHORS[: step.trials]:
-                study.enqueue_trial({"four_bits": four_bits, "full": full})
+        for trial in study.trials:
+            if not trial.state.is_finished():
+                # The round in which the last search was interrupted begins anew.
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         done = _complete(study)
         for trial in done:
             known[tuple(mix_of(trial).plan.values())] = dict(trial.user_attrs)
-        study.optimize(objective, n_trials=max(step.trials - len(done), 0))
+        # The corners first: all in four bits, all INT8, all FP32, and the way from one to the other.
+        tried = {(trial.params["four_bits"], trial.params["full"]) for trial in done}
+        first = [anchor for anchor in _ANCHORS[: step.trials] if anchor not in tried]
+        for four_bits, full in first:
+            study.enqueue_trial({"four_bits": four_bits, "full": full})
+        left = step.trials - len(done)
+        count = min(len(first) or _ROUND, left)
+        while left > 0:
+            judge_round([study.ask() for _ in range(count)])
+            left -= count
+            count = min(_ROUND, left)
         mixes = [mix_of(trial) for trial in _complete(study)]
     if timer.device:
         journal.unlink(missing_ok=True)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
+from ...model.samples import Samples
+from ...model.session import ReferenceModel
 from ..code import code_digest
 from ..proof.runner import run_all
-from .static import StaticQuantizer
+from ..spread import spread
+from .static import StaticQuantizer, output_error
 
 __all__ = ["measure_sensitivity"]
 
@@ -38,16 +45,32 @@ def measure_sensitivity(quantizer: StaticQuantizer, precisions: tuple[str, ...])
     if known is not None and set(known) == {node.name for node in quantizer.layers}:
         return known
     reference = run_all(quantizer.graph, some)
+    pairs = [(node.name, precision) for node in quantizer.layers for precision in precisions]
+    errors = spread(
+        _error,
+        _Judged(some, reference, faithful=quantizer.simulated),
+        (quantizer.build({name: precision}).proto.SerializeToString() for name, precision in pairs),
+        work.helpers,
+    )
     found: dict[str, dict[str, float]] = {}
-    for index, node in enumerate(quantizer.layers):
-        work.progress("sensitivity of the layers", index / len(quantizer.layers))
-        found[node.name] = {
-            precision: quantizer.error(quantizer.build({node.name: precision}), some, reference)
-            for precision in precisions
-        }
+    for index, (name, precision) in enumerate(pairs):
+        work.progress("sensitivity of the layers", index / len(pairs))
+        found.setdefault(name, {})[precision] = next(errors)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found), encoding="utf-8")
     return found
+
+
+@dataclass(frozen=True)
+class _Judged:
+    samples: Samples
+    reference: Mapping[str, NDArray[Any]]
+    faithful: bool
+
+
+def _error(judged: _Judged, model: bytes) -> float:
+    outputs = run_all(ReferenceModel(model, optimise=not judged.faithful), judged.samples)
+    return output_error(judged.reference, outputs)
 
 
 def _read(path: Any) -> dict[str, dict[str, float]] | None:
