@@ -18,6 +18,7 @@ from kedge.transport.address import SshAddress
 from kedge.transport.base import Deadline
 from kedge.transport.hostkeys import HostKey
 from kedge.transport.ssh import SshTransport
+from tests.conftest import make_release
 from tests.loopback.test_ssh import TARGET, Cli, introduce, make_cli
 from tests.support.environment import lacks
 from tests.support.keys import make_key
@@ -152,6 +153,7 @@ def test_a_changed_host_key_of_a_jump_host_stops_everything_before_the_device(ca
         remove_sshd(gate)
 
 
+@pytest.mark.slow
 def test_a_device_behind_a_jump_host_is_trusted_and_probed_from_the_command_line(
     cli: Cli, gate: Sshd, camera: Sshd
 ) -> None:
@@ -169,6 +171,25 @@ def test_a_device_behind_a_jump_host_is_trusted_and_probed_from_the_command_line
     assert [one["name"] for one in cli.json("device", "list", "--to", "@berlin")] == ["cam-1"]
     assert "is a jump host" in cli.error(3, "device", "provision", "gate")
     assert "floor=2" in cli("device", "list").stdout
+
+
+@pytest.mark.slow
+def test_a_device_behind_a_jump_host_is_provisioned_and_serves_what_is_pushed_to_it(
+    cli: Cli, gate: Sshd, tmp_path: Path
+) -> None:
+    device = make_sshd()
+    try:
+        cli("device", "add", "gate", gate.address, "--jump-host", "--key", str(gate.key))
+        cli("device", "trust", "gate", "--fingerprint", gate.fingerprint())
+        introduce(cli, device, name="cam-1", extra=("--jump", "gate"))
+        cli("device", "provision", "cam-1", "--no-service")
+        release = make_release(tmp_path, version=1)
+        before = gate.logins()
+        cli("deploy", str(release.folder), "--to", "cam-1")
+        assert gate.logins() == before + 1
+        assert release.digest in cli("status", "--on", "cam-1", "--json").stdout
+    finally:
+        remove_sshd(device)
 
 
 @pytest.fixture(scope="module")

@@ -199,6 +199,7 @@ def test_a_way_is_plain_json_and_leads_back_to_the_address(tmp_path: Path) -> No
         {"host": "h", "port": 22, "user": "u", "host_key": "nonsense"},
         {"host": "h", "port": 22, "user": "u", "agent": 1},
         {"host": "h", "port": 22, "user": "u" * 5000},
+        {"host": "h\0", "port": 22, "user": "u"},
         {"host": "h", "port": 22, "user": "u", "jumps": "gate"},
         {"host": "h", "port": 22, "user": "u", "jumps": [7]},
         {"host": "h", "port": 22, "user": "u", "jumps": [{"host": "h", "port": 22, "user": "u"}] * 9},
@@ -242,6 +243,14 @@ def test_changes_keep_groups_and_comments_and_write_nothing_that_is_no_inventory
     again = Inventory(inventory.path)
     assert again.names() == ["cam-1", "cam-3"]
     assert again.get("cam-1").address.state == "/var/lib/kedge"
+
+
+def test_a_jump_host_that_others_need_is_not_removed(tmp_path: Path) -> None:
+    inventory = inventory_of(tmp_path, JUMPS)
+    with pytest.raises(BadInputError, match="gate is a jump host of cam-1 and 1 more"):
+        inventory.remove("gate")
+    inventory.remove("cam-1")
+    assert inventory.hosts() == ["gate", "outer", "cam-2", "cam-3"]
 
 
 def test_what_is_added_with_groups_labels_and_jumps_is_read_back(tmp_path: Path) -> None:

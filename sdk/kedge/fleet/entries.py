@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -187,6 +188,16 @@ class Entries:
             if key in values:
                 values[key] = self._put_in(name, key, values[key], known)
         return Entry(name, values, self.groups_of(name), labels)
+
+    def behind(self, name: str) -> list[str]:
+        """The entries that name this one as a jump host; of those that are not usable nothing is known."""
+        found = []
+        for other in self._devices:
+            with suppress(BadInputError):
+                jump = self.get(other).values.get("jump", [])
+                if name in (jump if isinstance(jump, list) else [jump]):
+                    found.append(other)
+        return found
 
     def _put_in(self, name: str, key: str, value: Any, known: Mapping[str, str]) -> Any:
         if key == "jump" and isinstance(value, list):

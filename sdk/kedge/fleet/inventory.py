@@ -249,6 +249,12 @@ class Inventory:
         with self._changing() as document:
             if name not in self._entries:
                 self.host(name)
+            behind = self._entries.behind(name)
+            if behind:
+                raise BadInputError(
+                    f"{name} is a jump host of {behind[0]}" + (f" and {len(behind) - 1} more" if behind[1:] else ""),
+                    hint="change their jump first",
+                )
             document.remove(name)
 
     def select(self, text: str) -> list[Device]:

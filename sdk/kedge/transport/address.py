@@ -107,4 +107,6 @@ def _text(document: Mapping[str, Any], key: str, *, required: bool = False) -> s
         return ""
     if not isinstance(value, str) or len(value) > _MAX_TEXT or (required and not value):
         raise ValueError(f"{key}: no text, or one too long")
+    if any(ord(character) < 32 for character in value):
+        raise ValueError(f"{key}: a text with control characters")
     return value

@@ -128,6 +128,11 @@ def translated(server: Server) -> Iterator[None]:
         raise AuthenticationRefusedError(
             f"{server.where}: the {kind} {error.filename} does not exist", hint="name the right --key"
         ) from error
+    except UnicodeError as error:
+        # Of a name that the resolver cannot even be asked for.
+        raise BadInputError(
+            f"{server.who}: {address.host!r} is no name of a host", hint="mend the inventory"
+        ) from error
     except (paramiko.SSHException, OSError, EOFError) as error:
         if "No authentication methods available" in str(error) or "not a valid" in str(error):
             raise AuthenticationRefusedError(
