@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kedge.report.optimize_html import optimize_html
+from kedge.report.rollout_html import rollout_html
 from tests.support.browser import (
     PAPER_PX,
     cut_or_hidden,
@@ -20,6 +21,7 @@ from tests.support.browser import (
     wider_than_the_window,
 )
 from tests.support.reports import KINDS, Workshop
+from tests.support.rollouts import rollout_document
 from tests.unit.test_optimize_report import HOSTILE, full, hostile
 
 if TYPE_CHECKING:
@@ -144,6 +146,24 @@ def test_a_thousand_layers_and_a_dozen_charts_are_a_page_of_a_few_megabytes(brow
         assert len(column(head)) > 1000
         head.locator("button").click()
         check_sorted(column(head), "descending", column(head))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_rollout_of_a_thousand_devices_is_a_page_that_can_be_read(
+    browser: Browser, tmp_path: Path, scheme: str
+) -> None:
+    large = tmp_path / "rollout.html"
+    large.write_text(rollout_html(rollout_document(1000, bad={7: "late", 90: "failed", 400: "refused"})))
+    assert large.stat().st_size < 1_500_000
+    for width in (360, 1280):
+        with opened(browser, large, scheme=scheme, width=width) as page:
+            assert wider_than_the_window(page) <= 0
+            assert serious_faults(page) == []
+            open_all(page)
+            head = page.locator("#devices th:has-text('Push')")
+            assert len(column(head)) == 1000
+            head.locator("button").click()
+            check_sorted(column(head), "descending", column(head))
 
 
 def test_hostile_names_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) -> None:

@@ -99,6 +99,14 @@ class Workshop:
         return page
 
     @cached_property
+    def rollout(self) -> Path:
+        """To the one device that there is, which serves the release already or takes it."""
+        page = self.folder / "rollout.html"
+        self.kedge("deploy", self.release, "--to", "local", "--canary", "100%")
+        self.kedge("rollout", "status", "--html", page)
+        return page
+
+    @cached_property
     def snapshot(self) -> Path:
         """Of a device that has answered requests, and whose recorder has seconds of them."""
         taken, page = self.folder / "digits.tar.zst", self.folder / "snapshot.html"
@@ -116,4 +124,5 @@ KINDS: dict[str, Callable[[Workshop], Path]] = {
     "history": lambda workshop: workshop.history,
     "snapshot": lambda workshop: workshop.snapshot,
     "preflight": lambda workshop: workshop.preflight,
+    "rollout": lambda workshop: workshop.rollout,
 }

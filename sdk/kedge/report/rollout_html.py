@@ -9,7 +9,7 @@ from .history_events import duration, moment
 from .page import cell, markup, render_page
 from .rollout_chart import devices_over_time, part_s, time_by_wave
 from .rollout_words import SERVES, STATES, count_words, counts_of, headline, in_order
-from .text import NOT_MEASURED, byte_size, capital, ended, milliseconds, one_line, sentence
+from .text import byte_size, capital, ended, milliseconds, one_line, sentence
 
 __all__ = ["rollout_html"]
 
@@ -21,7 +21,7 @@ _BADGES = {
     "paused": ("info", "Between two waves"),
     "running": ("info", "Running"),
 }
-_GATE_STATES = {True: ("passed", "passed"), False: ("failed", "failed"), None: ("unavailable", NOT_MEASURED)}
+_GATE_STATES = {True: ("passed", "passed"), False: ("failed", "failed"), None: ("unavailable", "not judged")}
 _WAVE_STATES = {
     "passed": "passed",
     "failed": "failed",

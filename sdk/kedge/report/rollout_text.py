@@ -10,7 +10,7 @@ import click
 from .history_events import duration, moment
 from .rollout_words import SERVES, STATES, count_words, counts_of, gate_marks, headline, in_order, plural
 from .tables import key_values, print_table
-from .text import NOT_MEASURED, byte_size, milliseconds, one_line, printable
+from .text import byte_size, milliseconds, one_line, printable
 
 __all__ = ["MOST_WELL", "rollout_list", "rollout_tables", "wave_plan"]
 
@@ -51,16 +51,17 @@ def _wave(document: Mapping[str, Any], wave: Mapping[str, Any]) -> list[str]:
 
 
 def _gates(waves: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What did not hold or was not measured, and why: what is true of several waves once."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    """What did not hold, or could not be judged though a limit was asked for, and why: of several waves once."""
+    found: dict[tuple[str, str], list[str]] = {}
     for wave in waves:
         for gate in wave["gates"]:
-            if gate["passed"] is not True:
-                word = "failed" if gate["passed"] is False else NOT_MEASURED
-                found.setdefault((gate["gate"], word, one_line(gate["why"])), []).append(str(wave["wave"]))
+            asked = any(limit is not None for limit in gate["limits"].values())
+            if gate["passed"] is False or (gate["passed"] is None and asked):
+                word = "failed" if gate["passed"] is False else "not judged"
+                found.setdefault((f"{gate['gate']} {word}", one_line(gate["why"])), []).append(str(wave["wave"]))
     return [
-        f"wave{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}: {gate} {word}: {why}"
-        for (gate, word, why), numbers in found.items()
+        f"wave{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}: {gate}: {why}"
+        for (gate, why), numbers in found.items()
     ]
 
 

@@ -66,7 +66,7 @@ SERVES = frozenset({"updated", "current"})
 #: Counted against --max-failures.
 FAILED = frozenset({"refused", "unreachable", "late", "unknown", "failed", "reverted"})
 
-#: What a gate of a wave came to: it is not measured, and that is no pass.
+#: What a gate of a wave came to; without a measurement or a limit it is not judged, and that is no pass.
 GATE_MARKS: Mapping[bool | None, str] = {True: "✓", False: "✗", None: "–"}
 
 
