@@ -1,0 +1,129 @@
+"""What a task is made of, without a device: deadlines, ends that are told later, engines that fit, figures."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kedge.deploy.engines import Wanted
+from kedge.deploy.patience import Patience
+from kedge.deploy.pending import has_begun
+from kedge.errors import UnreachableError
+from kedge.fleet.engines import choose_engine
+from kedge.fleet.served import look_at
+from kedge.fleet.task import run_task
+from kedge.transport.base import Deadline
+from kedge.transport.link import Pace
+from kedge_agent.engine.order import Order
+from kedge_agent.formats.passport import Passport
+
+HERE = Passport("tensorrt", "10.3.0.30", "linux", "aarch64", ("8.7",))
+RELEASE = {"digest": "1" * 64, "source": "/releases/one"}
+
+
+def wanted(passport: Passport) -> Wanted:
+    return Wanted("a" * 64, "b" * 64, Order("tensorrt"), passport, False)
+
+
+def engine(key: str, passport: Any, **release: str) -> dict[str, Any]:
+    return {"key": key, "passport": passport, "release": release or RELEASE}
+
+
+class TestEngines:
+    def test_the_one_that_was_asked_for_by_its_key_is_taken_first(self) -> None:
+        other = engine("c" * 64, HERE.to_json(), digest="2" * 64)
+        assert choose_engine(wanted(HERE), [other, engine("a" * 64, HERE.to_json())]) == RELEASE
+
+    def test_else_one_whose_passport_fits(self) -> None:
+        assert choose_engine(wanted(HERE), [engine("c" * 64, HERE.to_json())]) == RELEASE
+
+    @pytest.mark.parametrize("passport", [replace(HERE, compute_capabilities=("8.9",)).to_json(), {}, None, "nonsense"])
+    def test_one_that_does_not_fit_or_says_nothing_sensible_is_left(self, passport: Any) -> None:
+        assert choose_engine(wanted(HERE), [engine("c" * 64, passport)]) is None
+
+
+class TestDeadlines:
+    def test_a_part_has_no_more_time_than_the_whole(self) -> None:
+        whole = Deadline.after(1, "the whole")
+        assert Deadline.after(5, "a part", whole) is whole
+        assert Deadline.after(0.5, "a part", whole).what == "a part"
+        assert Deadline.after(0, "nothing").has_passed
+        assert not whole.has_passed
+
+    def test_patience_ends_with_the_deadline_whatever_was_answered(self) -> None:
+        patience = Patience(60, Deadline.after(0.05, "the test"))
+        assert not patience.is_late
+        assert patience.wait()
+        patience.renew()
+        assert not patience.wait()
+        assert patience.is_late
+
+    def test_nothing_more_is_sent_after_it(self) -> None:
+        Pace(None, Deadline.after(5, "the test")).wait(1)
+        with pytest.raises(UnreachableError, match="the push took too long"):
+            Pace(None, Deadline.after(0, "the push")).wait(1)
+
+
+class TestEndsThatAreToldLater:
+    def test_a_deploy_began_since_then_in_whole_seconds(self) -> None:
+        now = time.time()
+        entries = [
+            {"step": "begun", "at_s": int(now) - 500},
+            {"step": "reverted", "at_s": int(now) - 400},
+            {"step": "begun", "at_s": int(now)},
+            {"step": "refused", "at_s": int(now)},
+        ]
+        assert has_begun(entries, now)
+        assert not has_begun(entries[:2], now)
+        assert has_begun(entries[:2], now - 600)
+
+    @pytest.mark.parametrize("at_s", [None, "yesterday", time.time() + 86_400])
+    def test_a_clock_that_is_wrong_has_a_deploy_begun_anew(self, at_s: Any) -> None:
+        assert not has_begun([{"step": "begun", "at_s": at_s}], time.time() - 10)
+        assert not has_begun([], time.time())
+
+
+class Told:
+    """A client whose device tells this."""
+
+    def __init__(self, metrics: str, row: dict[str, Any]) -> None:
+        self._metrics, self._row = metrics, row
+
+    def get(self, path: str, *, expect: Any = ()) -> Any:
+        return {"models": [self._row]}
+
+    def get_bytes(self, path: str, *, limit_bytes: int) -> memoryview:
+        assert path == "/metrics"
+        return memoryview(self._metrics.encode())
+
+
+def test_a_look_takes_the_figures_of_its_model_and_its_version_alone() -> None:
+    metrics = "\n".join(
+        [
+            "# HELP nv_inference_request_success Requests",
+            'nv_inference_request_success{model="net",version="1"} 900',
+            'nv_inference_request_success{model="net",version="2"} 30',
+            'nv_inference_request_success{model="other",version="2"} 77',
+            'nv_inference_request_failure{model="net",version="2",reason="bad_input"} 5',
+            'nv_inference_request_failure{model="net",version="2",reason="internal"} 3',
+            'kedge_inference_last_minute_seconds{model="net",version="2",part="total",quantile="0.99"} 0.9',
+            'kedge_inference_last_minute_seconds{model="net",version="2",part="compute",quantile="0.5"} 0.8',
+            'kedge_inference_last_minute_seconds{model="net",version="2",part="compute",quantile="0.99"} 0.0125',
+            'nv_inference_request_success{model="net",version="2"} nan',
+            "nonsense{{{",
+        ]
+    )
+    row = dict.fromkeys(("precision", "current", "previous", "problem"))
+    told = Told(metrics, {**row, "model": "net", "state": "serving", "version": 2, "release": "1" * 64})
+    look = look_at(told, "one", "net", "1" * 64)  # type: ignore[arg-type]
+    assert look == {"release": "1" * 64, "requests": 33, "errors": 3, "p99_ms": 12.5, "why": None}
+
+
+def test_the_work_travels_by_its_name() -> None:
+    work = pickle.loads(pickle.dumps(functools.partial(run_task, step=print)))  # noqa: S301
+    assert work.func is run_task
