@@ -267,6 +267,8 @@ def test_what_is_added_with_groups_labels_and_jumps_is_read_back(tmp_path: Path)
     before = inventory.path.read_text()
     with pytest.raises(BadInputError, match="cannot be one"):
         inventory.add("cam-2", SshAddress("h", 22, "u"), target, labels={"floor": "a b"})
+    with pytest.raises(BadInputError, match="no device named 'gaet'"):
+        inventory.add("cam-2", SshAddress("h", 22, "u"), target, jump=["gaet"])
     assert inventory.path.read_text() == before
 
 

@@ -289,7 +289,9 @@ class Inventory:
             text = tomlkit.dumps(document)
             entries = read_entries(self.path, text)
             for name in new:
-                entries.get(name)
+                values = entries.get(name).values
+                if "jump" in values:
+                    Routes(self.path, entries).address(name, values)
             self._save(text)
             self._load()
 
