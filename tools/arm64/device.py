@@ -35,16 +35,15 @@ _MOST = 16384
 _UID = 1000
 _START_S = 60.0
 _STOP_S = 10.0
-# Of the host it sees devices that tell nothing, and how many processors there are: onnxruntime asks for that. What else
-# is in the host's /sys are another machine's sensors.
+# Those that this process started itself, and has to see the end of.
+_started: dict[int, subprocess.Popen[bytes]] = {}
+# It sees nothing of /sys: what is there are another machine's sensors, and with the caches of an x86 processor the
+# library by which onnxruntime looks for those of an ARM one (cpuinfo) crashes.
 _INIT = """
 mount -t {disk} root
 cd root
 mount -t proc proc proc
-mount -t tmpfs -o mode=755 tmpfs sys
-mkdir -p sys/devices/system/cpu
-mount --bind /sys/devices/system/cpu sys/devices/system/cpu
-mount -o remount,bind,ro sys/devices/system/cpu
+mount -t tmpfs -o mode=555,ro tmpfs sys
 mount -t tmpfs -o mode=755 tmpfs dev
 for each in null zero full random urandom tty; do touch dev/$each; mount --bind /dev/$each dev/$each; done
 mkdir dev/pts dev/shm
@@ -80,9 +79,14 @@ class EmulatedDevice:
         return self.folder / "user_key"
 
     @property
+    def user(self) -> str:
+        """Who logs in there."""
+        return USER
+
+    @property
     def ssh(self) -> str:
         """As `kedge device add` takes it."""
-        return f"{USER}@{self.address}"
+        return f"{self.user}@{self.address}"
 
     def fingerprint(self) -> str:
         """Of its host key, as read on the device itself."""
@@ -171,13 +175,13 @@ def _start(name: str, place: Path, root: Path) -> EmulatedDevice:
         finally:
             child.stdout.close()
             child.stderr.close()
+    _started[child.pid] = child
     made = EmulatedDevice(name, place, address, child.pid)
     (place / "device.json").write_text(json.dumps({"address": address, "pid": child.pid, "since": _since(child.pid)}))
     try:
         _wait(made, child)
     except BaseException:
         _kill(made.pid)
-        child.wait()
         raise
     return made
 
@@ -293,15 +297,13 @@ def _since(pid: int) -> str:
 def _kill(pid: int) -> None:
     """End the device's first process; the kernel ends the others with it."""
     os.kill(pid, signal.SIGKILL)
+    child = _started.pop(pid, None)
+    if child is not None:
+        child.wait(_STOP_S)
     end = time.monotonic() + _STOP_S
-    while time.monotonic() < end:
-        with suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        try:
-            _since(pid)
-        except OSError:
-            return
-        time.sleep(0.02)
+    with suppress(OSError):
+        while _since(pid) and time.monotonic() < end:
+            time.sleep(0.02)
 
 
 @contextmanager

@@ -52,6 +52,7 @@ class Conditions:
 
     clocks_hz: by name. locked: for each clock, whether it is held at one frequency; None where the system does not say.
     throttled: counters of events that slowed the device down, by name. unavailable: what could not be read, and why.
+    emulated: the program that runs this agent's instructions in the place of a processor; None: a processor does.
     """
 
     clocks_hz: Mapping[str, int] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Conditions:
     throttled: Mapping[str, int] = field(default_factory=dict)
     processor: ProcessorTime | None = None
     unavailable: tuple[str, ...] = ()
+    emulated: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -81,6 +83,8 @@ class Conditions:
                 if processor is None
                 else ProcessorTime(*(float(processor[key]) for key in ("at_s", "busy_s", "stolen_s", "own_s"))),
                 unavailable=tuple(str(line) for line in body["unavailable"]),
+                # An agent of before does not tell.
+                emulated=None if body.get("emulated") is None else str(body["emulated"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a reading of sensors: {error!r}") from error
@@ -88,7 +92,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a result is not stable. what: cov, drift, samples, clock, throttle, others, stolen, or overload."""
+    """Why a result is not stable. what: cov, drift, samples, clock, throttle, others, stolen, emulated, or overload."""
 
     what: str
     text: str
@@ -133,6 +137,9 @@ def judge(
     clocks, moved = _of_clocks(readings)
     reasons += moved
     if readings:
+        if readings[0].emulated is not None:
+            text = f"{readings[0].emulated} emulates the processor: this says nothing of a device"
+            reasons.insert(0, Reason("emulated", text, {}))
         reasons += _of_throttles(readings[0], readings[-1])
         taken = _of_processors(readings[0], readings[-1])
         if taken is None:

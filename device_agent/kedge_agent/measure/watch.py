@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,20 +19,25 @@ _ROOT = Path("/")
 # A reading of clocks takes some 7 µs a file, and it takes turns with what is measured.
 _EVERY_S = 0.2
 _MOST_READINGS = 8192
+_NO_STAT = "/proc/stat cannot be read"
+_UNTOLD = "an emulated process is not told what it took itself"
 
 
 def read_conditions(root: Path = _ROOT) -> Conditions:
     """What the sensors say now."""
     clocks, no_clocks = find_clocks(root)
     throttled, no_throttles = read_throttles(root)
-    processor = read_processor_time(root)
-    no_processor = [] if processor is not None else ["other processes: /proc/stat cannot be read"]
+    emulated = _emulator(root)
+    # qemu answers for /proc/self/stat, and leaves the processor's time out.
+    processor = read_processor_time(root) if emulated is None else None
+    no_processor = [] if processor is not None else [f"other processes: {_UNTOLD if emulated else _NO_STAT}"]
     return Conditions(
         _hertz(clocks),
         {clock.name: clock.locked() for clock in clocks},
         throttled,
         processor,
         (*no_clocks, *no_throttles, *no_processor),
+        emulated,
     )
 
 
@@ -59,6 +65,19 @@ def watch(root: Path = _ROOT) -> Iterator[list[Conditions]]:
         if clocks:
             thread.join()
         readings.append(read_conditions(root))
+
+
+def _emulator(root: Path) -> str | None:
+    """The program that stands between this process and the processor, or None.
+
+    An emulator of programs (qemu's user mode) answers for /proc/self/exe as the program would see it, and does not for
+    /proc/thread-self/exe (linux-user/syscall.c, `do_openat` and `do_readlink`): where they differ, the latter is it.
+    """
+    try:
+        seen, true = (os.readlink(root / "proc" / each / "exe") for each in ("self", "thread-self"))
+    except OSError:
+        return None
+    return Path(true).name if seen != true else None
 
 
 def _hertz(clocks: list[Clock]) -> dict[str, int]:
