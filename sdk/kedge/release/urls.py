@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from ..errors import (
     AuthenticationRefusedError,
     BadInputError,
+    HostKeyChangedError,
     IncompatibleError,
     KedgeError,
     UnknownHostKeyError,
@@ -47,7 +48,8 @@ def open_folder(url: str) -> Iterator[RemoteFolder]:
     Raises:
         BadInputError: fsspec knows no such URL, or it holds a secret.
         IncompatibleError: what fsspec needs for this kind of URL is not installed.
-        UnreachableError: nothing answers there. UnknownHostKeyError: an SSH server that is not in ~/.ssh/known_hosts.
+        UnreachableError: nothing answers there. UnknownHostKeyError, HostKeyChangedError: an SSH server
+            that is not in ~/.ssh/known_hosts, or with another key. AuthenticationRefusedError: it takes no key of ours.
     """
     _refuse_secrets(url)
     with _translated(url):
@@ -249,12 +251,18 @@ def _translated(url: str) -> Iterator[None]:
 def _by_name(url: str, error: Exception) -> KedgeError:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     said = _said(error)
-    if "BadHostKeyException" in kinds or "known_hosts" in said:
+    if "BadHostKeyException" in kinds:
+        return HostKeyChangedError(
+            f"{url}: its host key is not the one in ~/.ssh/known_hosts",
+            hint="somebody may be listening; if the server was set up anew: ssh-keygen -R HOST, then log in with ssh",
+        )
+    if "not found in known_hosts" in said:
         return UnknownHostKeyError(
-            f"{url}: its host key is not the one in ~/.ssh/known_hosts: {said}",
+            f"{url}: its host key is not in ~/.ssh/known_hosts",
             hint="log in once with ssh, and compare the fingerprint that it shows",
         )
-    if kinds & {"AuthenticationException", "NoCredentialsError", "ClientAuthenticationError"}:
+    refused = {"AuthenticationException", "NoCredentialsError", "ClientAuthenticationError"}
+    if kinds & refused or "No authentication methods" in said:
         return AuthenticationRefusedError(f"{url}: {said}", hint="check the keys or credentials of this process")
     return UnreachableError(f"{url} does not answer: {said}", hint="check the URL and the way there, then try again")
 
