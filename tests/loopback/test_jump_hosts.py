@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kedge.diagnose.checks.link import host_key
+from kedge.diagnose.gather import gather
 from kedge.errors import AuthenticationRefusedError, HostKeyChangedError, UnknownHostKeyError, UnreachableError
 from kedge.fleet.inventory import Inventory
 from kedge.transport.address import SshAddress
@@ -148,6 +150,10 @@ def test_a_changed_host_key_of_a_jump_host_stops_everything_before_the_device(ca
         with pytest.raises(UnknownHostKeyError, match="no host key is pinned") as unknown:
             say(replace(address_of(camera), jumps=(replace(old, host_key=None, name=None),)))
         assert f"ssh -p {gate.port}" in unknown.value.hint
+        evidence = gather(SshTransport("cam-1", replace(address_of(camera), jumps=(old,))), None)
+        assert host_key(evidence).cure.startswith("kedge device trust gate --replace")
+        assert evidence.link is not None
+        assert f"ProxyJump={gate.user}@127.0.0.1:{gate.port}" in evidence.link.way("ssh")
         assert (camera.logins(), gate.logins()) == (before, 0)
     finally:
         remove_sshd(gate)

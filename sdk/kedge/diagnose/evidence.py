@@ -40,6 +40,8 @@ class Link:
     problem, hint: of what ended the looking; None: nothing did.
     agent_problem, agent_hint: the device was reached, and its agent did not tell its facts.
     agent_silent_s: for how long its program was waited for, which said nothing at all; None: it said something.
+    jumps: `user@host:port` of each jump host, outermost first. stranger: the entry of the inventory whose host key is
+    not the pinned one, where that is a jump host's.
     """
 
     over: Literal["ssh", "local"]
@@ -57,12 +59,16 @@ class Link:
     agent_problem: str | None = None
     agent_hint: str | None = None
     agent_silent_s: float | None = None
+    jumps: tuple[str, ...] = ()
+    stranger: str | None = None
 
     def way(self, program: str, *options: str) -> str:
         """`ssh -p 2222 -i KEY user@host`, or another program of OpenSSH that takes these options; to be pasted."""
         port = () if self.port == 22 else ("-p", str(self.port))
         key = () if self.key is None else ("-i", self.key)
-        return shlex.join([program, *options, *port, *key, self.address or ""])
+        # As an option of its own, ssh-copy-id takes it too.
+        jumps = ("-o", f"ProxyJump={','.join(self.jumps)}") if self.jumps else ()
+        return shlex.join([program, *options, *port, *key, *jumps, self.address or ""])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..errors import (
 from ..report.text import one_line
 from ..targets import Target
 from ..transport.base import Deadline, Transport, agent_hint
-from ..transport.ssh import SshTransport
+from ..transport.ssh import SshAddress, SshTransport
 from .asking import ask
 from .evidence import Clock, Evidence, Link, evidence_of
 
@@ -67,6 +67,15 @@ def gather(transport: Transport, target: Target | None, note: Note = lambda prog
         return Evidence(name, target, link)
 
 
+def _named(error: KedgeError, address: SshAddress) -> str | None:
+    """The jump host that an error about a host key is about; None: it is about the device, or no entry names it."""
+    return next((each.name for each in address.jumps if each.name and f" trust {each.name} " in f"{error.hint} "), None)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def _connected(transport: SshTransport) -> Link:
     address = transport.address
     # Whoever pastes it needs no brackets around an IPv6 address: the port stands beside it.
@@ -76,6 +85,7 @@ def _connected(transport: SshTransport) -> Link:
         address=f"{address.user}@{address.host}",
         port=address.port,
         key=None if address.identity is None else str(address.identity.expanduser()),
+        jumps=tuple(f"{each.user}@{_bracketed(each.host)}:{each.port}" for each in address.jumps),
     )
     deadline = Deadline.after(_CONNECT_S, f"reaching {transport.name}")
     begin = time.monotonic()
@@ -85,10 +95,14 @@ def _connected(transport: SshTransport) -> Link:
         return replace(link, problem=_without(transport.name, error.message), hint=error.hint)
     except HostKeyChangedError as error:
         said = _without(transport.name, error.message)
-        return replace(link, reachable=True, host_key="changed", problem=said, hint=error.hint)
+        return replace(
+            link, reachable=True, host_key="changed", problem=said, hint=error.hint, stranger=_named(error, address)
+        )
     except UnknownHostKeyError as error:
         said = _without(transport.name, error.message)
-        return replace(link, reachable=True, host_key="not pinned", problem=said, hint=error.hint)
+        return replace(
+            link, reachable=True, host_key="not pinned", problem=said, hint=error.hint, stranger=_named(error, address)
+        )
     except AuthenticationRefusedError as error:
         said = _without(transport.name, error.message)
         return replace(link, reachable=True, host_key="pinned", login=False, problem=said, hint=error.hint)

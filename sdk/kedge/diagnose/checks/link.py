@@ -55,7 +55,7 @@ def host_key(evidence: Evidence) -> Finding:
             link.problem or "another host key than the pinned one",
             brief="its host key has changed",
             cause="the device was set up anew, or another machine has its address, or somebody listens",
-            cure=f"kedge device trust {evidence.device} --replace --fingerprint FINGERPRINT"
+            cure=f"kedge device trust {link.stranger or evidence.device} --replace --fingerprint FINGERPRINT"
             "  # as read on the device itself: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
         )
     if link.host_key == "not pinned":
@@ -64,7 +64,7 @@ def host_key(evidence: Evidence) -> Finding:
             link.problem or "no host key is pinned",
             brief="no host key is pinned",
             cause="nobody has compared the device's host key yet",
-            cure=f"kedge device trust {evidence.device}",
+            cure=f"kedge device trust {link.stranger or evidence.device}",
         )
     if link.host_key is None:
         return unknown(name, "not looked at: there is no connection")
