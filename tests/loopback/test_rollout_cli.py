@@ -1,0 +1,199 @@
+"""`kedge deploy` to several devices, and `kedge rollout`: the real agent, and devices that are not there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from kedge.cli import main
+from kedge.config import config_dir
+from kedge.errors import ExitCode
+from kedge.fleet.rollout.ledger import rollouts
+from kedge.release.archives import export_release
+from kedge.release.bundle import Release
+from tests.conftest import make_release
+from tests.support.pages import self_contained
+from tests.support.schemas import validate
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    return make_release(tmp_path, version=1)
+
+
+@pytest.fixture
+def fleet() -> None:
+    """Beside `local`, two devices at a port where nobody listens."""
+    config_dir().mkdir(parents=True, exist_ok=True)
+    key = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    (config_dir() / "devices.toml").write_text(
+        "".join(
+            f'[{name}]\nhost = "127.0.0.1"\nport = 1\nuser = "nobody"\ntarget = "cpu-generic-x86_64"\n'
+            f'host_key = "{key}"\nstate = "/nowhere"\ngroups = ["gone"]\n\n'
+            for name in ("cam-1", "cam-2")
+        )
+    )
+
+
+def kedge(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([*map(str, words)])
+    return code, *capsys.readouterr()
+
+
+def states(document: Any) -> dict[str, str]:
+    return {each["device"]: each["state"] for each in document["devices"]}
+
+
+def test_a_rollout_to_a_device_that_serves_is_done_and_its_document_is_as_its_schema_says(
+    release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told, news = kedge(capsys, "deploy", release.folder, "--to", "local", "--canary", "100%", "--json")
+    document = json.loads(told)
+    validate(document, "rollout")
+    assert (code, document["state"], states(document)) == (0, "done", {"local": "updated"})
+    assert news.startswith("wave 1 of 1: 1 updated; passed in ")
+    code, told, _ = kedge(capsys, "deploy", release.folder, "--to", "local", "--canary", "100%", "--json", "-q")
+    assert states(json.loads(told)) == {"local": "current"}
+
+
+def test_a_failure_halts_it_and_resume_leaves_out_what_failed(
+    release: Release, fleet: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    to = ("--to", "cam-1,local", "--canary", "1,100%")
+    code, told, _ = kedge(capsys, "deploy", release.folder, *to)
+    assert code == ExitCode.FLEET
+    assert "halted" in told
+    assert "✗ unreachable" in told
+    code, told, _ = kedge(capsys, "rollout", "status", "--json")
+    document = json.loads(told)
+    assert (code, states(document)) == (0, {"cam-1": "unreachable", "local": "waiting"})
+    assert document["devices"][0]["hint"]
+
+    code, told, _ = kedge(capsys, "rollout", "resume", document["id"][-6:], "--skip-failed", "--json")
+    document = json.loads(told)
+    assert (code, document["state"]) == (ExitCode.FLEET, "done")
+    assert states(document) == {"cam-1": "unreachable", "local": "updated"}
+
+    page = tmp_path / "rollout.html"
+    assert kedge(capsys, "rollout", "status", "--watch", "--html", page)[0] == ExitCode.FLEET
+    assert "cam-1" in self_contained(page.read_text()).text
+
+
+def test_events_are_the_ledger_s_and_the_document_is_the_last(
+    release: Release, fleet: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told, news = kedge(
+        capsys, "deploy", release.folder, "--to", "local,@gone", "--max-failures", 2, "--deadline", "60s", "--events"
+    )
+    lines = [json.loads(line) for line in told.splitlines()]
+    written = (rollouts()[0].folder / "events.ndjson").read_text().splitlines()
+    assert lines[:-1] == [json.loads(line) for line in written]
+    assert lines[-1]["event"] == "result"
+    assert states(lines[-1]["result"]) == {"local": "updated", "cam-1": "unreachable", "cam-2": "unreachable"}
+    assert (code, news) == (ExitCode.FLEET, "")
+
+
+def test_a_dry_run_touches_nothing(release: Release, fleet: None, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("deploy", release.folder, "--to", "local,@gone", "--canary", "1,100%", "--dry-run")
+    code, told, _ = kedge(capsys, *given, "--json")
+    plan = json.loads(told)
+    assert (code, [each["devices"] for each in plan["waves"]]) == (0, [["local"], ["cam-1", "cam-2"]])
+    assert rollouts() == []
+    assert "cam-1, cam-2" in kedge(capsys, *given)[1]
+
+
+def test_an_aborted_rollout_is_not_resumed_and_its_devices_go_back_where_asked(
+    release: Release, fleet: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert kedge(capsys, "deploy", release.folder, "--to", "local", "-q")[0] == 0
+    later = make_release(tmp_path, version=2, seed=1)
+    assert kedge(capsys, "deploy", later.folder, "--to", "local,cam-1,cam-2", "--canary", "1,2,3", "-q")[0] == 11
+    code, told, _ = kedge(capsys, "rollout", "abort", "--rollback", "--json")
+    document = json.loads(told)
+    assert (code, document["state"]) == (0, "aborted")
+    assert states(document) == {"local": "rolled_back", "cam-1": "unreachable", "cam-2": "not_begun"}
+    code, told, _ = kedge(capsys, "status", "--on", "local", "--json")
+    assert json.loads(told)["models"][0]["version"] == 1
+    code, _, news = kedge(capsys, "rollout", "resume")
+    assert code == ExitCode.BAD_INPUT
+    assert "was aborted" in news
+    assert kedge(capsys, "rollout", "abort")[0] == ExitCode.BAD_INPUT
+
+
+def test_a_rollout_of_an_archive_can_be_resumed_when_its_archive_is_gone(
+    release: Release, fleet: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    archive = tmp_path / "digits.kedge"
+    export_release(release, archive)
+    assert kedge(capsys, "deploy", archive, "--to", "cam-1,local", "--canary", "1,2", "-q")[0] == ExitCode.FLEET
+    archive.unlink()
+    code, told, _ = kedge(capsys, "rollout", "resume", "--skip-failed", "--json")
+    assert (code, states(json.loads(told))["local"]) == (ExitCode.FLEET, "updated")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--to", "@nobody"), "no group named '@nobody'"),
+        (("--to", "local", "--canary", "1%,50%"), ""),
+        (("--to", "local,cam-1", "--canary", "1"), "end before all 2 devices"),
+        (("--to", "local", "--attest", "nokey"), "the key nokey does not exist"),
+        (("--to", "local", "--source", "file:///nowhere"), "there is no release"),
+    ],
+)
+def test_what_cannot_be_begun_is_one_line_and_a_hint_and_leaves_no_ledger(
+    release: Release, fleet: None, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    if not says:
+        # All of one device is one device, whichever share comes first.
+        assert kedge(capsys, "deploy", release.folder, *words, "--dry-run", "-q")[0] == 0
+        return
+    code, told, news = kedge(capsys, "deploy", release.folder, *words)
+    assert (code, told) == (ExitCode.BAD_INPUT, "")
+    error, hint = news.splitlines()
+    assert says in error
+    assert hint.startswith("  hint: ")
+    assert rollouts() == []
+
+
+def test_a_part_of_a_name_that_several_have_is_refused(
+    release: Release, fleet: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert kedge(capsys, "deploy", release.folder, "--to", "cam-1,cam-2", "-q")[0] == ExitCode.FLEET
+    code, _, news = kedge(capsys, "rollout", "status", rollouts()[0].id[:4])
+    assert code == ExitCode.BAD_INPUT
+    assert "2 rollouts have" in news
+    assert kedge(capsys, "rollout", "status", rollouts()[1].id)[0] == 0
+    assert kedge(capsys, "rollout", "list")[1].count("2 unreachable") == 2
+
+
+def test_ctrl_c_says_how_to_go_on_and_its_code_is_130(
+    release: Release, fleet: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("deploy", str(release.folder), "--to", "local", "--pause", "2m")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kedge", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not any(each.read().this_wave.state == "watching" for each in _begun()):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, news = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "kedge rollout resume" in news
+    assert json.loads(kedge(capsys, "rollout", "status", "--json")[1])["state"] == "interrupted"
+
+
+def _begun() -> list[Any]:
+    return [each for each in rollouts() if each.read().wave]
