@@ -88,7 +88,12 @@ class FleetDevice:
 
     def start_agent(self) -> None:
         """Start its agent, and wait until it serves what it has."""
-        self.run(f"{STATE}/bin/kedge-agent start --threads 1")
+        try:
+            self.run(f"{STATE}/bin/kedge-agent start --threads 1")
+        except subprocess.TimeoutExpired as error:
+            logs = [self.state / name for name in ("start.log", "agent.log")]
+            said = "".join(log.read_text(errors="replace")[-1000:] for log in logs if log.exists())
+            raise AssertionError(f"{self.name}: the agent does not start: {said}") from error
         deadline = time.monotonic() + _START_S
         while not self.status()["ready"]:
             assert time.monotonic() < deadline, f"{self.name}: the agent is not ready"
