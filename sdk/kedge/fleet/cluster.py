@@ -39,6 +39,7 @@ def open_cluster(address: str, workers: int) -> Iterator[_Cluster]:
         ) from error
     # What it would say of a lost scheduler or worker, our errors say.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    _require_certificates(address, distributed.Security)
     with contextlib.ExitStack() as stack:
         try:
             with warnings.catch_warnings():
@@ -51,6 +52,19 @@ def open_cluster(address: str, workers: int) -> Iterator[_Cluster]:
             raise _unreachable(address, error) from error
         stack.callback(client.close, timeout=_CONNECT_S)
         yield _Cluster(client, address, _probed(client, address, workers))
+
+
+def _require_certificates(address: str, security: Callable[[], Any]) -> None:
+    """A client that finds out by itself leaves a loop behind, which complains at exit."""
+    if not address.startswith("tls://"):
+        return
+    try:
+        ready = security().get_connection_args("client").get("ssl_context") is not None
+        problem = "dask has no settings for TLS"
+    except (OSError, ValueError) as error:  # a file that is missing, or is no certificate
+        ready, problem = False, f"dask's settings for TLS: {first_line(error)}"
+    if not ready:
+        raise BadInputError(f"{address} cannot be used: {problem}", hint="see docs/cluster.md: ~/.config/dask/tls.yaml")
 
 
 def _unreachable(address: str, error: Exception) -> KedgeError:
