@@ -20,6 +20,7 @@ from .answers import made_answer, read_answer
 from .decide import due, next_task, pause_left_s
 from .ledger import Ledger, Pen
 from .machine import Rollout
+from .plan import Plan
 from .reading import UnreadableError
 from .tasks import task_for
 
@@ -34,7 +35,7 @@ Hear = Callable[[Rollout, Mapping[str, Any]], None]
 Explain = Callable[[BaseException], KedgeError]
 """What a future means that ended without an answer (`fleet.executor.Workers.explain`)."""
 
-Complete = Callable[[Any, Mapping[str, Any], Path], Mapping[str, Any]]
+Complete = Callable[[Plan, Mapping[str, Any], Path], Mapping[str, Any]]
 """Plan, the answer "built", path of the key → an engine for all of its passport (`fleet.engines.complete_for`)."""
 
 _GRACE_S = 30.0
@@ -144,7 +145,7 @@ class _Driver:
         self._work = work or _run_task()
         self._hear = hear
         self._explain = explain
-        self._complete = complete or _complete_for()
+        self._complete = complete or _complete_for
         self._grace_s = grace_s
         self._flights: dict[Future[Any], _Flight] = {}
         self._completing: dict[Future[Any], tuple[str, str]] = {}
@@ -310,7 +311,8 @@ def _run_task() -> Work:
     return run_task
 
 
-def _complete_for() -> Complete:
+def _complete_for(plan: Plan, answer: Mapping[str, Any], key: Path) -> Mapping[str, Any]:
+    # Most rollouts need no engine, and none of what this imports.
     from ..engines import complete_for
 
-    return complete_for
+    return complete_for(plan, answer, key)
