@@ -78,6 +78,8 @@ def test_a_gate_that_nobody_asked_for_has_no_line_and_one_that_failed_says_why(
 def test_the_headline_says_how_many_serve_the_release() -> None:
     assert headline(rollout_document(16)).startswith("16 devices serve the release: done in ")
     assert headline(halted()).endswith("14 of 16 devices serve the release; 1 refused, 1 unreachable")
+    running = rollout_document(1) | {"state": "paused", "seconds": None}
+    assert headline(running) == "paused: 1 of 1 device serves the release"
 
 
 def test_a_wave_is_one_line() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import BadInputError, KedgeError
+from ..errors import BadInputError, ExitCode, KedgeError
 from .common import Output, long_output_options, output_options, path_type
 from .rolling import exit_code, go_on, result
 
@@ -91,8 +91,9 @@ def abort_command(part: str | None, rollback: bool, cluster: str | None, every: 
     ledger.ask_abort(rollback=rollback)
     driver = ledger.driver()
     if driver is None:
-        go_on(ledger, cluster, out, skip_failed=True, every=every)
-        return None
+        code = go_on(ledger, cluster, out, skip_failed=True, every=every)
+        # That devices do not serve the release is what was asked for.
+        return int(ExitCode.OK) if code == ExitCode.FLEET else code
     asked = {"rollout": ledger.id, "rollback": rollback, "driver": driver or None}
     out.result(
         asked,

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from ..report.rollout_words import FAILED, STATES, count_words, counts_of, gate_marks, in_order
+from ..report.rollout_words import FAILED, STATES, count_words, counts_of, gate_marks, in_order, plural
 from ..report.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def frame(document: Mapping[str, Any], now_s: float, pause_left_s: float | None,
     devices = document["devices"]
     head = Text.assemble(
         (f"{document['model']} version {document['version']}", "bold"),
-        f" to {len(devices):,} devices, rollout {document['id']}, {_clock(now_s - document['created_s'])}",
+        f" to {plural(len(devices), 'device')}, rollout {document['id']}, {_clock(now_s - document['created_s'])}",
     )
     lines = [head, *_waves(document, pause_left_s, most=max(3, height // 4)), *_bar(document["counts"], len(devices))]
     busy = [each for each in devices if each["state"] in _AT_WORK]
@@ -105,7 +105,7 @@ def _waves(document: Mapping[str, Any], pause_left_s: float | None, *, most: int
         state = wave["state"]
         if state == "watching" and pause_left_s is not None:
             state = f"paused, {_clock(pause_left_s)} left"
-        detail = f"{len(own):,} devices" if wave["state"] == "waiting" else count_words(counts_of(own))
+        detail = plural(len(own), "device") if wave["state"] == "waiting" else count_words(counts_of(own))
         lines.append(
             Text.assemble(
                 f"  wave {wave['wave']} of {len(waves)}  ",

@@ -97,9 +97,9 @@ def headline(document: Mapping[str, Any]) -> str:
     took = f" in {duration(document['seconds'])}" if document["seconds"] is not None else ""
     if document["state"] == "done" and serves == devices:
         return f"{plural(devices, 'device')} {'serves' if devices == 1 else 'serve'} the release: done{took}"
-    rest = count_words({state: count for state, count in counts.items() if state not in SERVES})
+    rest = {state: count for state, count in counts.items() if state not in SERVES}
     what = f"{plural(devices, 'device')} {'serves' if devices == 1 else 'serve'} the release"
-    return f"{document['state']}{took}: {serves:,} of {what}; {rest}"
+    return f"{document['state']}{took}: {serves:,} of {what}" + (f"; {count_words(rest)}" if rest else "")
 
 
 def wave_words(document: Mapping[str, Any], wave: Mapping[str, Any]) -> str:
