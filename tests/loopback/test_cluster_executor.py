@@ -165,3 +165,36 @@ def test_a_lost_worker_and_a_lost_scheduler_are_told_apart(tmp_path: Path) -> No
         with pytest.raises(CancelledError) as cancelled:
             future.result(_ANSWER_S)
         assert isinstance(workers.explain(cancelled.value), SchedulerLostError)
+
+
+_DRIVEN = """
+import concurrent.futures as cf, signal, sys, threading
+from kedge.fleet.executor import open_executor
+from tests.support import work
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+begun = threading.Event()
+try:
+    with open_executor(sys.argv[1] if len(sys.argv) > 1 else None, 1) as workers:
+        future = workers.executor.submit(workers.telling(work.hanging, lambda *_: begun.set()), {"device": "a"})
+        assert begun.wait(30)
+        print("hangs", flush=True)
+        while not cf.wait([future], 1.0)[0]:
+            pass
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("where", ["threads", "dask"])
+def test_a_signal_ends_the_driver_although_a_task_hangs(where: str, tmp_path: Path) -> None:
+    with dask_cluster(tmp_path / "dask") as cluster:
+        words = [cluster.address] if where == "dask" else []
+        driver = subprocess.Popen(
+            [sys.executable, "-c", _DRIVEN, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"hangs\n"
+        driver.terminate()
+        said, _ = driver.communicate(timeout=60)
+    assert said == b"interrupted\n"
+    assert driver.returncode == 0

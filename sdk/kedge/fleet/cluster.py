@@ -37,8 +37,9 @@ def open_cluster(address: str, workers: int) -> Iterator[_Cluster]:
         raise IncompatibleError(
             "dask's distributed is needed for --cluster", hint="pip install 'kedge[cluster]', here and on the workers"
         ) from error
-    # What it would say of a lost scheduler or worker, our errors say.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    # What it would say of a lost scheduler or worker, our errors say. The client's logger has a level of its own.
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     _require_certificates(address, distributed.Security)
     with contextlib.ExitStack() as stack:
         try:
