@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ _MOST = 16384
 _UID = 1000
 _START_S = 60.0
 _STOP_S = 10.0
+_TIED = ("setpriv", "--pdeathsig", "KILL")
 # Those that this process started itself, and has to see the end of.
 _started: dict[int, subprocess.Popen[bytes]] = {}
 # It sees nothing of /sys: what is there are another machine's sensors, and with the caches of an x86 processor the
@@ -110,12 +111,13 @@ def devices_folder() -> Path:
     return state_dir() / "arm64"
 
 
-def start(name: str, folder: Path | None = None, roots: Path | None = None) -> EmulatedDevice:
+def start(name: str, folder: Path | None = None, roots: Path | None = None, *, tied: bool = False) -> EmulatedDevice:
     """Start a device, a new one or one that was stopped; one that runs is left as it is.
 
     Args:
         folder: where devices' files are; None: `devices_folder()`.
         roots: where roots are kept; the root is made where there is none yet.
+        tied: it ends with the thread that starts it, however that ends.
 
     Raises:
         UnavailableError: this machine cannot, or its sshd does not answer.
@@ -130,10 +132,10 @@ def start(name: str, folder: Path | None = None, roots: Path | None = None) -> E
     place.mkdir(parents=True, exist_ok=True, mode=0o755)
     with _alone(place):
         running = _running(place)
-        return running if running is not None else _start(name, place, root)
+        return running if running is not None else _start(name, place, root, _TIED if tied else ())
 
 
-def _start(name: str, place: Path, root: Path) -> EmulatedDevice:
+def _start(name: str, place: Path, root: Path, before: Sequence[str]) -> EmulatedDevice:
     disk = _disk(place, root)
     files = place / ("upper" if disk.startswith("overlay") else "root")
     if not (place / "host_key").exists():
@@ -142,7 +144,7 @@ def _start(name: str, place: Path, root: Path) -> EmulatedDevice:
         host, address = (f"{_NETWORK}.{number // 64}.{number % 64 * 4 + end}" for end in (1, 2))
         child = subprocess.Popen(
             [
-                *("unshare", "--mount", "--propagation", "private", "--pid", "--net", "--uts", "--ipc"),
+                *(*before, "unshare", "--mount", "--propagation", "private", "--pid", "--net", "--uts", "--ipc"),
                 *("--fork", "--kill-child", "sh", "-ec", _INIT.format(disk=disk, name=name, address=address)),
             ],
             cwd=place,

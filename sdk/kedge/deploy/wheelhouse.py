@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,15 @@ from ..config import cache_dir
 from ..errors import BadInputError, IncompatibleError, KedgeError, UnreachableError
 from .agent_wheel import agent_wheel
 
-__all__ = ["DevicePython", "Wheel", "resolve"]
+__all__ = ["DevicePython", "Wheel", "built_wheels", "resolve"]
 
 REQUIREMENTS = ("numpy>=1.26,<3", "onnxruntime>=1.20,<2")
 ZSTD = "backports.zstd>=1,<2"
 """Differences of releases are sent with it; Python has it itself from 3.14 on. The agent does without where need be."""
 NVML = "nvidia-ml-py>=13,<14"
 """NVIDIA's own binding of what its driver tells of a GPU; pure Python. The agent does without where need be."""
+PYCUDA = "pycuda>=2024.1"
+"""CUDA for a device with a GPU. No index has a wheel of it: one that was built on this host is sent along."""
 
 _ZSTD_PYTHON = (3, 14)
 _PIP_S = 900
@@ -66,6 +69,11 @@ class Wheel:
     name: str
     sha256: str
     path: Path
+
+
+def built_wheels() -> Path:
+    """Where wheels lie that this host built itself because no index has them; the folder may not be there."""
+    return cache_dir() / "wheelhouse" / "built"
 
 
 def resolve(
@@ -106,6 +114,10 @@ def resolve(
             wheels += _kept(device, [requirement], offline, folder, _SHORT_PIP_S)
         except KedgeError as error:
             note(f"without {requirement}: {loss} ({error.message})")
+    if has_gpu and any(built_wheels().glob("pycuda-*.whl")):
+        # One for another Python than the device's is none; it takes its own pycuda then, as without us.
+        with suppress(BadInputError):
+            wheels += _kept(device, [PYCUDA], built_wheels(), folder, _SHORT_PIP_S)
     return wheels
 
 
