@@ -4,7 +4,7 @@
 
 Built from pycuda's source by Debian's compiler for arm64 (g++-aarch64-linux-gnu) against the CUDA headers of the oldest
 JetPack with this Python (NVIDIA's own packages on PyPI), numpy's headers for aarch64, and a stub of libcuda.so.1 that
-has every name of cuda.h. Nothing of it runs here, and no GPU has run it: the wheel is checked for what it needs. It
+has every name of them. Nothing of it runs here, and no GPU has run it: the wheel is checked for what it needs. It
 goes into kedge's wheelhouse, where `kedge device provision` finds it for a device with a GPU and that Python.
 """
 
@@ -108,7 +108,7 @@ def _compile(interpreter: str, python: str, work: Path) -> Path:
     source = _source(work)
     numpy = [path.parents[1] for path in (work / "headers").rglob("numpy/arrayobject.h")]
     cuda = [path.parent for name in ("cuda.h", "cudaProfiler.h") for path in (work / "headers").rglob(name)]
-    _stub(work, cuda[0] / "cuda.h")
+    _stub(work, [path for path in (work / "headers").rglob("cuda*.h") if path.name in ("cuda.h", "cudaProfiler.h")])
     settings = {
         "CC": f"{_TOOLS}gcc",
         "CXX": f"{_TOOLS}g++",
@@ -135,9 +135,9 @@ def _source(work: Path) -> Path:
     return work / f"pycuda-{_VERSION}"
 
 
-def _stub(work: Path, header: Path) -> None:
-    """A library with every name of the header, for the linker alone."""
-    names = sorted(set(_NAME.findall(header.read_text(errors="replace"))))
+def _stub(work: Path, headers: Sequence[Path]) -> None:
+    """A library with every name of the headers, for the linker alone."""
+    names = sorted({name for header in headers for name in _NAME.findall(header.read_text(errors="replace"))})
     (work / "stub").mkdir()
     text = "".join(f"void {name}(void) {{}}\n" for name in names)
     (work / "stub" / "cuda.c").write_text(text)
