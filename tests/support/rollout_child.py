@@ -1,6 +1,8 @@
-"""A process that drives a rollout to devices which are files, until it is killed: `python -m … ROLLOUT FOLDER`.
+"""Processes that drive a rollout to devices which are files, until they are killed: `python -m … ROLLOUT FOLDER`.
 
-FOLDER/updated/NAME is there once a device is updated, and is made once; FOLDER/log tells who was at work when.
+A line on standard input has one forked, and its process id is written; the next line has it waited for, and how it
+ended is written. FOLDER/updated/NAME is there once a device is updated, and is made once; FOLDER/log tells who was at
+work when.
 """
 
 from __future__ import annotations
@@ -51,11 +53,16 @@ def _say(word: str) -> None:
 
 
 def main() -> None:
-    ledger = find(sys.argv[1])
-    with open_executor(None, 4) as workers:
-        _say("driving")
-        drive(ledger, workers.executor, work=Devices(Path(sys.argv[2])))
-    _say("ended")
+    while sys.stdin.readline():
+        child = os.fork()
+        if child == 0:
+            with open_executor(None, 4) as workers:
+                drive(find(sys.argv[1]), workers.executor, work=Devices(Path(sys.argv[2])))
+            os._exit(0)
+        _say(str(child))
+        # Until then its process id is no other's.
+        sys.stdin.readline()
+        _say(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
 
 
 if __name__ == "__main__":

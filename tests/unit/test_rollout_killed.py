@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,24 +26,25 @@ CONCURRENCY = 4
 
 def killed_until_it_ends(ledger: Ledger, folder: Path, dice: random.Random) -> int:
     """How often it was killed before it had ended."""
-    kills = 0
-    while True:
-        command = [sys.executable, "-m", "tests.support.rollout_child", ledger.id, str(folder)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-        assert child.stdout is not None
-        with child, child.stdout as told:
-            assert told.readline() == b"driving\n"
-            try:
-                child.wait(dice.uniform(0.0, 0.06))
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            if told.readline() == b"ended\n":
+    command = [sys.executable, "-m", "tests.support.rollout_child", ledger.id, str(folder)]
+    root, kills = Path(__file__).parents[2], 0
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as drivers:
+        assert drivers.stdin is not None
+        assert drivers.stdout is not None
+        while True:
+            drivers.stdin.write(b"\n")
+            drivers.stdin.flush()
+            process = int(drivers.stdout.readline())
+            time.sleep(dice.uniform(0.0, 0.12))
+            os.kill(process, signal.SIGKILL)
+            drivers.stdin.write(b"\n")
+            drivers.stdin.flush()
+            if int(drivers.stdout.readline()) == 0:
                 return kills
-        kills += 1
-        # Whatever was cut, it reads back, and says that nobody drives it.
-        assert ledger.read().to_json(driven=False)["state"] in ("interrupted", "done")
-        assert ledger.driver() is None
+            kills += 1
+            # Whatever was cut, it reads back, and says that nobody drives it.
+            assert ledger.read().to_json(driven=False)["state"] in ("interrupted", "done")
+            assert ledger.driver() is None
 
 
 @pytest.mark.slow
