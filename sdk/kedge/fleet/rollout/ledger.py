@@ -12,6 +12,7 @@ one. What is read back is checked like anything that was received.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -166,7 +167,6 @@ class Pen:
     def __init__(self, file: BinaryIO, rollout: Rollout) -> None:
         self.rollout = rollout
         self._file = file
-        self._size = os.fstat(file.fileno()).st_size
         self._unsynced = False
 
     def write(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,29 +181,37 @@ class Pen:
         """
         checked = read_event({"at_s": time.time(), **event})
         line = json.dumps(checked, separators=(",", ":")).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
         try:
-            written = self._file.write(line)
-            if written != len(line):
-                raise OSError("a part of it was written")
-            if checked["event"] in ENDS:
-                self._unsynced = True
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             # What a full disk took of the line is cut off here, or by whoever reads it.
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file.fileno(), self._size)
-            raise BadInputError(
-                f"{self._file.name}: {error.strerror or error}: the rollout cannot be driven on",
-                hint=f"make room, then: kedge rollout resume {self.rollout.plan.id}; what runs, the devices end",
-            ) from error
-        self._size += len(line)
+                os.ftruncate(self._file.fileno(), size)
+            raise self._cannot(error) from error
+        self._unsynced = self._unsynced or checked["event"] in ENDS
         self.rollout.apply(checked)
         return checked
 
     def sync(self) -> None:
-        """What has ended stands on the disk, also after a power cut."""
+        """What has ended stands on the disk, also after a power cut.
+
+        Raises:
+            BadInputError: the disk does not take it.
+        """
         if self._unsynced:
-            os.fdatasync(self._file.fileno())
+            try:
+                os.fdatasync(self._file.fileno())
+            except OSError as error:
+                raise self._cannot(error) from error
             self._unsynced = False
+
+    def _cannot(self, error: OSError) -> BadInputError:
+        return BadInputError(
+            f"{self._file.name}: {error.strerror}: the rollout cannot be driven on",
+            hint=f"make room, then: kedge rollout resume {self.rollout.plan.id}; what runs, the devices end",
+        )
 
 
 def create(plan: Plan) -> Ledger:
@@ -239,7 +247,7 @@ def find(name: str | None) -> Ledger:
             raise BadInputError("there is no rollout yet", hint="kedge deploy RELEASE --to @group begins one")
         return every[0]
     if not is_rollout_id(name) or not (_root() / name / "plan.json").is_file():
-        raise BadInputError(f"there is no rollout {name!r}", hint="kedge rollout status --all lists them")
+        raise BadInputError(f"there is no rollout {name!r}", hint="they are listed by: kedge rollout list")
     return Ledger(_root() / name)
 
 
