@@ -249,14 +249,17 @@ def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for workers in ("threads", "dask"):
         small, large = by.get((workers, SMALL)), by.get((workers, LARGE))
-        growth = memory = None
+        growth = work = memory = None
         if small is not None and large is not None:
             growth = large["seconds"] / small["seconds"] / (LARGE / SMALL)
+            work = _cpu_s(large) / _cpu_s(small) / (LARGE / SMALL)
             memory = (large["peak_rss_bytes"] - small["peak_rss_bytes"]) / (LARGE - SMALL)
         out += [
             _goal(
                 f"{workers}: time grows from {SMALL} to {LARGE} devices by at most {GROWTH} × linear", growth, GROWTH
             ),
+            # What else this machine has to do is in the time, and hardly in this.
+            _goal(f"{workers}: processor time of all: at most {GROWTH} × linear", work, GROWTH),
             _goal(
                 f"{workers}: memory of the host, a device, from {SMALL} to {LARGE}: at most {DEVICE_BYTES / 1e6:g} MB",
                 None if memory is None else memory / 1e6,
@@ -272,6 +275,10 @@ def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         del row["table"]
     return out
+
+
+def _cpu_s(row: dict[str, Any]) -> float:
+    return float(row["cpu_s"] + (row["workers_cpu_s"] or 0.0))
 
 
 def _goal(goal: str, figure: float | None, most: float) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def figure(document: Mapping[str, Any], path: Path) -> None:
             axes.plot(counts, ideal, color=MUTED, linestyle=":", label="linear, from the smallest")
             axes.set(xscale="log", yscale="log", xlabel="devices", ylabel="seconds", title=TITLES[kind])
             axes.set_xticks(counts, [str(count) for count in counts])
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.minorticks_off()
             axes.grid(color=GRID)
             axes.legend(frameon=False)
