@@ -6,6 +6,7 @@ runtime, which is as far as it goes without a GPU; and that a device could run o
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ from kedge.build.release import BuildOptions, build_release
 from kedge.config import state_dir
 from kedge.errors import BadInputError, IntegrityError
 from kedge.fleet.engines import complete_for
+from kedge.fleet.executor import open_executor
+from kedge.fleet.rollout.drive import drive
+from kedge.fleet.rollout.ledger import create
+from kedge.fleet.rollout.plan import Options, make_plan
 from kedge.fleet.task import run_task
 from kedge.release.bundle import Release, open_release
 from kedge.release.remote import fetched, push_to
@@ -192,3 +197,44 @@ def test_a_device_that_does_not_end_its_build_is_late_and_joins_it_later(planned
         assert late["state"] == "late"
         time.sleep(0.1)
         assert answer(devices, "a", planned, "build")["state"] == "built"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A device as a plan wants it."""
+
+    name: str
+    target: str = TARGET
+
+    def way(self) -> dict[str, Any]:
+        return {"test": self.name}
+
+
+def test_a_rollout_has_one_device_build_for_all_of_its_passport(
+    three: dict[str, Named], planned: Release, key: Key
+) -> None:
+    sign(planned, key.path)
+    plan = make_plan(
+        [Chosen(name) for name in three],
+        model="net",
+        version=1,
+        digest=planned.digest,
+        source=str(planned.folder),
+        options=Options(attest=str(key.path), max_failures=3, concurrency=3),
+    )
+    way = Way({name: agent.state for name, agent in three.items()})
+    heard: list[dict[str, Any]] = []
+    with open_executor(None, 3) as workers:
+        rollout = drive(
+            create(plan),
+            workers.executor,
+            work=functools.partial(run_task, opener=way),
+            hear=lambda rollout, event: heard.append(dict(event)),
+        )
+    assert sum((agent.state / "engines").exists() for agent in three.values()) == 1
+    engines = [event for event in heard if event["event"] == "engine"]
+    assert len(engines) == 1
+    assert rollout.ended == "done"
+    for row in rollout.to_json()["devices"]:
+        assert (row["state"], row["exit_code"]) == ("failed", 7)
+        assert NO_RUNTIME in row["reason"]

@@ -54,7 +54,7 @@ def needs_engine(release: Release) -> Artefact | None:
     return next((artefact for artefact in release.manifest.artefacts if artefact.build is not None), None)
 
 
-def wanted_engine(transport: Transport, target: Target, release: Release, deadline: Deadline | None = None) -> Wanted:
+def wanted_engine(transport: Transport, client: AgentClient, target: Target, release: Release) -> Wanted:
     """What a device has to be given, or to compile, to run a release with a build plan.
 
     Raises:
@@ -62,12 +62,8 @@ def wanted_engine(transport: Transport, target: Target, release: Release, deadli
         KedgeError: the device cannot be reached.
     """
     artefact = _planned(release)
-    client = AgentClient(transport, deadline=deadline)
-    try:
-        found = _wanted(transport, client, target, release, artefact)
-        _require_runtime(transport.name, client, artefact.runtime)
-    finally:
-        client.close()
+    found = _wanted(transport, client, target, release, artefact)
+    _require_runtime(transport.name, client, artefact.runtime)
     return found
 
 

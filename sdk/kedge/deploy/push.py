@@ -51,6 +51,7 @@ def deploy(
     verified: bool = False,
     patience_s: float = _PATIENCE_S,
     deadline: Deadline | None = None,
+    client: AgentClient | None = None,
 ) -> Deployed:
     """Push a release to a device and have it switched to, behind its gates and on probation.
 
@@ -71,6 +72,7 @@ def deploy(
         patience_s: how long a lost connection is tried to be made again while the device works.
         deadline: by which the end must have been told; None: as long as it takes. What blocks on the transport is ended
             by who closes it then.
+        client: of this transport and this deadline, whose connection is used and closed; None: one of its own.
 
     Raises:
         OutcomeUnknownError: the connection was lost and not made again, or the deadline passed; the device goes on by
@@ -79,7 +81,7 @@ def deploy(
         KedgeError: the first thing else that went wrong; whatever served before serves on.
     """
     pending = Pending(transport.name, release.digest, kept=remember and since_s is None)
-    work = _Deploy(transport, release, progress, state, event, pending, since_s, deadline)
+    work = _Deploy(transport, release, progress, state, event, pending, since_s, deadline, client)
     try:
         return work.run(downgrade, limit_bytes_per_s, verified=verified, wait=wait, patience_s=patience_s)
     finally:
@@ -103,10 +105,11 @@ class _Deploy:
         pending: Pending,
         since_s: float | None,
         deadline: Deadline | None,
+        client: AgentClient | None,
     ) -> None:
         self.transport = transport
         self.release = release
-        self.client = AgentClient(transport, _ANSWER_S, deadline)
+        self.client = client or AgentClient(transport, _ANSWER_S, deadline)
         self._since_s = since_s
         self._deadline = deadline
         self._progress = progress

@@ -171,19 +171,18 @@ class _Work:
             is_there = serves(client, live.release, self._digest, self._completed())
             if is_there and not live.on_probation and not self._began_it(transport, str(live.release)):
                 return {"state": "current"}
-            client.close()
             given = self._fetched(self._task["release"])
             if needs_engine(given) is None:
-                return self._deployed(transport, given)
+                return self._deployed(transport, client, given)
             self._enter("engine")
             target = self._target()
             if not self._task["build_own"]:
-                want = wanted_engine(transport, target, given, self._deadline)
+                want = wanted_engine(transport, client, target, given)
                 chosen = choose_engine(want, self._task["engines"])
                 if chosen is None:
                     told = {"key": want.key, "passport": want.passport.to_json()}
                     return {"state": "needs_engine", "engine": told}
-                return self._deployed(transport, self._fetched(chosen))
+                return self._deployed(transport, client, self._fetched(chosen))
             with tempfile.TemporaryDirectory(prefix="kedge-task-") as folder:
                 own = self._patiently(
                     lambda: prepared(
@@ -198,9 +197,9 @@ class _Work:
                         deadline=self._deadline,
                     )
                 )
-                return self._deployed(transport, own)
+                return self._deployed(transport, client, own)
 
-    def _deployed(self, transport: Transport, release: Release) -> dict[str, Any]:
+    def _deployed(self, transport: Transport, client: AgentClient, release: Release) -> dict[str, Any]:
         _verify_once(release)
         done = self._patiently(
             lambda: deploy(
@@ -212,17 +211,18 @@ class _Work:
                 since_s=float(self._task["first_s"]),
                 verified=True,
                 deadline=self._deadline,
+                client=client,
             )
         )
         return {"state": "updated", "deployed": done.to_json()}
 
     def _build(self) -> dict[str, Any]:
-        with self._open() as (transport, _):
+        with self._open() as (transport, client):
             given = self._fetched(self._task["release"])
             _verify_once(given)
             self._enter("engine")
             target = self._target()
-            want = wanted_engine(transport, target, given, self._deadline)
+            want = wanted_engine(transport, client, target, given)
             engine, _ = self._patiently(
                 lambda: engine_on_device(
                     transport,
