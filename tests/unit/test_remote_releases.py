@@ -278,7 +278,7 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(
 @pytest.mark.parametrize(
     ("url", "code"),
     [("nosuch://x/y", 3), ("gs://bucket/x", 7), ("sftp://127.0.0.1:1/x", 4)],
-    ids=lambda each: str(each),
+    ids=str,
 )
 def test_a_url_that_cannot_be_used_is_an_error_of_one_line(
     release: Release, url: str, code: int, capsys: pytest.CaptureFixture[str]
