@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,30 @@ def test_what_was_built_before_the_host_died_is_not_built_again() -> None:
         document = resume(ledger, executor, work=fleet, complete=completes).to_json()
     assert document["counts"] == {"updated": 4}
     assert len(fleet.of("build")) == 1  # of the other passport
+
+
+def test_a_builder_whose_engine_is_refused_after_a_resume_does_not_build_once_more() -> None:
+    fleet = fleet_of(3)
+    ledger = create(plan_of(3, Options(attest="/keys/me", max_failures=1), targets=("nano",)))
+
+    def cut_off(plan: Plan, told: Mapping[str, Any], key: Path) -> dict[str, Any]:
+        raise BadInputError("ssh-agent does not have this key", hint="ssh-add it")
+
+    def refuses(plan: Plan, told: Mapping[str, Any], key: Path) -> dict[str, Any]:
+        if told["device"] != builder:
+            return completes(plan, told, key)
+        # Not before all have asked for it, its builder among them.
+        while ledger.read().to_json()["counts"] != {"waits_for_engine": 3}:
+            time.sleep(0.01)
+        raise IntegrityError("it is not the rollout's release with an engine")
+
+    with pool() as executor:
+        drive(ledger, executor, work=fleet, complete=cut_off)
+        (builder,) = fleet.of("build")
+        document = resume(ledger, executor, work=fleet, complete=refuses).to_json()
+    assert document["counts"] == {"failed": 1, "updated": 2}
+    assert fleet.of("build").count(builder) == 1
+    assert len(fleet.of("build")) == 2
 
 
 def test_without_a_key_each_device_compiles_for_itself_and_asks_nobody() -> None:
