@@ -24,8 +24,8 @@ _COMMANDS = {
     "optimize": ("optimize", "optimize", "Make a model smaller and faster for a target, and prove it."),
     "build": ("build", "build", "Make a release of a model for a target."),
     "preflight": ("preflight", "preflight", "What of a model will not run on a target, and why."),
-    "deploy": ("deploy", "deploy", "Push a release to a device; it switches behind its gates."),
-    "rollout": ("rollout", "rollout", "Rollouts to many devices: status, resume, abort."),
+    "deploy": ("deploy", "deploy", "Push a release to devices; each switches behind its gates."),
+    "rollout": ("rollout", "rollout", "Rollouts to many devices: list, status, resume, abort."),
     "infer": ("infer", "infer", "Run a deployed model on data of yours."),
     "bench": ("bench", "bench", "Measure a deployed model: latency and memory."),
     "status": ("deploy", "status", "What a device serves, and what it would roll back to."),
@@ -36,7 +36,7 @@ _COMMANDS = {
     "rollback": ("deploy", "rollback", "Switch a model back to the release it served before."),
     "device": ("device", "device", "Add, trust, provision, upgrade and list devices."),
     "targets": ("targets", "targets", "Profiles of what kinds of devices can do."),
-    "release": ("release", "release", "Sign, verify, export and import releases, and look at them."),
+    "release": ("release", "release", "Sign, verify, export, import, push and pull releases."),
     "cache": ("cache", "cache", "What this host keeps of engines and pushed files: list, remove."),
 }
 
