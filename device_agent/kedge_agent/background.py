@@ -21,6 +21,8 @@ __all__ = ["own_command", "start", "stop"]
 
 _START_S = 30.0
 _STOP_S = 30.0
+# For one that has not come up, and is told to end.
+_END_S = 10.0
 
 
 def own_command(state: Path, config: Path | None) -> list[str]:
@@ -52,6 +54,11 @@ def start(state: Path, config: Path | None, threads: int) -> None:
     if readable and daemon.stdout.readline().startswith(GREETING_PREFIX):
         return
     daemon.terminate()
+    try:
+        daemon.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        # One that hangs as it starts hears nothing; what it has written survives a kill as it survives a power cut.
+        daemon.kill()
     busy = daemon.wait() == FAULTS["busy"].exit_code
     said = (state / "start.log").read_text(errors="replace").strip().splitlines()
     reason = next(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,10 +56,9 @@ class KnownObjects:
         """Keep files that were pushed, the large ones, and let go of those used longest ago. It may fail in silence."""
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for entry, path in files:
-                if entry.size_bytes >= _LEAST_BYTES:
-                    self._keep(entry.sha256, path)
-            self.gc(keep_bytes=_MOST_BYTES)
+            kept = [self._keep(entry.sha256, path) for entry, path in files if entry.size_bytes >= _LEAST_BYTES]
+            if any(kept):
+                self.gc(keep_bytes=_MOST_BYTES)
 
     def forget(self, sha256: str) -> None:
         """Let go of a file that is not what it was."""
@@ -94,9 +94,15 @@ class KnownObjects:
                 total += entry.size_bytes
         return gone
 
-    def _keep(self, sha256: str, path: Path) -> None:
-        # What lies there may have changed since; this is the file as it was just pushed.
-        fresh = self.folder / f".{sha256}.{os.getpid()}"
+    def _keep(self, sha256: str, path: Path) -> bool:
+        """Keep this file; whether it was not there already."""
+        with contextlib.suppress(FileNotFoundError):
+            if (self.folder / sha256).samefile(path):
+                self._use(sha256)
+                return False
+        # What lies there may have changed since; this is the file as it was just pushed. Threads of one process push
+        # one release to many devices: a name that two of them had could be the user's file when one writes to it.
+        fresh = self.folder / f".{sha256}.{os.getpid()}.{threading.get_ident()}"
         fresh.unlink(missing_ok=True)
         try:
             try:
@@ -108,11 +114,12 @@ class KnownObjects:
         finally:
             # rename(2) leaves both names where they are links to the same file already.
             fresh.unlink(missing_ok=True)
+        return True
 
     def _sweep(self) -> None:
         """Let go of what processes were about to keep that are no more."""
         for path in self.folder.glob(".*.*"):
-            _, sha256, pid = path.name.split(".", 2)
+            _, sha256, pid, *_ = path.name.split(".")
             if is_digest(sha256) and pid.isdecimal() and not _runs(int(pid)):
                 path.unlink(missing_ok=True)
 
