@@ -461,7 +461,9 @@ def test_the_list_shows_engines_the_newest_first(
     document = json.loads(capsys.readouterr().out)
     nothing = {"folder": str(own_cache.folder.parent / "objects"), "files": 0, "bytes": 0}
     engines = [each.to_json() for each in reversed(kept)]
-    assert document == {"folder": str(own_cache.folder), "engines": engines, "pushed": nothing}
+    releases = {"folder": str(own_cache.folder.parent / "releases"), "entries": []}
+    told = {"folder": str(own_cache.folder), "engines": engines, "releases": releases, "pushed": nothing}
+    assert document == told
     assert main(["cache", "list"]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.splitlines() if "tensorrt-rtx 1.7.1.116" in line] == [

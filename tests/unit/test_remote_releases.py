@@ -15,8 +15,8 @@ import pytest
 from kedge.cli.app import main
 from kedge.config import cache_dir
 from kedge.errors import BadInputError, IntegrityError, KedgeError, UnreachableError
-from kedge.release import remote
 from kedge.release.bundle import Release, open_release
+from kedge.release.kept import claimed
 from kedge.release.remote import fetched, pull_from, push_to, require_readable
 from kedge.release.urls import RemoteFolder
 from kedge.transport.base import Deadline
@@ -225,7 +225,7 @@ def test_what_was_fetched_serves_when_the_store_is_gone(release: Release, store:
 
 def test_waiting_for_another_pull_ends_at_the_deadline(release: Release, store: Path, tmp_path: Path) -> None:
     push_to(release, f"file://{store}")
-    with remote._claimed(tmp_path / "back", None) as partial:
+    with claimed(tmp_path / "back", None) as partial:
         assert partial is not None
         with pytest.raises(UnreachableError, match="fetching took too long"):
             pull_from(f"file://{store}", release.digest, tmp_path / "back", deadline=Deadline.after(0.3, "fetching"))

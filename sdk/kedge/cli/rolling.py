@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -207,23 +205,18 @@ def _show_plan(plan: Mapping[str, Any], out: Output) -> None:
 @contextmanager
 def _lasting(path: Path, *, unpack: bool) -> Iterator[Release]:
     """A release where it stays for as long as the rollout may be resumed: an archive is unpacked to the cache."""
-    from ..config import cache_dir
-    from ..release.archives import import_release, opened
-    from ..release.bundle import open_release
+    from ..release.archives import archived_digest, import_release, opened
+    from ..release.kept import KeptReleases
 
     if not path.is_file() or not unpack:
         with opened(path) as release:
             yield release
         return
-    releases = cache_dir() / "releases"
-    releases.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".archive-", dir=releases) as folder:
-        unpacked = import_release(path, Path(folder) / "release")
-        lasting = releases / unpacked.digest
-        # Another process may have put the same one there.
-        with contextlib.suppress(OSError):
-            unpacked.folder.rename(lasting)
-    yield open_release(lasting)
+
+    def make(folder: Path) -> None:
+        import_release(path, folder)
+
+    yield KeptReleases().put(archived_digest(path), make)
 
 
 def _downgrade(devices: Sequence[Device], release: Release, key: Path | None) -> Signed:

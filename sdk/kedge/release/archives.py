@@ -15,7 +15,7 @@ from kedge_agent.formats.manifest import MANIFEST_NAME, ManifestError
 from ..errors import BadInputError, IntegrityError
 from .bundle import Release, open_release, write_offer
 
-__all__ = ["export_release", "import_release", "opened"]
+__all__ = ["archived_digest", "export_release", "import_release", "opened"]
 
 
 def export_release(release: Release, path: Path) -> int:
@@ -60,23 +60,36 @@ def import_release(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
+        with _reading(archive) as reader:
+            _unpack(reader, partial, progress)
+            partial.chmod(0o755)
+            open_release(partial)
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_release(folder)
+
+
+def archived_digest(archive: Path) -> str:
+    """Which release an archive holds, by its head alone; raises as `import_release`."""
+    with _reading(archive) as reader:
+        return reader.manifest.digest
+
+
+@contextlib.contextmanager
+def _reading(archive: Path) -> Iterator[ArchiveReader]:
+    try:
         with archive.open("rb") as source:
             if source.read(len(ARCHIVE_MAGIC)) != ARCHIVE_MAGIC:
                 raise BadInputError(
                     f"{archive} is neither a release folder nor an archive of one", hint="make a release: kedge build"
                 )
             source.seek(0)
-            _unpack(ArchiveReader(source), partial, progress)
-        partial.chmod(0o755)
-        open_release(partial)
-        partial.rename(folder)
+            yield ArchiveReader(source)
     except ArchiveError as error:
         raise IntegrityError(f"{archive}: {error}", hint="get the archive again") from error
     except OSError as error:
         raise BadInputError(f"{archive} cannot be unpacked: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return open_release(folder)
 
 
 def _unpack(archive: ArchiveReader, folder: Path, progress: Callable[[int, int], None]) -> None:

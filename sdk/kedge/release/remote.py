@@ -8,13 +8,11 @@ releases/<digest>/manifest.json    last: who sees it finds all that it names
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kedge_agent.formats.digests import sha256
@@ -30,18 +28,15 @@ from kedge_agent.formats.manifest import (
 from kedge_agent.formats.offer import Offer, offer_bytes, parse_offer
 from kedge_agent.wire import FRAME_BYTES, MAX_JSON_BYTES, MAX_MANIFEST_BYTES
 
-from ..config import cache_dir
 from ..errors import BadInputError, IntegrityError, UnreachableError
 from ..transport.base import Deadline
 from .bundle import Release, open_release, write_offer
+from .kept import KeptReleases, claimed
 from .urls import RemoteFolder, is_url, open_folder
 
 __all__ = ["PushedTo", "fetched", "pull_from", "push_to", "require_readable"]
 
 Progress = Callable[[int, int], None]
-
-_LOCK = ".lock"
-_WAIT_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -106,16 +101,16 @@ def pull_from(
     with open_folder(url) as source:
         data, manifest = _manifest(source, digest)
         offer = _offer(source, digest)
-        with _claimed(folder, deadline) as partial:
+        with claimed(folder, deadline) as partial:
             if partial is None:
                 raise BadInputError(f"{folder} exists", hint="somebody else has just made it")
             _fetch(source, manifest, partial, progress, deadline)
             (partial / MANIFEST_NAME).write_bytes(data)
             write_offer(partial, offer)
-            (partial / _LOCK).unlink()
-            open_release(partial).verify()
+            release = open_release(partial)
+            release.verify()
             partial.rename(folder)
-    return open_release(folder)
+    return replace(release, folder=folder)
 
 
 def fetched(source: Mapping[str, str], progress: Progress = _nobody, deadline: Deadline | None = None) -> Release:
@@ -128,23 +123,28 @@ def fetched(source: Mapping[str, str], progress: Progress = _nobody, deadline: D
         IntegrityError: the folder holds another release. KedgeError: as `open_release` and `pull_from`.
     """
     digest, where = source["digest"], source["source"]
+    kept = KeptReleases()
     if not is_url(where):
-        return _same(open_release(Path(where)), digest)
+        folder = Path(where)
+        own = kept.use(folder.name) if folder.parent == kept.folder.absolute() and is_digest(folder.name) else None
+        return _same(own or open_release(folder), digest)
     _require_digest(digest)
-    folder = cache_dir() / "releases" / digest
-    if not folder.exists():
+    fresh = False
+    while (release := kept.use(digest)) is None:
         try:
-            return pull_from(where, digest, folder, progress, deadline)
+            pull_from(where, digest, kept.folder / digest, progress, deadline)
+            fresh = True
         except BadInputError:
-            if not folder.exists():
+            if not (kept.folder / digest).exists():
                 raise
-    release = _same(open_release(folder), digest)
+    if fresh:
+        return _same(release, digest)
     # What is here is whole: a store that does not answer now is no reason to give up.
     with contextlib.suppress(UnreachableError), open_folder(where) as there:
         offer = _offer(there, digest)
         if offer_bytes(offer) != offer_bytes(release.offer()):
-            write_offer(folder, offer)
-    return release
+            write_offer(release.folder, offer)
+    return _same(release, digest)
 
 
 def require_readable(source: Mapping[str, str]) -> None:
@@ -216,45 +216,13 @@ def _damaged(folder: RemoteFolder, name: str) -> IntegrityError:
     )
 
 
-@contextlib.contextmanager
-def _claimed(folder: Path, deadline: Deadline | None) -> Iterator[Path | None]:
-    """A folder beside the one that is to be made, for whoever makes it alone; None: somebody made it meanwhile."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    while True:
-        if folder.exists():
-            yield None
-            return
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            lock = (partial / _LOCK).open("ab")
-        except FileNotFoundError:
-            continue  # whoever had it has just finished
-        except OSError as error:
-            raise BadInputError(f"{partial} cannot be written: {error.strerror}", hint="give another path") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(_WAIT_S if deadline is None else min(_WAIT_S, deadline.remaining()))
-                continue
-            if _is_at(lock.fileno(), partial / _LOCK):
-                yield partial
-                return
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _fetch(
     source: RemoteFolder, manifest: Manifest, partial: Path, progress: Progress, deadline: Deadline | None
 ) -> None:
-    for name in set(os.listdir(partial)) - {entry.name for entry in manifest.files} - {_LOCK}:
-        # Of another release, to the same place.
-        (partial / name).unlink()
+    for name in set(os.listdir(partial)) - {entry.name for entry in manifest.files}:
+        # Of another release, to the same place; or of an archive, half unpacked.
+        path = partial / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     done = 0
     first: dict[str, Path] = {}
     for entry in manifest.files:
