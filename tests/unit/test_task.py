@@ -82,6 +82,17 @@ class TestEndsThatAreToldLater:
         assert not has_begun(entries[:2], now)
         assert has_begun(entries[:2], now - 600)
 
+    def test_a_device_s_clock_may_be_seconds_behind_but_no_more_than_have_passed(self) -> None:
+        now = time.time()
+
+        def tells(first_s: float, behind_s: float) -> bool:
+            return has_begun([{"step": "begun", "at_s": int(first_s - behind_s)}], first_s)
+
+        assert tells(now - 60, 4)
+        assert not tells(now - 60, 7)
+        # Somebody's of before, of a device that was tasked just now.
+        assert not tells(now, 2)
+
     @pytest.mark.parametrize("at_s", [None, "yesterday", time.time() + 86_400])
     def test_a_clock_that_is_wrong_has_a_deploy_begun_anew(self, at_s: Any) -> None:
         assert not has_begun([{"step": "begun", "at_s": at_s}], time.time() - 10)

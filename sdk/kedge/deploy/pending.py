@@ -20,8 +20,9 @@ from ..config import state_dir
 __all__ = ["Pending", "has_begun"]
 
 _MAX_BYTES = 64 * 1024
-# Between the clock of a device and this host's.
-_CLOCKS_S = 60.0
+# Between the clock of a device and this host's: how far it may be ahead, and behind.
+_AHEAD_S = 60.0
+_BEHIND_S = 5.0
 
 
 class Pending:
@@ -69,10 +70,15 @@ class Pending:
 def has_begun(entries: Sequence[Mapping[str, Any]], since_s: float) -> bool:
     """Whether the last deploy that a journal tells of began since then.
 
+    A device's clock may be a minute ahead of this host's; and 5 s behind, but no more than have passed since then: who
+    asks at once was told of all before.
+
     Args:
         entries: of one release, oldest first (`deploy.history.read_history`).
         since_s: in seconds since 1970, by this host's clock.
     """
     begun = next((entry.get("at_s") for entry in reversed(entries) if entry["step"] == "begun"), None)
+    now = time.time()
+    behind_s = min(_BEHIND_S, max(now - since_s, 0.0))
     # The journal has whole seconds. What lies ahead of now was written by a clock that is wrong.
-    return isinstance(begun, (int, float)) and math.floor(since_s) <= begun <= time.time() + _CLOCKS_S
+    return isinstance(begun, (int, float)) and math.floor(since_s - behind_s) <= begun <= now + _AHEAD_S
