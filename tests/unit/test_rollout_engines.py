@@ -213,3 +213,38 @@ def test_who_waits_for_an_engine_when_all_ends_is_in_a_named_state(rest: str) ->
         assert document["state"] == "halted"
         again = resume(ledger, executor, work=fleet_of(4), complete=completes).to_json()
         assert again["counts"] == {"updated": 4}
+
+
+def test_an_engine_that_is_vouched_for_while_the_wave_is_taken_back_is_kept_and_holds_nothing_up() -> None:
+    built, taken_back = threading.Event(), threading.Event()
+
+    def device(task: Mapping[str, Any]) -> Any:
+        if task["device"] == "d0001":
+            if task["kind"] == "build":
+                built.set()
+            return compiles(task)
+        if task["kind"] == "rollback":
+            taken_back.set()
+            while ledger.read().builds.built:
+                time.sleep(0.01)
+        elif task["device"] == "d0002":
+            built.wait(20)
+            while not ledger.read().builds.built:
+                time.sleep(0.01)
+            return answer(task, "failed")
+        return answer(task)
+
+    def slowly(plan: Plan, told: Mapping[str, Any], key: Path) -> dict[str, Any]:
+        taken_back.wait(20)
+        return completes(plan, told, key)
+
+    options = Options(attest="/keys/me", concurrency=2, on_halt="rollback")
+    ledger = create(plan_of(4, options, targets=("nano",)))
+    fleet = Fleet(dict.fromkeys(names(4), device))
+    with pool() as executor:
+        document = drive(ledger, executor, work=fleet, complete=slowly).to_json()
+        assert document["state"] == "halted"
+        assert [each["state"] for each in document["devices"]][:3] == ["rolled_back", "waits_for_engine", "failed"]
+        again = resume(ledger, executor, work=fleet_of(4), complete=completes).to_json()
+    assert again["counts"] == {"updated": 4}
+    assert fleet.of("build") == ["d0001"]

@@ -182,7 +182,7 @@ class Rollout:
         each.state = "waits_for_engine"
         what = self.builds.ask(each.engine_key, index)
         if what != "wait":
-            self.queue(index, what, first=True)
+            self._queue_first(index, what)
 
     def _built(self, index: int, answer: Mapping[str, Any], at_s: float) -> None:
         each = self.devices[index]
@@ -200,7 +200,7 @@ class Rollout:
         while following is not None and self.devices[following].state != "waits_for_engine":
             following = self.builds.next_builder(key)
         if following is not None:
-            self.queue(following, BUILD, first=True)
+            self._queue_first(following, BUILD)
 
     def _looked(self, index: int, answer: Mapping[str, Any], at_s: float) -> None:
         each = self.devices[index]
@@ -240,7 +240,7 @@ class Rollout:
         waiting = self.builds.finish(engine["key"], engine, event["device"])
         for index in [builder, *waiting]:
             if self.devices[index].state == "waits_for_engine":
-                self.queue(index, DEPLOY, first=True)
+                self._queue_first(index, DEPLOY)
 
     def _engine_refused(self, event: Mapping[str, Any]) -> None:
         index = self.index(event["device"])
@@ -300,6 +300,11 @@ class Rollout:
         self.devices[index].queued = kind
         self.open.add(index)
         self.turns.push(index, first=first)
+
+    def _queue_first(self, index: int, kind: str) -> None:
+        # Once nothing more begins it would stand in the way of what is taken back. Who goes on asks anew.
+        if not self.stopped:
+            self.queue(index, kind, first=True)
 
     def _land(self, index: int) -> None:
         self.flying.discard(index)
