@@ -137,14 +137,38 @@ def test_a_look_tells_what_clients_met_and_nothing_that_was_not_measured(one: Na
 def test_a_device_goes_back_only_from_the_rollout_s_own_release(one: Named, tmp_path: Path) -> None:
     first, second = (make_release(tmp_path, version=n, seed=n) for n in (1, 2))
     answer_of(one, first)
-    alone = answer_of(one, first, "rollback")
+    alone = answer_of(one, first, "rollback", first_s=None)
     assert (alone["state"], alone["exit_code"]) == ("rollback_failed", 3)
+    first_s = time.time()
     answer_of(one, second)
-    back = answer_of(one, second, "rollback")
+    back = answer_of(one, second, "rollback", first_s=first_s)
     assert (back["state"], back["reason"], live(one)) == ("rolled_back", None, first.digest)
     twice = answer_of(one, second, "rollback")
     assert twice["state"] == "rolled_back"
     assert "nothing was done" in twice["reason"]
+    assert live(one) == first.digest
+
+
+def test_what_a_device_served_before_the_rollout_is_not_taken_back(one: Named, tmp_path: Path) -> None:
+    first, second = (make_release(tmp_path, version=n, seed=n) for n in (1, 2))
+    answer_of(one, first)
+    answer_of(one, second)
+    left = answer_of(one, second, "rollback", first_s=time.time() + 10)
+    assert (left["state"], live(one)) == ("rolled_back", second.digest)
+    assert left["reason"] == "it served it before this rollout: nothing was done"
+    # Of one that said that it was updated, its journal, and with that its clock, is not asked.
+    back = answer_of(one, second, "rollback", first_s=None)
+    assert (back["state"], back["reason"], live(one)) == ("rolled_back", None, first.digest)
+
+
+def test_a_device_that_is_about_to_switch_is_waited_for_and_then_taken_back(one: Named, tmp_path: Path) -> None:
+    first, second = (obedient_release(tmp_path, version=n, probation_s=n * 30 - 30) for n in (1, 2))
+    answer_of(one, first)
+    first_s = time.time()
+    begin(one, second)
+    back = answer_of(one, second, "rollback", first_s=first_s)
+    assert (back["state"], back["reason"], live(one)) == ("rolled_back", None, first.digest)
+    assert eventually(lambda: deploy_state(one, second) != "running")
     assert live(one) == first.digest
 
 

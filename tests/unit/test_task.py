@@ -15,12 +15,16 @@ from kedge.deploy.patience import Patience
 from kedge.deploy.pending import has_begun
 from kedge.errors import UnreachableError
 from kedge.fleet.engines import choose_engine
+from kedge.fleet.rollout.drive import drive
+from kedge.fleet.rollout.ledger import create
+from kedge.fleet.rollout.options import Options
 from kedge.fleet.served import look_at
 from kedge.fleet.task import run_task
 from kedge.transport.base import Deadline
 from kedge.transport.link import Pace
 from kedge_agent.engine.order import Order
 from kedge_agent.formats.passport import Passport
+from tests.support.driven import Fleet, plan_of, pool
 
 HERE = Passport("tensorrt", "10.3.0.30", "linux", "aarch64", ("8.7",))
 RELEASE = {"digest": "1" * 64, "source": "/releases/one"}
@@ -138,3 +142,10 @@ def test_a_look_takes_the_figures_of_its_model_and_its_version_alone() -> None:
 def test_the_work_travels_by_its_name() -> None:
     work = pickle.loads(pickle.dumps(functools.partial(run_task, step=print)))  # noqa: S301
     assert work.func is run_task
+
+
+def test_of_a_device_that_said_that_it_was_updated_no_rollback_asks_since_when() -> None:
+    fleet = Fleet({"d0001": "failed"})
+    with pool() as executor:
+        drive(create(plan_of(2, Options(on_halt="rollback", concurrency=1))), executor, work=fleet)
+    assert {task["kind"]: task["first_s"] is None for task in fleet.tasks} == {"deploy": False, "rollback": True}

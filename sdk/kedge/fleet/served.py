@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,16 @@ from kedge_agent.formats.manifest import ManifestError, is_digest, parse_manifes
 from kedge_agent.formats.offer import parse_offer
 from kedge_agent.wire import MAX_JSON_BYTES
 
+from ..deploy.follow import RUNNING, deploy_state
 from ..deploy.told import require
-from ..errors import BadInputError
+from ..errors import BadInputError, GateRefusedError
+from ..transport.base import Deadline
 from ..transport.client import AgentClient
 
-__all__ = ["Served", "look_at", "serves", "what_serves"]
+__all__ = ["Served", "look_at", "serves", "serves_at_last", "what_serves"]
 
 _METRICS_BYTES = 4 << 20
+_PAUSE_S = 1.0
 _METRIC = re.compile(r'(?P<name>[a-z_]+)\{(?P<labels>(?:[a-z_]+="[^"\\]*",?)*)\} (?P<value>[0-9.e+-]{1,32})')
 _LABEL = re.compile(r'([a-z_]+)="([^"]*)"')
 _LAST_MINUTE = "kedge_inference_last_minute_seconds"
@@ -76,6 +80,24 @@ def serves(client: AgentClient, live: str | None, digest: str, completed: Collec
         return False
 
 
+def serves_at_last(
+    client: AgentClient, device: str, model: str, releases: Collection[str], deadline: Deadline
+) -> str | None:
+    """What serves a model, once the device is not about to switch to one of these releases any more.
+
+    Raises:
+        KedgeError: the device cannot be reached; the deadline passed.
+    """
+    while True:
+        # In this order: what it is not at any more, it has switched to, or not.
+        runs = any(_is_at(client, device, each) for each in releases)
+        live = what_serves(client, device, model).release
+        if not runs or live in releases:
+            return live
+        deadline.remaining()
+        time.sleep(_PAUSE_S)
+
+
 def look_at(
     client: AgentClient, device: str, model: str, digest: str, completed: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -110,6 +132,14 @@ def look_at(
         "p99_ms": None if p99_s is None else p99_s * 1e3,
         "why": None if p99_s is not None else "no request was answered in the last minute",
     }
+
+
+def _is_at(client: AgentClient, device: str, release: str) -> bool:
+    try:
+        return bool(deploy_state(client, device, release)["state"] == RUNNING)
+    except (BadInputError, GateRefusedError):
+        # It knows of no deploy of it, or does not go on with that.
+        return False
 
 
 def _figures(text: str, of: Mapping[str, str]) -> dict[tuple[str, str | None], float]:

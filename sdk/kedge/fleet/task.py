@@ -7,7 +7,8 @@ A task: `rollout`, `device`, `kind` (deploy, build, look, rollback), `address` (
 (the device compiles for itself, for nobody vouches for engines), `deadline_s` (from the start of the task on),
 `limit_bytes_per_s`, `downgrade` (null, or {"document", "signatures"}, as an offer has it), `first_s`: when the device
 was first tasked with what it is tasked with now, in seconds since 1970. Of a deploy that the device began since then,
-the end is told, though nobody listened; one that was answered and is to be tried anew has a `first_s` of its own.
+the end is told, though nobody listened; one that was answered and is to be tried anew has a `first_s` of its own. Of a
+rollback: since when the rollout may have begun what serves, and null where the device said that it did.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from ..targets import Target, host_target, load_target
 from ..transport.base import Deadline, Transport
 from ..transport.client import AgentClient
 from .engines import built_engine, choose_engine
-from .served import look_at, serves, what_serves
+from .served import look_at, serves, serves_at_last, what_serves
 from .way import Opener, local_way, open_way
 
 __all__ = ["run_task"]
@@ -247,9 +248,12 @@ class _Work:
 
     def _rollback(self) -> dict[str, Any]:
         with self._open() as (transport, client):
-            live = what_serves(client, self._device, self._task["model"]).release
+            ours = {self._digest, *self._completed()}
+            live = serves_at_last(client, self._device, self._task["model"], ours, self._deadline)
             if not serves(client, live, self._digest, self._completed()):
                 return {"state": "rolled_back", "reason": "it did not serve the release any more: nothing was done"}
+            if self._task["first_s"] is not None and not self._began_it(transport, str(live)):
+                return {"state": "rolled_back", "reason": "it served it before this rollout: nothing was done"}
             self._enter("rollback")
             try:
                 rollback(transport, self._task["model"], self._deadline)
@@ -263,7 +267,7 @@ class _Work:
             return {"state": "rolled_back"}
 
     def _began_it(self, transport: Transport, live: str) -> bool:
-        """Whether what serves was deployed by this very task, before whoever listened died."""
+        """Whether what serves was deployed by this rollout, though whoever listened may have died."""
         left_s = min(_ANSWER_S, self._deadline.remaining())
         entries = read_history(transport, self._task["model"], timeout_s=left_s)
         return has_begun([each for each in entries if each["release"] == live], float(self._task["first_s"]))

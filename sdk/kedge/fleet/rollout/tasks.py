@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .answers import ROLLBACK
+from .device import DeviceState
 from .machine import Rollout
 
 __all__ = ["task_for"]
@@ -25,5 +27,12 @@ def task_for(rollout: Rollout, device: str, kind: str) -> dict[str, Any]:
         "deadline_s": plan.options.deadline_s,
         "limit_bytes_per_s": plan.options.limit_bytes_per_s,
         "downgrade": None if plan.downgrade is None else dict(plan.downgrade),
-        "first_s": each.first_s if each.first_s is not None else rollout.begun_s,
+        "first_s": _first_s(rollout, each, kind),
     }
+
+
+def _first_s(rollout: Rollout, each: DeviceState, kind: str) -> float | None:
+    """Since when a deploy that the device has begun is this task's; of a rollback, the rollout's: None: it said so."""
+    if kind == ROLLBACK:
+        return None if each.state == "updated" else each.begun_s
+    return each.first_s if each.first_s is not None else rollout.begun_s
