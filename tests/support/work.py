@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tests.support import driven
+
 
 def quiet(step: str) -> None:
     """Nobody listens."""
@@ -18,6 +20,13 @@ def stepping(task: Mapping[str, Any], *, step: Callable[[str], None] = quiet) ->
     step("push")
     step("done")
     return {"device": task["device"], "worker": os.getpid()}
+
+
+def serving(task: Mapping[str, Any], *, seconds: float, step: Callable[[str], None] = quiet) -> dict[str, Any]:
+    """A device that takes its time, and then serves the release."""
+    step("connect")
+    time.sleep(seconds)
+    return driven.answer(task)
 
 
 def failing(task: Mapping[str, Any], *, step: Callable[[str], None] = quiet) -> dict[str, Any]:

@@ -126,6 +126,7 @@ def _driven(ledger: Ledger, workers: Any, skip_failed: bool | None, out: Output,
         "work": workers.telling(run_task, seen.step),
         "hear": seen.hear,
         "explain": workers.explain,
+        "threads": workers.threads,
     }
     try:
         with seen.shown():

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import platform
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,8 @@ from .executor import Hear, SchedulerLostError, Work, WorkerLostError, defect
 __all__ = ["open_cluster"]
 
 _CONNECT_S = 10.0
+_ASK_S = 5.0
+_ANSWERS_S = 2.0
 _NAMED_WORKERS = 3
 _MAX_STEP = 80
 
@@ -105,7 +109,7 @@ def _probed(client: Any, address: str, wanted: int) -> tuple[str, ...]:
     if sum(threads.values()) < wanted:
         notes.append(
             f"the cluster's {len(threads)} workers have {sum(threads.values())} threads in all, fewer than the "
-            f"{wanted} tasks at a time that were asked for: dask worker --nthreads"
+            f"{wanted} tasks at a time that were asked for, so that fewer run at once: dask worker --nthreads"
         )
     return tuple(notes)
 
@@ -130,6 +134,18 @@ class _Cluster:
         self.notes = notes
         # Two tasks that are alike are two tasks; dask would run one of them.
         self.executor: Executor = client.get_executor(pure=False)
+        self._threads: int | None = None
+        self._asked = -math.inf
+
+    def threads(self) -> int | None:
+        now = time.monotonic()
+        if now - self._asked >= _ASK_S:
+            # Of a scheduler that is gone, the futures tell.
+            with contextlib.suppress(Exception):
+                told = self._client.sync(self._client.scheduler.ncores, callback_timeout=_ANSWERS_S)
+                self._threads = sum(told.values())
+            self._asked = time.monotonic()
+        return self._threads
 
     def telling(self, work: Work, hear: Hear) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         topic = f"kedge-{uuid.uuid4().hex}"

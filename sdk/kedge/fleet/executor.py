@@ -52,7 +52,7 @@ class Workers(Protocol):
 
     @property
     def executor(self) -> Executor:
-        """Takes tasks; it bounds nothing."""
+        """Takes tasks; what its threads do not take, it queues."""
         ...
 
     @property
@@ -68,6 +68,10 @@ class Workers(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of these workers before anything begins, a sentence each."""
+        ...
+
+    def threads(self) -> int | None:
+        """How many tasks run at a time now, asked anew every few seconds; None: as many as are asked for."""
         ...
 
     def telling(self, work: Work, hear: Hear) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -139,6 +143,9 @@ class _Threads:
 
     def __init__(self) -> None:
         self.executor: Executor = _DaemonThreads()
+
+    def threads(self) -> int | None:
+        return None
 
     def telling(self, work: Work, hear: Hear) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         return functools.partial(_telling_here, work, hear)

@@ -10,14 +10,14 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import BadInputError, ExitCode, IncompatibleError, IntegrityError, KedgeError
+from ...errors import BadInputError, ExitCode, IncompatibleError, IntegrityError, KedgeError, UnreachableError
 from ..executor import defect, open_executor
 from .answers import made_answer, read_answer
 from .decide import due, next_task, pause_left_s
+from .flights import Flight, Flights, Threads
 from .ledger import Ledger, Pen
 from .machine import Rollout
 from .plan import Plan
@@ -42,6 +42,10 @@ _GRACE_S = 30.0
 _LOOKS_UP_S = 1.0
 
 
+def _as_many_as_wanted() -> int | None:
+    return None
+
+
 def _deaf(rollout: Rollout, event: Mapping[str, Any]) -> None:
     """Nobody listens."""
 
@@ -53,16 +57,17 @@ def drive(
     work: Work | None = None,
     hear: Hear = _deaf,
     explain: Explain = defect,
+    threads: Threads = _as_many_as_wanted,
     complete: Complete | None = None,
     grace_s: float = _GRACE_S,
 ) -> Rollout:
     """Drive a new rollout to its end; one that has begun is resumed.
 
     Args:
-        executor: has a place for each task that is in flight: it need not bound them.
         work: what is submitted; None: `fleet.task.run_task`.
+        threads: how many tasks the executor runs at a time, asked anew as it goes on: no more are handed out.
         complete: None: `fleet.engines.complete_for`.
-        grace_s: how long after its deadline a worker may still answer.
+        grace_s: how long after its deadline a worker may still answer; and how long there may be no worker at all.
 
     Returns:
         The rollout as it ended; where `ended` is None, workers were lost: `interrupted` says why, with an exit code.
@@ -76,7 +81,7 @@ def drive(
     with ledger.driving() as pen:
         begun = pen.rollout.begun_s is not None
         event = {"event": "resumed", "skip_failed": False} if begun else {"event": "begun"}
-        return _Driver(ledger, pen, executor, work, hear, explain, complete, grace_s).run(event)
+        return _Driver(ledger, pen, executor, work, hear, explain, threads, complete, grace_s).run(event)
 
 
 def resume(
@@ -87,6 +92,7 @@ def resume(
     work: Work | None = None,
     hear: Hear = _deaf,
     explain: Explain = defect,
+    threads: Threads = _as_many_as_wanted,
     complete: Complete | None = None,
     grace_s: float = _GRACE_S,
 ) -> Rollout:
@@ -112,16 +118,7 @@ def resume(
             ledger.forget_abort()
             return rollout
         event = {"event": "resumed", "skip_failed": skip_failed}
-        return _Driver(ledger, pen, executor, work, hear, explain, complete, grace_s).run(event)
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """A task that a worker has. until: when it is given up, by the monotonic clock."""
-
-    device: str
-    kind: str
-    until: float
+        return _Driver(ledger, pen, executor, work, hear, explain, threads, complete, grace_s).run(event)
 
 
 class _Driver:
@@ -135,6 +132,7 @@ class _Driver:
         work: Work | None,
         hear: Hear,
         explain: Explain,
+        threads: Threads,
         complete: Complete | None,
         grace_s: float,
     ) -> None:
@@ -147,7 +145,7 @@ class _Driver:
         self._explain = explain
         self._complete = complete or _complete_for
         self._grace_s = grace_s
-        self._flights: dict[Future[Any], _Flight] = {}
+        self._flights = Flights(self._rollout, threads, self._rollout.plan.options.deadline_s + grace_s)
         self._completing: dict[Future[Any], tuple[str, str]] = {}
         self._lost: KedgeError | None = None
         self._pause: tuple[float, float] | None = None
@@ -162,6 +160,7 @@ class _Driver:
             # Vouching for an engine is this host's own work, also where the tasks are done elsewhere.
             with open_executor(None, 1) as host:
                 while not self._over():
+                    self._flights.look()
                     self._begin_tasks()
                     self._complete_engines(host.executor)
                     self._pen.sync()
@@ -184,34 +183,42 @@ class _Driver:
         return self._rollout.ended is not None
 
     def _begin_tasks(self) -> None:
-        while self._lost is None and (found := next_task(self._rollout)) is not None:
+        if self._flights.deserted_s > self._grace_s:
+            self._desert()
+        while self._lost is None and self._flights.room and (found := next_task(self._rollout)) is not None:
             device, kind = found
             self._write({"event": "task", "device": device, "kind": kind})
-            until = time.monotonic() + self._rollout.plan.options.deadline_s + self._grace_s
             try:
                 future = self._executor.submit(self._work, task_for(self._rollout, device, kind))
             except Exception as error:  # a pool that broke, or was shut down, says so in its own way
                 self._lose(device, error)
                 return
-            self._flights[future] = _Flight(device, kind, until)
+            self._flights.add(future, device, kind)
+
+    def _desert(self) -> None:
+        """There are no workers any more: nothing is known of what they had, and no device is to blame."""
+        self._lost = self._lost or UnreachableError(
+            f"there has been no worker for {self._grace_s:g} s",
+            hint=f"start some, then: kedge rollout resume {self._ledger.id}",
+        )
+        for future, flight in self._flights.landed(list(self._flights)):
+            future.cancel()
+            self._write({"event": "lost", "device": flight.device, "reason": self._lost.message})
 
     def _wait(self) -> None:
-        now = time.monotonic()
-        left = [_LOOKS_UP_S, *(flight.until - now for flight in self._flights.values())]
+        left = [_LOOKS_UP_S, *self._flights.left_s()]
         pause_s = pause_left_s(self._rollout, time.time(), self._paused_s())
         if pause_s is not None:
             left.append(pause_s)
         futures = [self._nothing, *self._flights, *self._completing]
         done = wait(futures, max(min(left), 0.0), return_when=FIRST_COMPLETED).done
-        # In the order in which they began: what is written down does not depend on that of a set.
-        for future in [each for each in self._flights if each in done]:
-            flight = self._flights.pop(future)
+        for future, flight in self._flights.landed(done):
             self._land(future, flight)
         for future in [each for each in self._completing if each in done]:
             device, key = self._completing.pop(future)
             self._completed(future, device, key)
 
-    def _land(self, future: Future[Any], flight: _Flight) -> None:
+    def _land(self, future: Future[Any], flight: Flight) -> None:
         try:
             told = future.result()
         except KeyboardInterrupt:
@@ -233,12 +240,14 @@ class _Driver:
         self._write({"event": "answer", "answer": answer})
 
     def _give_up_late(self) -> None:
-        now = time.monotonic()
-        for future in [each for each, flight in self._flights.items() if flight.until <= now]:
-            flight = self._flights.pop(future)
+        self._flights.look()
+        for future, flight in self._flights.overdue():
             future.cancel()
             reason = f"its worker has not answered within {self._rollout.plan.options.deadline_s:g} s"
             hint = f"the device may have gone on: kedge status --on {flight.device}"
+            if self._flights.queued and not flight.begun:
+                reason = "no worker has told that it began with it"
+                hint = "see whether the workers are busy with something else; then resume the rollout"
             answer = made_answer(flight.device, flight.kind, "late", reason, hint, ExitCode.OUTCOME_UNKNOWN)
             self._write({"event": "answer", "answer": answer})
 
