@@ -24,7 +24,6 @@ def test_the_document_explains_every_state_and_no_other() -> None:
 @pytest.mark.slow
 def test_the_walk_through_works_as_written(tmp_path: Path) -> None:
     sshd_path()
-    pytest.importorskip("torch", reason="the model is trained: needs kedge[optimize]")
     blocks = re.findall(r"^```sh\n(.*?)^```", FLEET.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 8
     # Each command's failure is the test's; the port must be one that is free here.
@@ -47,7 +46,7 @@ def test_the_walk_through_works_as_written(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
-        stops = [f"device/edge-{n}/bin/kedge-agent stop" for n in (1, 2, 3, 4)]
+        stops = [f"device/edge-{n}/bin/kedge-agent stop" for n in (1, 2)]
         for stop in (*stops, "kill $(cat device/sshd.pid)"):
             subprocess.run(["sh", "-c", f"{stop} 2>/dev/null || true"], cwd=folder, check=False)
     told = done.stdout
@@ -55,7 +54,7 @@ def test_the_walk_through_works_as_written(tmp_path: Path) -> None:
     assert "killed" in told
     # Halted, mended, gone on with; killed, and gone on with.
     ends = re.findall(r"^result +(.*)$", told, re.MULTILINE)
-    assert [end.split()[0] for end in ends] == ["4", "halted", "halted", "halted", "4", "interrupted:", "4"], ends
+    assert [end.split()[0] for end in ends] == ["2", "halted", "halted", "halted", "2", "interrupted:", "2"], ends
     assert (folder / "rollout.html").read_text().startswith("<!DOCTYPE html>")
     rows = re.findall(r"^ *(\d{8}-\d{6}-[0-9a-f]{6}) .*? (done|halted|interrupted) ", told, re.MULTILINE)
     assert [state for _, state in rows] == ["done"] * 3
