@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from kedge.cli import main
 from kedge.config import config_dir
 from kedge.errors import ExitCode
-from kedge.fleet.rollout.ledger import rollouts
+from kedge.fleet.rollout.drive import drive
+from kedge.fleet.rollout.ledger import create, rollouts
+from kedge.fleet.rollout.machine import Rollout
+from kedge.fleet.rollout.options import Options
 from kedge.release.archives import export_release
 from kedge.release.bundle import Release
 from tests.conftest import make_release
+from tests.support.driven import Fleet, plan_of, pool
 from tests.support.pages import self_contained
 from tests.support.schemas import validate
 
@@ -128,6 +133,46 @@ def test_an_aborted_rollout_is_not_resumed_and_its_devices_go_back_where_asked(
     assert code == ExitCode.BAD_INPUT
     assert "was aborted" in news
     assert kedge(capsys, "rollout", "abort")[0] == ExitCode.BAD_INPUT
+
+
+def test_an_abort_whose_rollbacks_fail_is_no_success(
+    release: Release, fleet: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # It is the first release of its model: there is nothing to go back to.
+    assert kedge(capsys, "deploy", release.folder, "--to", "local,cam-1", "--canary", "1,2", "-q")[0] == 11
+    code, told, _ = kedge(capsys, "rollout", "abort", "--rollback", "--json")
+    document = json.loads(told)
+    assert (document["state"], states(document)["local"]) == ("aborted", "rollback_failed")
+    assert code == ExitCode.FLEET
+
+
+def test_an_end_that_is_asked_for_as_the_driver_ends_is_made_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = create(plan_of(2, Options(concurrency=1)))
+    asked: list[subprocess.Popen[str]] = []
+
+    def hear(rollout: Rollout, event: Mapping[str, Any]) -> None:
+        if event["event"] == "ended":
+            words = [sys.executable, "-m", "kedge", "rollout", "abort", "--json"]
+            asked.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+            while ledger.asked_abort() is None:
+                time.sleep(0.05)
+
+    with pool() as executor:
+        drive(ledger, executor, work=Fleet({"d0000": "failed"}), hear=hear)
+    told, _ = asked[0].communicate(timeout=60)
+    assert asked[0].returncode == ExitCode.OK
+    assert json.loads(told)["state"] == "aborted"
+    assert ledger.asked_abort() is None
+
+
+def test_a_resume_says_that_an_end_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = create(plan_of(2, Options(concurrency=1)))
+    with pool() as executor:
+        drive(ledger, executor, work=Fleet({"d0000": "failed"}))
+    ledger.ask_abort(rollback=False)
+    code, told, news = kedge(capsys, "rollout", "resume", "--json")
+    assert (code, json.loads(told)["state"]) == (ExitCode.FLEET, "aborted")
+    assert news.startswith("an end of it was asked for")
 
 
 def test_a_rollout_of_an_archive_can_be_resumed_when_its_archive_is_gone(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["rollout"]
 
 _LOOKS_S = 1.0
+# A driver looks each second whether it is asked to end.
+_HEARS_S, _ASKS_S = 3.0, 0.1
 
 _id = click.argument("part", required=False, metavar="[ID]")
 _every = click.option("--all", "every", is_flag=True, help="A row for each device.")
@@ -70,7 +72,10 @@ def resume_command(part: str | None, skip_failed: bool, cluster: str | None, eve
     Devices whose end is not known are asked again: one that did it already says so. Those that failed are tried again
     first, or left out with --skip-failed.
     """
-    return go_on(_find(part), cluster, out, skip_failed=skip_failed, every=every)
+    ledger = _find(part)
+    if ledger.driver() is None and (ledger.asked_abort() is not None or ledger.read().aborted is not None):
+        out.say("an end of it was asked for (kedge rollout abort): what is left of that is done, and nothing more")
+    return go_on(ledger, cluster, out, skip_failed=skip_failed, every=every)
 
 
 @rollout.command("abort")
@@ -80,7 +85,10 @@ def resume_command(part: str | None, skip_failed: bool, cluster: str | None, eve
 @_every
 @long_output_options
 def abort_command(part: str | None, rollback: bool, cluster: str | None, every: bool, out: Output) -> int | None:
-    """End a rollout: nothing more begins, what runs on devices ends. Whoever drives it does so; else this command."""
+    """End a rollout: nothing more begins, what runs on devices ends. Whoever drives it does so; else this command.
+
+    The exit code is 11 where this command ended it, and a device could not be taken back.
+    """
     ledger = _find(part)
     stands = ledger.read().to_json(driven=True)
     if stands["state"] in ("done", "aborted") and ledger.driver() is None:
@@ -89,11 +97,14 @@ def abort_command(part: str | None, rollback: bool, cluster: str | None, every: 
             hint="of one device: kedge rollback MODEL --on DEVICE",
         )
     ledger.ask_abort(rollback=rollback)
-    driver = ledger.driver()
+    driver = _who_heard(ledger)
     if driver is None:
-        code = go_on(ledger, cluster, out, skip_failed=True, every=every)
-        # That devices do not serve the release is what was asked for.
-        return int(ExitCode.OK) if code == ExitCode.FLEET else code
+        if ledger.asked_abort() is None and ledger.read().ended == "aborted":
+            # Whoever drove it has ended it meanwhile.
+            result(_document(ledger), out, every=every)
+        elif (code := go_on(ledger, cluster, out, skip_failed=True, every=every)) not in (ExitCode.OK, ExitCode.FLEET):
+            return code
+        return _abort_code(_document(ledger), rollback=rollback)
     asked = {"rollout": ledger.id, "rollback": rollback, "driver": driver or None}
     out.result(
         asked,
@@ -142,6 +153,21 @@ def _find(part: str | None) -> Ledger:
         raise BadInputError(f"there is no rollout {part!r}", hint="kedge rollout list")
     named = ", ".join(each.id for each in found[:4]) + (" …" if len(found) > 4 else "")
     raise BadInputError(f"{len(found)} rollouts have {part!r} in their name: {named}", hint="give more of it")
+
+
+def _who_heard(ledger: Ledger) -> int | None:
+    """Process id of the driver that takes the request up; None: nobody drives it, or does any more."""
+    end = time.monotonic() + _HEARS_S
+    # The last look of one that is about to end may have been before it was asked.
+    while ledger.driver() is not None and ledger.asked_abort() is not None and time.monotonic() < end:
+        time.sleep(_ASKS_S)
+    return ledger.driver()
+
+
+def _abort_code(document: Mapping[str, Any], *, rollback: bool) -> int:
+    """That devices do not serve the release is what was asked for; that one still may is not."""
+    missed = ("rollback_failed", "unknown") if rollback else ("rollback_failed",)
+    return int(ExitCode.FLEET if any(each["state"] in missed for each in document["devices"]) else ExitCode.OK)
 
 
 def _document(ledger: Ledger) -> Mapping[str, Any]:
