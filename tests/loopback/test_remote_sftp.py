@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from kedge.errors import AuthenticationRefusedError, HostKeyChangedError, IntegrityError, UnknownHostKeyError
 from kedge.release.remote import fetched, pull_from, push_to
+from tests.conftest import make_release
 from tests.support.sshd import Sshd, make_sshd, remove_sshd
 from tests.support.weights import weighty_release
 
@@ -52,6 +56,22 @@ def test_a_release_goes_to_an_ssh_server_and_back(sshd: Sshd, home: Path, tmp_pa
         file.write(b"damage")
     with pytest.raises(IntegrityError, match=sha256[2:]):
         pull_from(_url(sshd), release.digest, tmp_path / "again")
+
+
+def test_what_a_killed_push_left_on_an_ssh_server_goes_when_it_is_a_day_old(
+    sshd: Sshd, home: Path, tmp_path: Path
+) -> None:
+    release = make_release(tmp_path, version=1)
+    folder = sshd.home / "releases" / "releases" / release.digest
+    push_to(release, _url(sshd))
+    (folder / "manifest.json").unlink()
+    left, fresh = (folder / f"manifest.json.{uuid.uuid4().hex}.partial" for _ in range(2))
+    for each in (left, fresh):
+        each.write_bytes(b"half")
+    os.utime(left, (time.time() - 90000,) * 2)
+    push_to(release, _url(sshd))
+    assert set(os.listdir(folder)) == {"manifest.json", "offer.json", fresh.name}
+    fresh.unlink()
 
 
 def test_a_server_that_nobody_has_seen_is_refused(sshd: Sshd, home: Path, tmp_path: Path) -> None:

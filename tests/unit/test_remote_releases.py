@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,19 @@ def test_waiting_for_another_pull_ends_at_the_deadline(release: Release, store: 
         assert partial is not None
         with pytest.raises(UnreachableError, match="fetching took too long"):
             pull_from(f"file://{store}", release.digest, tmp_path / "back", deadline=Deadline.after(0.3, "fetching"))
+
+
+def test_what_killed_pushes_left_goes_when_it_is_a_day_old(release: Release, store: Path) -> None:
+    path = _object(store, release)
+    path.parent.mkdir(parents=True)
+    left, fresh = (path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial") for _ in range(2))
+    other = path.with_name("of somebody else.partial")
+    for each in (left, fresh, other):
+        each.write_bytes(b"half")
+    for each in (left, other):
+        os.utime(each, (time.time() - 90000,) * 2)
+    push_to(release, f"file://{store}")
+    assert set(os.listdir(path.parent)) == {path.name, fresh.name, other.name}
 
 
 def test_many_that_push_at_once_leave_one_whole_release(release: Release, url: str, tmp_path: Path) -> None:

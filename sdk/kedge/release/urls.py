@@ -10,7 +10,8 @@ import contextlib
 import posixpath
 import re
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -31,6 +32,9 @@ __all__ = ["RemoteFolder", "is_url", "open_folder"]
 _SSH = ("sftp", "ssh")
 # Where a file that is being written can be seen half, and a rename is one step. Object stores show whole objects only.
 _RENAMING = frozenset(("file", "local", "ftp", "smb", *_SSH))
+_PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
+# Nobody writes a file for a day without a byte.
+_LEFT_S = 86400.0
 _CONNECT_S = 15.0
 
 
@@ -68,6 +72,7 @@ class RemoteFolder:
         self._files = files
         self._root = root.rstrip("/")
         self._renames = _scheme(url) in _RENAMING
+        self._swept: set[str] = set()
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none."""
@@ -139,6 +144,19 @@ class RemoteFolder:
                 with contextlib.suppress(Exception):  # whatever went wrong before is what is told
                     self._files.rm_file(partial)
                 raise
+        self._sweep(path)
+
+    def _sweep(self, path: str) -> None:
+        """Remove what pushes that were killed left beside a file that has just arrived; the store's clock says when."""
+        folder = posixpath.dirname(path)
+        if folder in self._swept:
+            return
+        self._swept.add(folder)
+        with contextlib.suppress(Exception):  # somebody else sweeps too, or the store tells no times: it may stay
+            now = _written_s(self._files.info(path))
+            for each in self._files.ls(folder, detail=True):
+                if _PARTIAL.fullmatch(posixpath.basename(each["name"])) and now - _written_s(each) > _LEFT_S:
+                    self._files.rm_file(each["name"])
 
     def _make_folder(self, path: str) -> None:
         try:
@@ -149,6 +167,12 @@ class RemoteFolder:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def _written_s(info: Mapping[str, Any]) -> float:
+    """When a file was written to last, in seconds since 1970."""
+    when = info["mtime"]
+    return float(when.timestamp() if isinstance(when, datetime) else when)
 
 
 def _pipelined(file: Any, offset: int, size: int) -> Iterator[bytes]:
