@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from kedge.build.release import BuildOptions, build_release
 from kedge.cli import main
 from kedge.config import config_dir
 from kedge.errors import ExitCode
@@ -24,8 +25,12 @@ from kedge.fleet.rollout.machine import Rollout
 from kedge.fleet.rollout.options import Options
 from kedge.release.archives import export_release
 from kedge.release.bundle import Release
+from kedge.targets import load_target
 from tests.conftest import make_release
+from tests.support import models
+from tests.support.bad_models import obedient_release
 from tests.support.driven import Fleet, plan_of, pool
+from tests.support.keys import make_key
 from tests.support.pages import self_contained
 from tests.support.schemas import validate
 
@@ -209,6 +214,38 @@ def test_what_cannot_be_begun_is_one_line_and_a_hint_and_leaves_no_ledger(
     assert says in error
     assert hint.startswith("  hint: ")
     assert rollouts() == []
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_deadline_that_ends_before_the_probation_is_refused_before_anything_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    release = obedient_release(tmp_path, version=1, probation_s=20)
+    given = ("deploy", release.folder, "--to", "local", *more, "--deadline")
+    code, told, news = kedge(capsys, *given, "20s")
+    assert (code, told) == (ExitCode.BAD_INPUT, "")
+    assert "a deadline of 20 s ends before the release's probation of 20 s" in news
+    assert "hint: --deadline 2m, or build it with a shorter --probation" in news
+    assert rollouts() == []
+    assert kedge(capsys, *given, "2m", "--dry-run")[0] == 0
+
+
+def test_an_engine_of_a_worker_needs_a_url_to_come_back_by_and_whom_that_trusts_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = models.classifier(tmp_path / "net.onnx", batch=1)
+    options = BuildOptions("net", on_device=True)
+    planned = build_release(model, load_target("rtx-ada-2000"), tmp_path / "net", options).release
+    key = make_key(tmp_path, "signer")
+    given = ("deploy", planned.folder, "--to", "local", "--cluster", "tcp://127.0.0.1:1", "--attest", key.path)
+    code, told, news = kedge(capsys, *given, "--dry-run")
+    assert (code, told) == (ExitCode.BAD_INPUT, "")
+    assert "comes back from its worker by a URL" in news
+    code, _, news = kedge(capsys, *given, "--source", "file:///nowhere", "--dry-run")
+    assert (code, news) == (
+        0,
+        "this host signs the engine that a worker says its device built: whom you trust is in docs/cluster.md\n",
+    )
 
 
 def test_a_part_of_a_name_that_several_have_is_refused(

@@ -49,6 +49,8 @@ def begin(
     options = asked.options(limit_bytes_per_s)
     devices = inventory.select(to)
     with _lasting(release, unpack=not asked.dry_run) as given:
+        if (note := asked.note_on(given)) is not None:
+            out.say(note)
         source = {"digest": given.digest, "source": asked.source or str(given.folder.absolute())}
         plan = functools.partial(
             make_plan,

@@ -16,6 +16,7 @@ from .units import parse_duration
 
 if TYPE_CHECKING:
     from ..fleet.rollout.plan import Options
+    from ..release.bundle import Release
 
 __all__ = ["Asked", "asked", "parse_share", "rollout_options"]
 
@@ -117,6 +118,30 @@ class Asked:
             attest=None if self.attest is None else str(self.attest.expanduser().absolute()),
             cluster=self.cluster,
         )
+
+    def note_on(self, release: Release) -> str | None:
+        """What is to be known of rolling this release out so; None: nothing.
+
+        Raises:
+            BadInputError: it could come to no good end.
+        """
+        from ..deploy.engines import needs_engine
+
+        deadline_s, probation = self.deadline or _DEADLINE_S, release.manifest.gates.probation
+        if probation is not None and deadline_s <= probation.seconds:
+            longer = f"--deadline {probation.seconds // 60 + 2}m"
+            raise BadInputError(
+                f"a deadline of {deadline_s} s ends before the release's probation of {probation.seconds} s",
+                hint=f"{longer}, or build it with a shorter --probation",
+            )
+        if self.attest is None or self.cluster is None or needs_engine(release) is None:
+            return None
+        if self.source is None:
+            raise BadInputError(
+                "an engine that a device builds for others comes back from its worker by a URL, and there is none",
+                hint="kedge release push RELEASE --to URL, then --source URL",
+            )
+        return "this host signs the engine that a worker says its device built: whom you trust is in docs/cluster.md"
 
 
 def asked(given: Mapping[str, Any]) -> Asked:
