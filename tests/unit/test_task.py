@@ -97,7 +97,7 @@ class TestEndsThatAreToldLater:
         # Somebody's of before, of a device that was tasked just now.
         assert not tells(now, 2)
 
-    @pytest.mark.parametrize("at_s", [None, "yesterday", time.time() + 86_400])
+    @pytest.mark.parametrize("at_s", [None, "yesterday", 4e9])
     def test_a_clock_that_is_wrong_has_a_deploy_begun_anew(self, at_s: Any) -> None:
         assert not has_begun([{"step": "begun", "at_s": at_s}], time.time() - 10)
         assert not has_begun([], time.time())
@@ -117,26 +117,51 @@ class Told:
         return memoryview(self._metrics.encode())
 
 
+ROW = {"precision": None, "current": None, "previous": None, "problem": None, "model": "net", "state": "serving"}
+
+
+def look(metrics: str) -> dict[str, Any]:
+    told = Told(metrics, {**ROW, "version": 2, "release": "1" * 64})
+    return look_at(told, "one", "net", "1" * 64)  # type: ignore[arg-type]
+
+
 def test_a_look_takes_the_figures_of_its_model_and_its_version_alone() -> None:
-    metrics = "\n".join(
-        [
-            "# HELP nv_inference_request_success Requests",
-            'nv_inference_request_success{model="net",version="1"} 900',
-            'nv_inference_request_success{model="net",version="2"} 30',
-            'nv_inference_request_success{model="other",version="2"} 77',
-            'nv_inference_request_failure{model="net",version="2",reason="bad_input"} 5',
-            'nv_inference_request_failure{model="net",version="2",reason="internal"} 3',
-            'kedge_inference_last_minute_seconds{model="net",version="2",part="total",quantile="0.99"} 0.9',
-            'kedge_inference_last_minute_seconds{model="net",version="2",part="compute",quantile="0.5"} 0.8',
-            'kedge_inference_last_minute_seconds{model="net",version="2",part="compute",quantile="0.99"} 0.0125',
-            'nv_inference_request_success{model="net",version="2"} nan',
-            "nonsense{{{",
-        ]
-    )
-    row = dict.fromkeys(("precision", "current", "previous", "problem"))
-    told = Told(metrics, {**row, "model": "net", "state": "serving", "version": 2, "release": "1" * 64})
-    look = look_at(told, "one", "net", "1" * 64)  # type: ignore[arg-type]
-    assert look == {"release": "1" * 64, "requests": 33, "errors": 3, "p99_ms": 12.5, "why": None}
+    metrics = [
+        "# HELP nv_inference_request_success Requests",
+        'nv_inference_request_success{model="net",version="1"} 900',
+        'nv_inference_request_success{model="net",version="2"} 30',
+        'nv_inference_request_success{model="other",version="2"} 77',
+        'nv_inference_request_failure{model="net",version="2",reason="bad_input"} 5',
+        'nv_inference_request_failure{model="net",version="2",reason="internal"} 3',
+        'kedge_inference_last_minute_seconds{model="net",version="2",part="total",quantile="0.99"} 0.9',
+        'kedge_inference_last_minute_seconds{model="net",version="2",part="compute",quantile="0.5"} 0.8',
+        'kedge_inference_last_minute_seconds{model="net",version="2",part="compute",quantile="0.99"} 0.0125',
+        'kedge_inference_last_minute_requests{model="net",version="2"} 100',
+        'kedge_inference_last_minute_requests{model="net",version="1"} 1',
+        'nv_inference_request_success{model="net",version="2"} nan',
+        "nonsense{{{",
+    ]
+    assert look("\n".join(metrics)) == {
+        "release": "1" * 64, "requests": 33, "errors": 3, "p99_ms": 12.5, "why": None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("", "its agent does not tell how many requests"),
+        ('kedge_inference_last_minute_requests{model="net",version="2"} 99', "99 requests in the last minute, fewer"),
+    ],
+)
+def test_the_largest_of_a_few_requests_is_no_99th_percentile(told: str, why: str) -> None:
+    metrics = [
+        'nv_inference_request_success{model="net",version="2"} 99',
+        'kedge_inference_last_minute_seconds{model="net",version="2",part="compute",quantile="0.99"} 0.0125',
+        told,
+    ]
+    found = look("\n".join(metrics))
+    assert (found["requests"], found["errors"], found["p99_ms"]) == (99, 0, None)
+    assert why in found["why"]
 
 
 def test_the_work_travels_by_its_name() -> None:
