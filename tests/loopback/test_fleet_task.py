@@ -21,6 +21,7 @@ from kedge.fleet.way import open_way
 from kedge.release.bundle import Release
 from kedge.transport.client import AgentClient
 from kedge.transport.hostkeys import HostKey
+from kedge_agent.formats.latency import LEAST_REQUESTS
 from tests.conftest import make_release
 from tests.support.bad_models import X, obedient_release, order, wrong_outputs
 from tests.support.deploys import eventually
@@ -118,7 +119,11 @@ def test_a_look_tells_what_clients_met_and_nothing_that_was_not_measured(one: Na
 
     client = AgentClient(one)
     try:
-        for _ in range(20):
+        client.infer("digits", {"x": X, "order": order()})
+        assert eventually(
+            lambda: "requests in the last minute, fewer" in answer_of(one, release, "look")["look"]["why"]
+        )
+        for _ in range(LEAST_REQUESTS - 1):
             client.infer("digits", {"x": X, "order": order()})
         for _ in range(2):
             with pytest.raises(Exception, match="out of data bounds"):
@@ -130,7 +135,7 @@ def test_a_look_tells_what_clients_met_and_nothing_that_was_not_measured(one: Na
     assert eventually(lambda: answer_of(one, release, "look")["look"]["p99_ms"] is not None, 10)
     look = answer_of(one, release, "look")["look"]
     # The malformed request reached no runtime.
-    assert (look["requests"], look["errors"], look["why"]) == (22, 2, None)
+    assert (look["requests"], look["errors"], look["why"]) == (LEAST_REQUESTS + 2, 2, None)
     assert look["p99_ms"] > 0
 
 

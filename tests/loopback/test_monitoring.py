@@ -74,6 +74,11 @@ def test_sensors_and_the_recorder_are_in_the_metrics(agent: oip.Served) -> None:
     }
     assert latency.keys() == {(part, quantile) for part in ("total", "compute") for quantile in ("0.5", "0.99")}
     assert 0 < latency["compute", "0.5"] <= latency["compute", "0.99"] <= latency["total", "0.99"]
+    counted = {
+        sample.labels["version"]: sample.value for sample in families["kedge_inference_last_minute_requests"].samples
+    }
+    assert counted.keys() == {"7"}
+    assert counted["7"] >= 1
     assert families["kedge_recorder_bytes"].samples[0].value > 0
     assert families["kedge_recorder_writing"].samples[0].value == 1
     assert 0 < families["kedge_recorder_cpu_ratio"].samples[0].value < 1

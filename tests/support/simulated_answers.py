@@ -252,5 +252,6 @@ def _metrics(disk: Disk) -> str:
             f"nv_inference_request_success{{{of}}} 100",
             f'nv_inference_request_failure{{{of},reason="internal"}} 0',
             f'kedge_inference_last_minute_seconds{{{of},part="compute",quantile="0.99"}} {disk.p99_ms / 1e3}',
+            f"kedge_inference_last_minute_requests{{{of}}} 100",
         ]
     return "".join(f"{line}\n" for line in lines)

@@ -10,8 +10,9 @@ import pytest
 
 from kedge_agent.errors import AgentError
 from kedge_agent.formats.gates import LatencyGate, ProbationRules
+from kedge_agent.formats.latency import LEAST_REQUESTS
 from kedge_agent.runtime.pool import Timing
-from kedge_agent.serving.probation import LEAST_REQUESTS, Findings, Watch, failing, probation_rules, slow
+from kedge_agent.serving.probation import Findings, Watch, failing, probation_rules, slow
 from kedge_agent.serving.statistics import ModelStatistics
 
 RULES = ProbationRules(60, 0.1)

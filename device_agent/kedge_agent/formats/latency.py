@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["PERCENTILES", "LatencySummary", "percentile_index", "summarize"]
+__all__ = ["LEAST_REQUESTS", "PERCENTILES", "LatencySummary", "percentile_index", "summarize"]
 
 PERCENTILES = (50, 90, 95, 99)
+
+LEAST_REQUESTS = 100
+"""Requests of clients that a 99th percentile is taken of, at least: of fewer it is their largest."""
 
 _FLOAT = struct.Struct("f")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import AgentError
 from ..failpoints import reached
+from ..formats.latency import LEAST_REQUESTS
 from ..formats.manifest import Manifest
 from ..measure.memory import read_memory
 from ..store.models import ModelState, go_back, prepare_back, prepare_switch, switch
@@ -16,7 +17,7 @@ from ..store.releases import Acceptance, read_acceptance
 from ..store.signatures import require_standing
 from .gating import Gated, describe_live, judge_parity, needs_bytes, run_gates
 from .loading import LiveModel, check_parity
-from .probation import LEAST_REQUESTS, SUPERSEDED, Watch
+from .probation import SUPERSEDED, Watch
 from .repository import Repository
 from .reverting import back_of, put_back
 from .room import Job, Room

@@ -89,6 +89,11 @@ def render_recorder(recorder: Recorder) -> str:
                     pairs = {"model": model, "version": str(each.version), "part": part}
                     pairs["quantile"] = f"{percentile / 100:g}"
                     lines.append(f"{name}{_pairs(pairs)} {_number(ns / 1e9)}")
+    name = "kedge_inference_last_minute_requests"
+    _head(lines, "gauge", name, "Requests that were answered in the last minute: those of its latencies")
+    for model, each in sorted(recorder.last_minute().items()):
+        pairs = {"model": model, "version": str(each.version)}
+        lines.append(f"{name}{_pairs(pairs)} {each.compute.count}")
     _head(lines, "gauge", "kedge_recorder_bytes", "What the flight recorder takes of the disk")
     lines.append(f"kedge_recorder_bytes {recorder.bytes}")
     _head(lines, "gauge", "kedge_recorder_writing", "1 where the disk took a record within the last minute")

@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..formats.gates import LatencyGate, ProbationRules
+from ..formats.latency import LEAST_REQUESTS
 from ..formats.manifest import Manifest
 from .gating import Tell
 from .loading import LiveModel
 from .statistics import ModelStatistics
 
-__all__ = ["LEAST_REQUESTS", "SUPERSEDED", "Findings", "Watch", "failing", "hanging", "probation_rules", "slow"]
-
-LEAST_REQUESTS = 100
-"""Requests that a 99th percentile is taken of, at least."""
+__all__ = ["SUPERSEDED", "Findings", "Watch", "failing", "hanging", "probation_rules", "slow"]
 
 SUPERSEDED = "superseded"
 """What ends a probation where another release takes the place of the one that is on it."""

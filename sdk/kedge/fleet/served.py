@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kedge_agent.formats.latency import LEAST_REQUESTS
 from kedge_agent.formats.manifest import ManifestError, is_digest, parse_manifest
 from kedge_agent.formats.offer import parse_offer
 from kedge_agent.wire import MAX_JSON_BYTES
@@ -26,6 +27,7 @@ _PAUSE_S = 1.0
 _METRIC = re.compile(r'(?P<name>[a-z_]+)\{(?P<labels>(?:[a-z_]+="[^"\\]*",?)*)\} (?P<value>[0-9.e+-]{1,32})')
 _LABEL = re.compile(r'([a-z_]+)="([^"]*)"')
 _LAST_MINUTE = "kedge_inference_last_minute_seconds"
+_OF_THOSE = "kedge_inference_last_minute_requests"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def look_at(
 
     release: what is live; `digest` also where that completes it with an engine. requests, errors: that reached the
     runtime since the release was loaded, and those of them that failed there, as a probation counts them. p99_ms: 99th
-    percentile of compute of what clients sent in the last minute. What was not measured is None, and `why` says so.
+    percentile of compute of what clients sent in the last minute, where those were enough. What was not measured is
+    None, and `why` says so.
 
     Raises:
         KedgeError: the device cannot be reached.
@@ -124,14 +127,26 @@ def look_at(
     if answered is None:
         return {**look, "why": "the agent tells no figures of this release"}
     failed = figures.get(("nv_inference_request_failure", "internal"), 0.0)
-    p99_s = figures.get((_LAST_MINUTE, None))
+    p99_s, of = figures.get((_LAST_MINUTE, None)), figures.get((_OF_THOSE, None))
+    why = _why_no_p99(p99_s, of)
     return {
         **look,
         "requests": int(answered + failed),
         "errors": int(failed),
-        "p99_ms": None if p99_s is None else p99_s * 1e3,
-        "why": None if p99_s is not None else "no request was answered in the last minute",
+        "p99_ms": None if p99_s is None or why is not None else p99_s * 1e3,
+        "why": why,
     }
+
+
+def _why_no_p99(p99_s: float | None, requests: float | None) -> str | None:
+    """Why a 99th percentile of so many requests is none; None: it is one."""
+    if p99_s is None:
+        return "no request was answered in the last minute"
+    if requests is None:
+        return "its agent does not tell how many requests the last minute's latency is of"
+    if requests < LEAST_REQUESTS:
+        return f"{requests:.0f} requests in the last minute, fewer than the {LEAST_REQUESTS} of a 99th percentile"
+    return None
 
 
 def _is_at(client: AgentClient, device: str, release: str) -> bool:
