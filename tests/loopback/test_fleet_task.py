@@ -144,6 +144,7 @@ def test_a_device_goes_back_only_from_the_rollout_s_own_release(one: Named, tmp_
     answer_of(one, first)
     alone = answer_of(one, first, "rollback", first_s=None)
     assert (alone["state"], alone["exit_code"]) == ("rollback_failed", 3)
+    assert alone["hint"] == "kedge deploy RELEASE --to one, with one that it is to serve instead"
     first_s = time.time()
     answer_of(one, second)
     back = answer_of(one, second, "rollback", first_s=first_s)
@@ -251,8 +252,10 @@ class TestDeadlines:
         finally:
             os.kill(pid, signal.SIGCONT)
         assert (answer["state"], answer["exit_code"]) == ("late", 12)
-        assert "probation" in answer["reason"]
+        assert answer["reason"] == "not done after 8 s: the deadline lies within its probation"
         assert "goes on by itself" in answer["hint"]
+        # A resume takes the options that the rollout was begun with.
+        assert "begin the rollout anew with a longer --deadline" in answer["hint"]
         assert live(one) == release.digest
 
     def test_a_device_that_is_slow_to_take_what_is_pushed_is_late(self, one: Named, release: Release) -> None:

@@ -33,9 +33,8 @@ from ..deploy.push import DEVICE_STEPS, deploy
 from ..deploy.rollback import rollback
 from ..errors import (
     AgentMissingError,
+    BadInputError,
     BusyError,
-    ExitCode,
-    GateRefusedError,
     InternalError,
     KedgeError,
     OutcomeUnknownError,
@@ -44,10 +43,10 @@ from ..errors import (
 )
 from ..release.bundle import Release
 from ..release.remote import fetched
-from ..report.text import one_line
 from ..targets import Target, host_target, load_target
 from ..transport.base import Deadline, Transport
 from ..transport.client import AgentClient
+from .ends import NOTHING, ended, late
 from .engines import built_engine, choose_engine
 from .served import look_at, serves, serves_at_last, what_serves
 from .way import Opener, local_way, open_way
@@ -61,12 +60,6 @@ _ANSWER_S = 20.0
 # A device takes a minute to notice that a host which pushed to it has died.
 _BUSY_S = 75.0
 _BUSY_PAUSE_S = 2.0
-_MAX_TEXT = 1000
-_STATES = (
-    (GateRefusedError, "refused"),
-    (UnreachableError, "unreachable"),
-    (OutcomeUnknownError, "unknown"),
-)
 # These may come of the deadline itself: what waits is ended by it.
 _CUT_SHORT = (UnreachableError, OutcomeUnknownError, AgentMissingError, BusyError, InternalError)
 
@@ -122,21 +115,22 @@ class _Work:
         kinds = {"deploy": self._deploy, "build": self._build, "look": self._look, "rollback": self._rollback}
         try:
             self._enter("connect")
-            return {**_nothing(), **kinds[self._task["kind"]]()}
+            return {**NOTHING, **kinds[self._task["kind"]]()}
         except KedgeError as error:
             if self._deadline.has_passed and isinstance(error, _CUT_SHORT):
                 return self._late(error)
-            return self._ended(error)
+            return ended(self._task["kind"], error)
         except Exception as error:  # whatever it is, the rollout goes on without this device
             if self._deadline.has_passed:
                 # What was under way when the transport was closed may fail in any way.
                 return self._late(InternalError(first_line(error)))
-            return self._ended(
-                InternalError(
-                    f"{self._device}: {type(error).__name__}: {first_line(error)}",
-                    hint="this is a defect of kedge: report it, with this line",
-                )
-            )
+            told = f"{self._device}: {type(error).__name__}: {first_line(error)}"
+            hint = "this is a defect of kedge: report it, with this line"
+            return ended(self._task["kind"], InternalError(told, hint=hint))
+
+    def _late(self, error: KedgeError) -> dict[str, Any]:
+        goes_on = self._step in DEVICE_STEPS or isinstance(error, OutcomeUnknownError)
+        return late(self._task["kind"], self._device, self._step, self._task["deadline_s"], goes_on=goes_on)
 
     def ended_steps(self) -> dict[str, float]:
         """Seconds by step."""
@@ -257,6 +251,10 @@ class _Work:
             self._enter("rollback")
             try:
                 rollback(transport, self._task["model"], self._deadline)
+            except BadInputError as error:
+                # It has nothing to go back to.
+                hint = f"kedge deploy RELEASE --to {self._device}, with one that it is to serve instead"
+                raise BadInputError(error.message, hint=hint) from error
             except OutcomeUnknownError:
                 # What it did, its status tells.
                 hang_up(transport)
@@ -296,39 +294,6 @@ class _Work:
                 if time.monotonic() >= end:
                     raise
                 time.sleep(_BUSY_PAUSE_S)
-
-    def _late(self, error: KedgeError) -> dict[str, Any]:
-        goes_on = self._step in DEVICE_STEPS or isinstance(error, OutcomeUnknownError)
-        hint = "the device goes on by itself" if goes_on else "what has arrived is not sent again"
-        return {
-            **_nothing(),
-            "state": "rollback_failed" if self._task["kind"] == "rollback" else "late",
-            "reason": f"not done after {self._task['deadline_s']:g} s: {self._step}",
-            "hint": f"{hint}; resume the rollout, with a later deadline where the step takes its time",
-            "exit_code": int(ExitCode.OUTCOME_UNKNOWN if goes_on else ExitCode.UNREACHABLE),
-        }
-
-    def _ended(self, error: KedgeError) -> dict[str, Any]:
-        state = next((state for kind, state in _STATES if isinstance(error, kind)), "failed")
-        return {
-            **_nothing(),
-            "state": "rollback_failed" if self._task["kind"] == "rollback" else state,
-            "reason": one_line(error.message)[:_MAX_TEXT],
-            "hint": one_line(error.hint)[:_MAX_TEXT] or None,
-            "exit_code": int(error.exit_code),
-        }
-
-
-def _nothing() -> dict[str, Any]:
-    return {
-        "state": "failed",
-        "reason": None,
-        "hint": None,
-        "exit_code": int(ExitCode.OK),
-        "deployed": None,
-        "engine": None,
-        "look": None,
-    }
 
 
 def _verify_once(release: Release) -> None:
