@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from kedge.fleet.inventory import Limit
 from kedge.fleet.rollout.options import Options
 from kedge.fleet.rollout.plan import Plan, make_plan
 
-__all__ = ["OTHER", "RELEASE", "Fleet", "answer", "names", "plan_of", "pool"]
+__all__ = ["OTHER", "RELEASE", "Fleet", "Serving", "answer", "names", "plan_of", "pool"]
 
 RELEASE = "5" * 64
 OTHER = "6" * 64
@@ -115,14 +116,49 @@ class Fleet:
             way = self.answers.get(device)
             if callable(way):
                 return way(task)
-            return answer(task, way if way is not None and task["kind"] == "deploy" else None)
+            return self.told(task, way if task["kind"] == "deploy" else None)
         finally:
             with self._lock:
                 self._now.subtract(mine)
 
+    def told(self, task: Mapping[str, Any], state: str | None) -> Any:
+        """What a device answers by itself; `state`: that it is to come to."""
+        return answer(task, state)
+
     def of(self, kind: str) -> list[str]:
         """The devices that were asked for this, in order."""
         return [device for device, asked in self.asked if asked == kind]
+
+
+class Serving(Fleet):
+    """Devices that remember what they serve, as real ones do, whatever is said of them.
+
+    A state in `answers` is that of deploys; all but "refused" and "failed" switch first. serves: release by device.
+    """
+
+    def __init__(self, count: int, answers: Mapping[str, str | Answers] | None = None) -> None:
+        super().__init__(answers)
+        self.serves = dict.fromkeys(names(count), OTHER)
+        self._begun_s: dict[str, float] = {}
+
+    def told(self, task: Mapping[str, Any], state: str | None = None) -> Any:
+        device, serves = task["device"], self.serves[task["device"]] == RELEASE
+        began = task["first_s"] is None or self._begun_s.get(device, 0.0) >= task["first_s"]
+        if task["kind"] == "look":
+            return answer(task, state, look={"release": self.serves[device]})
+        if task["kind"] == "rollback" and serves and began:
+            self.serves[device] = OTHER
+        elif task["kind"] == "deploy" and serves:
+            return answer(task, state or ("updated" if began else "current"))
+        elif task["kind"] == "deploy" and state not in ("refused", "failed"):
+            self.serves[device], self._begun_s[device] = RELEASE, time.time()
+        return answer(task, state)
+
+    def agrees(self, document: Mapping[str, Any]) -> bool:
+        """Whether devices serve what the document says of them; where it says that it does not know, they may."""
+        said = {"updated": RELEASE, "current": RELEASE}
+        said |= dict.fromkeys(("waiting", "not_begun", "refused", "reverted", "rolled_back"), OTHER)
+        return all(said.get(each["state"]) in (None, self.serves[each["device"]]) for each in document["devices"])
 
 
 @contextmanager

@@ -24,7 +24,10 @@ KEYS = ("1" * 64, "2" * 64)
 
 
 class Driven:
-    """A rollout whose workers answer as the draw says, and whose host dies when it says."""
+    """A rollout whose workers answer as the draw says, and whose host dies when it says.
+
+    serves: devices that really serve the release, and when they began to; before: those that did before the rollout.
+    """
 
     def __init__(self, plan: Plan, draw: Any) -> None:
         self.plan = plan
@@ -33,6 +36,8 @@ class Driven:
         self.rollout = Rollout(plan)
         self.flying: dict[str, str] = {}
         self.now_s = 1000.0
+        self.before = draw(st.sets(st.sampled_from([each.name for each in plan.devices]), max_size=2))
+        self.serves = dict.fromkeys(self.before, 0.0)
 
     def write(self, event: dict[str, Any]) -> None:
         self.now_s += 1.0
@@ -74,33 +79,81 @@ class Driven:
         device = self.draw(st.sampled_from(sorted(self.flying)))
         kind = self.flying.pop(device)
         task = task_for(self.rollout, device, kind)
-        if kind == "deploy":
+        if kind == "deploy" and device in self.serves:
+            tells = self.draw(st.sampled_from(("current", "current", "unreachable")))
+            if tells == "current" and self.serves[device] >= task["first_s"] and self.draw(st.booleans()):
+                tells = "updated"
+            told = answer(task, tells)
+        elif kind == "deploy":
             key = KEYS[self.rollout.index(device) % 2]
             wants = self.plan.options.attest is not None and not any(each["key"] == key for each in task["engines"])
             if wants and self.draw(st.booleans()):
                 told = answer(task, "needs_engine", engine={"key": key, "passport": {}})
             else:
-                told = answer(task, self.draw(st.sampled_from(("updated",) * 6 + ("current", *FAILURES[:5]))))
+                told = answer(task, self.draw(st.sampled_from(("updated",) * 6 + FAILURES[:5])))
+                self.do(device, kind, told["state"])
         elif kind == "build":
             key = self.rollout.device(device).engine_key
             told = answer(task, self.draw(st.sampled_from(("built", "built", "failed"))), engine={"key": key})
         elif kind == "look":
             state = self.draw(st.sampled_from(("looked",) * 5 + ("unreachable",)))
-            look = {"release": self.draw(st.sampled_from((task["release"]["digest"],) * 5 + (OTHER, None)))}
+            if state == "looked" and self.draw(st.integers(0, 6)) == 0:
+                # Somebody at the device has put something else there.
+                self.serves.pop(device, None)
+            elsewhere = self.draw(st.sampled_from((OTHER, None)))
+            look = {"release": task["release"]["digest"] if device in self.serves else elsewhere}
             look["errors"] = self.draw(st.sampled_from((0, 0, 0, 60)))
             told = answer(task, state, **({"look": look} if state == "looked" else {}))
         else:
             told = answer(task, self.draw(st.sampled_from(("rolled_back", "rollback_failed"))))
+            self.do(device, kind, told["state"])
         self.write({"event": "answer", "answer": read_answer(told, device, kind)})
+
+    def do(self, device: str, kind: str, state: str | None) -> None:
+        """What a task really does at its device, whatever is heard of it (None: nothing is)."""
+        sure = state in ("updated", "rolled_back")
+        if state in ("refused", "failed") or not (sure or self.draw(st.booleans())):
+            return
+        if kind == "deploy":
+            self.serves.setdefault(device, self.now_s)
+        elif kind == "rollback":
+            first_s = task_for(self.rollout, device, kind)["first_s"]
+            if first_s is None or self.serves.get(device, first_s) >= first_s:
+                self.serves.pop(device, None)
+
+    def lose(self) -> None:
+        """The workers are gone, and another driver goes on with others."""
+        for device, kind in self.flying.items():
+            self.do(device, kind, None)
+            self.write({"event": "lost", "device": device, "reason": "its worker is gone"})
+        self.flying.clear()
+        self.write({"event": "interrupted", "reason": "no workers", "hint": "", "exit_code": 4})
+        self.write({"event": "resumed", "skip_failed": self.draw(st.booleans())})
 
     def die(self, *, skip_failed: bool) -> None:
         """The host is killed, at most the last event with it, and another drives on."""
         if self.events and self.draw(st.booleans()):
-            self.events.pop()
+            lost = self.events.pop()
+            if lost["event"] == "task":
+                # It was not handed out yet.
+                self.flying.pop(lost["device"], None)
+        for device, kind in self.flying.items():
+            self.do(device, kind, None)
         self.replay()
         self.flying.clear()
         if self.rollout.ended != "aborted":
             self.write({"event": "resumed", "skip_failed": skip_failed})
+
+    def agree(self) -> None:
+        """Devices serve what the rollout says of them."""
+        for each in self.rollout.devices:
+            name = each.planned.name
+            if each.serves_release:
+                assert name in self.serves, each
+            elif each.state in ("refused", "reverted", "rolled_back", "not_begun") and name not in self.before:
+                assert name not in self.serves, each
+            if self.rollout.ended == "aborted" and self.rollout.aborted and each.state != "rollback_failed":
+                assert name not in self.serves or name in self.before, each
 
     def replay(self) -> None:
         again = Rollout(self.plan)
@@ -153,6 +206,9 @@ def test_whatever_the_order_nothing_begins_after_a_halt_and_every_device_ends_in
         elif what == 1 and not aborts and driven.rollout.aborted is None:
             aborts += 1
             driven.write({"event": "abort", "rollback": data.draw(st.booleans())})
+        elif what == 2 and deaths < 3:
+            deaths += 1
+            driven.lose()
         else:
             driven.land()
     document = driven.rollout.to_json()
@@ -163,6 +219,7 @@ def test_whatever_the_order_nothing_begins_after_a_halt_and_every_device_ends_in
         if each["state"] in FAILURES or each["state"] == "rollback_failed":
             assert each["reason"]
             assert each["exit_code"]
+    driven.agree()
     # The document is a function of the plan and the events, and so is that of every beginning of them.
     driven.replay()
     assert driven.rollout.to_json() == document
@@ -188,3 +245,4 @@ def test_whatever_the_order_nothing_begins_after_a_halt_and_every_device_ends_in
                 break
         if driven.rollout.ended == "done":
             assert {each.state for each in driven.rollout.devices} <= FINAL
+        driven.agree()

@@ -247,18 +247,21 @@ def test_an_abort_of_what_halted_takes_back_what_it_had_updated_and_tries_nothin
     assert fleet.of("deploy") == []
 
 
-def test_an_abort_of_a_rollout_whose_host_died_says_that_an_end_is_not_known() -> None:
+@pytest.mark.parametrize(("rollback", "state"), [(False, "unknown"), (True, "rolled_back")])
+def test_an_abort_of_a_rollout_whose_host_died_says_that_an_end_is_not_known_or_takes_back(
+    rollback: bool, state: str
+) -> None:
     fleet = Fleet()
     ledger = create(plan_of(4, Options(concurrency=1)))
     with pool() as executor:
         drive(ledger, executor, work=fleet)
         cut(ledger, lambda event: event["event"] == "task" and event["device"] == "d0002")
         fleet.asked.clear()
-        ledger.ask_abort(rollback=True)
+        ledger.ask_abort(rollback=rollback)
         document = resume(ledger, executor, work=fleet).to_json()
     assert document["state"] == "aborted"
-    assert states(document) == ["rolled_back", "rolled_back", "unknown", "not_begun"]
-    assert document["devices"][2]["exit_code"] == 12
+    assert states(document) == [*["rolled_back" if rollback else "updated"] * 2, state, "not_begun"]
+    assert document["devices"][2]["exit_code"] == (0 if rollback else 12)
     assert fleet.of("deploy") == []
 
 

@@ -52,6 +52,7 @@ STATES: Mapping[str, State] = {
     "unreachable": State("unreachable", "✗", "bold red", "failed", PURPLE, "no answer in time"),
     "late": State("late", "✗", "bold red", "failed", PURPLE, "no answer in time"),
     "rolled_back": State("rolled back", "↩", "yellow", "warning", GREY, "rolled back or not begun"),
+    "rolling_back": State("rolling back", "●", "cyan", "info", BLUE, "at work"),
     "building": State("building", "●", "cyan", "info", BLUE, "at work"),
     "running": State("running", "●", "cyan", "info", BLUE, "at work"),
     "waits_for_engine": State("waits for engine", "…", "cyan", "info", BLUE, "at work"),

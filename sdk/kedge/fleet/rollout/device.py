@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .answers import FAILURES
+from .answers import DEPLOY, FAILURES
 from .plan import Planned
 
 __all__ = ["DeviceState"]
@@ -19,8 +19,9 @@ class DeviceState:
     round: the wave in which it was last reached; 0: in none. queued, flying: the kind of task that it waits for, or
     that a worker has. release: that it said it serves. engine_key: of the engine that it asked for. look: what it said
     when it was looked at after the last pause of its wave. left: it was updated, and then not found to serve the
-    release. skipped: its failure no longer counts. first_s: when it was first tasked with what has not been answered
-    yet: a worker tells the end of what the device began since then, though nobody listened.
+    release. skipped: its failure no longer counts. first_s: when it was first tasked with a deploy that it has not said
+    to have come to nothing: a worker tells the end of what the device began since then, though nobody listened. given:
+    a worker was to give it the release, and nothing says that it does not serve it. said_updated: it said that it does.
     """
 
     planned: Planned
@@ -35,6 +36,8 @@ class DeviceState:
     attempts: int = 0
     begun_s: float | None = None
     first_s: float | None = None
+    given: bool = False
+    said_updated: bool = False
     ended_s: float | None = None
     seconds: float | None = None
     steps: dict[str, float] = field(default_factory=dict)
@@ -72,6 +75,29 @@ class DeviceState:
             self.push_s, self.wire_bytes, self.p99_ms = told["push_s"], told["wire_bytes"], told["p99_ms"]
             self.previous, self.release = told["previous"], told["release"]
 
+    def judge(self, answer: Mapping[str, Any]) -> str:
+        """The state that an answer to a deploy leads to."""
+        state = str(answer["state"])
+        if state == "current":
+            # Whoever was to give it the release did so, and nobody was told.
+            return "updated" if self.given else "current"
+        if state in ("refused", "needs_engine") or (state == "failed" and not self.given and answer["worker"]):
+            self.forget()
+        else:
+            self.given = True
+        self.said_updated = self.said_updated or state == "updated"
+        return state
+
+    def lose(self) -> None:
+        """Whoever had its task is gone, and told no end of it."""
+        self.given = self.given or self.flying == DEPLOY
+        self.flying = self.step = None
+
+    def forget(self) -> None:
+        """It does not serve what this rollout gave it."""
+        self.first_s = None
+        self.given = self.said_updated = False
+
     def end(self, state: str, at_s: float, said: Mapping[str, Any]) -> None:
         """It has come to an end, for now."""
         self.state, self.ended_s = state, at_s
@@ -79,9 +105,7 @@ class DeviceState:
 
     def renew(self) -> None:
         """It is to be tried again."""
-        if self.state not in ("waiting", "running", "building", "waits_for_engine"):
-            self.first_s = None
-        self.state, self.queued, self.flying, self.step = "waiting", None, None, None
+        self.state, self.queued = "waiting", None
         self.reason = self.hint = self.exit_code = self.ended_s = self.seconds = self.look = self.engine_key = None
         self.steps = {}
         self.left = self.skipped = False

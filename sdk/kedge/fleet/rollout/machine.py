@@ -11,6 +11,7 @@ from .answers import BUILD, DEPLOY, LOOK, ROLLBACK
 from .builds import Builds
 from .device import DeviceState
 from .document import document
+from .ending import name_ends, take_back, taken_back
 from .plan import Plan
 from .reading import UnreadableError
 from .resuming import take_up
@@ -72,7 +73,7 @@ class Rollout:
             "gates": self._gates,
             "halted": self._halted,
             "abort": self._abort,
-            "rollback": self._rollback,
+            "rollback": lambda event: take_back(self),
             "interrupted": self._interrupted,
             "ended": self._ended,
         }
@@ -159,6 +160,8 @@ class Rollout:
             each.attempts += 1
             each.begun_s = event["at_s"] if each.begun_s is None else each.begun_s
             each.first_s = event["at_s"] if each.first_s is None else each.first_s
+        elif event["kind"] == ROLLBACK:
+            each.state = "rolling_back"
 
     def _answer(self, event: Mapping[str, Any]) -> None:
         answer = event["answer"]
@@ -174,9 +177,10 @@ class Rollout:
 
     def _deployed(self, index: int, answer: Mapping[str, Any], at_s: float) -> None:
         each = self.devices[index]
-        if answer["state"] != "needs_engine":
+        state = each.judge(answer)
+        if state != "needs_engine":
             each.engine_from = self.builds.came_from(each.release)
-            self._end(index, answer["state"], at_s, answer)
+            self._end(index, state, at_s, answer)
             return
         each.engine_key = answer["engine"]["key"]
         each.state = "waits_for_engine"
@@ -206,23 +210,27 @@ class Rollout:
         each = self.devices[index]
         look, state, said = answer["look"], answer["state"], dict(answer)
         if state == "looked":
-            each.look = look
-            each.p99_ms = each.p99_ms if look["p99_ms"] is None else look["p99_ms"]
             if look["release"] in (self.releases if each.release is None else self.releases | {each.release}):
+                each.look = look
+                each.p99_ms = each.p99_ms if look["p99_ms"] is None else look["p99_ms"]
                 self.open.discard(index)
                 return
             now = "nothing" if look["release"] is None else f"release {look['release'][:12]}"
             said["reason"] = f"it was updated, and when it was looked at again it served {now}"
             said |= {"hint": f"kedge history --on {each.planned.name}", "exit_code": int(ExitCode.GATE)}
             state = "reverted"
+            each.forget()
         else:
             said["reason"] = f"it was updated; when it was looked at again: {answer['reason'] or state}"
         each.left = True
         self._end(index, state, at_s, said)
 
     def _rolled_back(self, index: int, answer: Mapping[str, Any], at_s: float) -> None:
-        state = "rolled_back" if answer["state"] == "rolled_back" else "rollback_failed"
-        self._end(index, state, at_s, answer)
+        each = self.devices[index]
+        state, said = taken_back(each.reason, answer)
+        if state == "rolled_back":
+            each.forget()
+        self._end(index, state, at_s, said)
 
     def _lost(self, event: Mapping[str, Any]) -> None:
         index = self.index(event["device"])
@@ -232,7 +240,7 @@ class Rollout:
         if each.flying in (DEPLOY, BUILD):
             each.state, each.reason = "waiting", event["reason"]
         self._land(index)
-        each.flying = each.step = None
+        each.lose()
 
     def _engine(self, event: Mapping[str, Any]) -> None:
         builder = self.index(event["device"])
@@ -272,15 +280,6 @@ class Rollout:
         self.ended = self.ended_s = None
         self.rolling_back = False
 
-    def _rollback(self, event: Mapping[str, Any]) -> None:
-        self.rolling_back = True
-        self.open.clear()
-        self.turns.clear()
-        for index, each in enumerate(self.devices):
-            # A wave that halted is taken back; one that had passed is not, unless somebody asked for an end.
-            if each.state == "updated" and (self.aborted or each.round == self.wave):
-                self.queue(index, ROLLBACK)
-
     def _interrupted(self, event: Mapping[str, Any]) -> None:
         self.interrupted = event
 
@@ -288,10 +287,7 @@ class Rollout:
         self.ended, self.ended_s = event["state"], event["at_s"]
         self.reason, self.hint = event["reason"], event["hint"]
         if event["state"] == "aborted":
-            for each in self.devices:
-                if each.state in ("waiting", "waits_for_engine"):
-                    why = "the rollout was aborted before its turn"
-                    each.end("not_begun", event["at_s"], {"reason": why, "hint": None, "exit_code": None})
+            name_ends(self, event["at_s"])
             if self.wave and self.this_wave.state in ("running", "watching"):
                 self.this_wave.state, self.this_wave.ended_s = "aborted", event["at_s"]
 

@@ -48,6 +48,8 @@ def take_up(rollout: Rollout, event: Mapping[str, Any]) -> None:
 def _renew(rollout: Rollout, *, skip_failed: bool) -> set[int]:
     """Devices of which the end is not known, or not the one that is wanted; those among them that go first."""
     again = set()
+    for index in rollout.flying:
+        rollout.devices[index].lose()
     for index, each in enumerate(rollout.devices):
         if each.fails or each.skipped or each.state == "rollback_failed":
             each.skipped = skip_failed
@@ -57,9 +59,9 @@ def _renew(rollout: Rollout, *, skip_failed: bool) -> set[int]:
         elif each.state in ("running", "building", "waits_for_engine"):
             again.add(index)
             each.renew()
-        elif each.state == "rolled_back":
+        elif each.state in ("rolling_back", "rolled_back"):
             each.renew()
-        each.queued = each.flying = each.step = None
+        each.queued = None
     rollout.flying.clear()
     return again
 
@@ -92,5 +94,5 @@ def _give_up(rollout: Rollout, at_s: float) -> None:
                 "exit_code": int(ExitCode.OUTCOME_UNKNOWN),
             }
             each.end("unknown", at_s, said)
-        each.flying = each.step = None
+        each.lose()
     rollout.flying.clear()

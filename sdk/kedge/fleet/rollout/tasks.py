@@ -34,5 +34,5 @@ def task_for(rollout: Rollout, device: str, kind: str) -> dict[str, Any]:
 def _first_s(rollout: Rollout, each: DeviceState, kind: str) -> float | None:
     """Since when a deploy that the device has begun is this task's; of a rollback, the rollout's: None: it said so."""
     if kind == ROLLBACK:
-        return None if each.state == "updated" else each.begun_s
+        return None if each.said_updated else each.begun_s
     return each.first_s if each.first_s is not None else rollout.begun_s
