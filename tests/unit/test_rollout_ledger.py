@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ from kedge.config import state_dir
 from kedge.errors import BadInputError, IncompatibleError, IntegrityError
 from kedge.fleet.rollout import ledger as ledgers
 from kedge.fleet.rollout.drive import drive, resume
+from kedge.fleet.rollout.events import ENDS
 from kedge.fleet.rollout.ledger import Ledger, create, find, rollouts
+from kedge.fleet.rollout.machine import Rollout
 from kedge.fleet.rollout.options import Options
 from kedge.fleet.rollout.plan import make_plan
 from tests.support.driven import RELEASE, Fleet, plan_of, pool
@@ -160,3 +164,30 @@ def test_a_request_to_end_that_is_damaged_is_still_a_request() -> None:
 def test_what_the_ledger_holds_is_for_its_owner_alone() -> None:
     ledger = driven()
     assert os.stat(ledger.folder).st_mode & 0o777 == 0o700
+
+
+def test_what_a_task_follows_from_is_on_the_disk_before_a_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    loose: list[str] = []
+    synced: list[str] = []
+    to_disk = os.fdatasync
+
+    def syncs(handle: int) -> None:
+        to_disk(handle)
+        synced.extend(loose)
+        loose.clear()
+
+    class Watched(ThreadPoolExecutor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            assert not loose, args
+            return super().submit(fn, *args, **kwargs)
+
+    def hear(rollout: Rollout, event: Mapping[str, Any]) -> None:
+        if event["event"] in (*ENDS, "rollback"):
+            loose.append(event["event"])
+
+    monkeypatch.setattr(os, "fdatasync", syncs)
+    ledger = create(plan_of(4, Options(canary=("1", "100%"), concurrency=1, on_halt="rollback", pause_s=0.01)))
+    with Watched(4) as executor:
+        drive(ledger, executor, work=Fleet({"d0002": "failed"}), hear=hear)
+    assert {"answer", "watch", "gates", "halted", "rollback", "ended"} <= set(synced)
+    assert loose == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from kedge.fleet.rollout.drive import drive, resume
 from kedge.fleet.rollout.ledger import Ledger, create
+from kedge.fleet.rollout.machine import Rollout
 from kedge.fleet.rollout.options import Options
 from tests.support.driven import OTHER, RELEASE, Serving, answer, names, plan_of, pool
 from tests.support.schemas import validate
@@ -179,3 +181,48 @@ def test_a_device_that_serves_something_else_tells_no_figures_of_the_release() -
     assert gates["errors"]["figures"] == {"devices": 1, "requests": 100, "errors": 0, "rate": 0.0}
     assert gates["p99"]["figures"]["cpu"]["p99_ms"] == 2.0
     assert document["devices"][1]["p99_ms"] == 2.0
+
+
+def test_who_asked_for_an_end_may_ask_for_a_rollback_as_well_and_not_the_other_way_round() -> None:
+    fleet = Serving(3)
+    ledger = create(plan_of(3, Options(concurrency=1)))
+    heard = lambda: (ledger.folder / "abort").exists()  # noqa: E731
+
+    def asks(task: Mapping[str, Any]) -> Any:
+        if task["kind"] == "deploy":
+            for rollback in (False, True, False):
+                ledger.ask_abort(rollback=rollback)
+                while heard():
+                    time.sleep(0.01)
+        return fleet.told(task)
+
+    fleet.answers["d0001"] = asks
+    document = ended(ledger, fleet)
+    assert (document["state"], states(document)) == ("aborted", ["rolled_back", "rolled_back", "not_begun"])
+
+
+@pytest.mark.parametrize("state", ["halted", "done", "interrupted"])
+def test_an_end_that_is_asked_for_while_the_driver_comes_to_its_own_is_heard(state: str) -> None:
+    fleet = Serving(2, {"d0001": "failed"} if state == "halted" else {})
+
+    def loses(task: Mapping[str, Any]) -> Any:
+        raise LostError
+
+    if state == "interrupted":
+        fleet.answers["d0001"] = loses
+    ledger = create(plan_of(2, Options(concurrency=1)))
+
+    def hear(rollout: Rollout, event: Mapping[str, Any]) -> None:
+        if event["event"] in ("ended", "interrupted") and rollout.aborted is None:
+            assert ledger.driver() is not None
+            ledger.ask_abort(rollback=True)
+
+    document = ended(ledger, fleet, hear=hear)
+    assert not (ledger.folder / "abort").exists()
+    assert document["state"] == {"halted": "aborted"}.get(state, state)
+    if state == "interrupted":
+        fleet.answers.clear()
+        document = ended(ledger, fleet, resume)
+    if state != "done":
+        assert document["state"] == "aborted"
+        assert states(document)[0] == "rolled_back"

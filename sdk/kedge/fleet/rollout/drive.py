@@ -159,11 +159,13 @@ class _Driver:
             self._write(first)
             # Vouching for an engine is this host's own work, also where the tasks are done elsewhere.
             with open_executor(None, 1) as host:
-                while not self._over():
+                # Who asks for an end while this one comes to its own sees the lock held, and counts on being heard.
+                while not self._over() or (self._look_up() and not self._over()):
                     self._flights.look()
+                    # What a task follows from must not be lost where the power fails once a device has it.
+                    self._pen.sync()
                     self._begin_tasks()
                     self._complete_engines(host.executor)
-                    self._pen.sync()
                     self._wait()
                     self._give_up_late()
                     self._look_up()
@@ -279,15 +281,18 @@ class _Driver:
         except Exception as error:
             self._lost = self._lost or defect(error)
 
-    def _look_up(self) -> None:
-        """Whether somebody asks for an end."""
+    def _look_up(self) -> bool:
+        """Whether somebody asks for an end, or for more of one than before."""
         rollback = self._ledger.asked_abort()
         if rollback is None:
-            return
-        if self._rollout.ended in (None, "halted") and self._rollout.aborted is None:
+            return False
+        aborted = self._rollout.aborted
+        hears = self._rollout.ended in (None, "halted") and (aborted is None or (rollback and not aborted))
+        if hears:
             self._write({"event": "abort", "rollback": rollback})
             self._pen.sync()
         self._ledger.forget_abort()
+        return hears
 
     def _interrupt(self, reason: str, code: ExitCode, hint: str = "") -> None:
         for future in self._flights:

@@ -34,7 +34,19 @@ from .reading import Fields
 __all__ = ["ENDS", "read_event", "read_gates"]
 
 ENDS = frozenset(
-    {"answer", "engine", "engine_refused", "gates", "halted", "abort", "interrupted", "ended", "watch", "resumed"}
+    {
+        "answer",
+        "engine",
+        "engine_refused",
+        "gates",
+        "halted",
+        "abort",
+        "rollback",
+        "interrupted",
+        "ended",
+        "watch",
+        "resumed",
+    }
 )
 """Events that end something: they are on the disk before anything follows from them."""
 

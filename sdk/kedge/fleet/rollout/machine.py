@@ -276,7 +276,8 @@ class Rollout:
         self.reason, self.hint = event["reason"], event["hint"]
 
     def _abort(self, event: Mapping[str, Any]) -> None:
-        self.aborted = event["rollback"]
+        # Whoever asked for more is not denied it by one who asks for less.
+        self.aborted = bool(self.aborted) or event["rollback"]
         self.ended = self.ended_s = None
         self.rolling_back = False
 
