@@ -21,18 +21,20 @@ import kedge.deploy.engines
 from kedge.build.cache import EngineCache
 from kedge.build.release import BuildOptions, build_release
 from kedge.config import state_dir
-from kedge.errors import BadInputError, IntegrityError
-from kedge.fleet.engines import complete_for
+from kedge.errors import IncompatibleError, IntegrityError
+from kedge.fleet.engines import EngineGoneError, complete_for
 from kedge.fleet.executor import open_executor
 from kedge.fleet.rollout.drive import drive
 from kedge.fleet.rollout.ledger import create
-from kedge.fleet.rollout.plan import Options, make_plan
+from kedge.fleet.rollout.plan import Options, Planned, make_plan
 from kedge.fleet.task import run_task
 from kedge.release.bundle import Release, open_release
 from kedge.release.remote import fetched, push_to
 from kedge.release.signing import sign
 from kedge.targets import load_target
 from kedge.transport.client import AgentClient
+from kedge_agent.engine.order import engine_key, parse_order
+from kedge_agent.formats.passport import Passport
 from tests.support import environment, models
 from tests.support.deploys import configure
 from tests.support.fleet_tasks import Named, Way, agents, task_for
@@ -48,6 +50,7 @@ class Plan:
 
     id: str
     release: dict[str, str]
+    devices: tuple[Planned, ...]
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +81,23 @@ def three(tmp_path: Path, key: Key) -> Iterator[dict[str, Named]]:
         yield made
 
 
-def plan_of(release: Release, source: str | None = None) -> Plan:
-    return Plan("20261126-090000-abcdef", {"digest": release.digest, "source": source or str(release.folder)})
+def plan_of(release: Release, source: str | None = None, target: str = TARGET) -> Plan:
+    devices = tuple(Planned(name, target, {"test": name}, 1) for name in ("a", "b", "c"))
+    return Plan("20261126-090000-abcdef", {"digest": release.digest, "source": source or str(release.folder)}, devices)
+
+
+def told_of(planned: Release, back: Release | None = None, url: str = "") -> dict[str, Any]:
+    """What a worker may say that device a has built of a release."""
+    artefact = planned.manifest.artefacts[0]
+    onnx, order = planned.manifest.file(artefact.file).sha256, parse_order(dict(artefact.build or {}))
+    wanted = Passport("tensorrt-rtx", "1.0.0.1", "linux", "x86_64", ("8.9",))
+    return {
+        "key": engine_key(onnx, order, wanted),
+        "wanted": wanted.to_json(),
+        "sha256": "0" * 64,
+        "builder": {"device": "a", "host_key": None},
+        "release": None if back is None else {"digest": back.digest, "source": url},
+    }
 
 
 def answer(devices: dict[str, Named], name: str, wanted: Release, kind: str = "deploy", **more: Any) -> dict[str, Any]:
@@ -157,26 +175,62 @@ def test_what_came_back_and_is_another_release_is_not_vouched_for(planned: Relea
     here = EngineCache(tmp_path / "cache")
     other = build_release(model, load_target(TARGET), tmp_path / "other", BuildOptions("net", 1), cache=here).release
     push_to(other, url)
-    told = {
-        "device": "a",
-        "engine": {"key": "0" * 64, "sha256": "0" * 64, "builder": None}
-        | {"release": {"digest": other.digest, "source": url}},
-    }
+    told = {"device": "a", "engine": told_of(planned, other, url)}
     with pytest.raises(IntegrityError, match="is not the rollout's release with an engine"):
         complete_for(plan_of(planned, url), told, key.path)  # type: ignore[arg-type]
     assert not EngineCache().entries()
 
 
-@pytest.mark.parametrize("told", [None, [], {}, {"key": "../..", "sha256": "0" * 64, "builder": None, "release": None}])
-def test_what_makes_no_sense_is_not_vouched_for(planned: Release, key: Key, told: Any) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        None,
+        {"key": "../.."},
+        {"key": "0" * 64},
+        {"wanted": None},
+        {"wanted": Passport("tensorrt-rtx", "1.0.0.1", "linux", "x86_64", ("8.6",)).to_json()},
+        {"sha256": "nonsense"},
+    ],
+)
+def test_what_makes_no_sense_is_not_vouched_for(planned: Release, key: Key, more: Any) -> None:
+    """Nor an engine of another passport than the one of its key, which the device asked for."""
+    told = {} if more is None else told_of(planned) | more
     with pytest.raises(IntegrityError, match="makes no sense"):
         complete_for(plan_of(planned), {"device": "a", "engine": told}, key.path)  # type: ignore[arg-type]
 
 
-def test_an_engine_that_this_host_never_saw_is_named(planned: Release, key: Key) -> None:
-    told = {"device": "a", "engine": {"key": "0" * 64, "sha256": "0" * 64, "builder": None, "release": None}}
-    with pytest.raises(BadInputError, match="is not in this host's cache"):
-        complete_for(plan_of(planned), told, key.path)  # type: ignore[arg-type]
+def test_an_engine_that_is_gone_is_to_be_built_again(three: dict[str, Named], planned: Release, key: Key) -> None:
+    sign(planned, key.path)
+    built = answer(three, "a", planned, "build")
+    assert [each.sha256 for each in EngineCache().gc(keep_bytes=0)] == [built["engine"]["sha256"]]
+    with pytest.raises(EngineGoneError, match="is not in this host's cache") as gone:
+        complete_for(plan_of(planned), built, key.path)  # type: ignore[arg-type]
+    # Which is of a kind that a rollout takes for the builder's, and not for this host's.
+    assert isinstance(gone.value, IntegrityError)
+    again = answer(three, "a", planned, "build")
+    assert complete_for(plan_of(planned), again, key.path)["attested"] == key.fingerprint  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("builder", [None, {"device": "b", "host_key": None}, {"device": "a", "host_key": "SHA256:x"}])
+def test_what_a_worker_says_that_another_built_is_not_vouched_for(
+    planned: Release, key: Key, tmp_path: Path, builder: Any
+) -> None:
+    told = told_of(planned, planned, (tmp_path / "source").as_uri()) | {"builder": builder}
+    with pytest.raises(IntegrityError, match="was built on another device"):
+        complete_for(plan_of(planned), {"device": "a", "engine": told}, key.path)  # type: ignore[arg-type]
+    assert not EngineCache().entries()
+
+
+def test_an_engine_that_another_device_built_is_not_vouched_for_nor_one_of_another_target(
+    three: dict[str, Named], planned: Release, key: Key
+) -> None:
+    sign(planned, key.path)
+    built = answer(three, "a", planned, "build")
+    with pytest.raises(IntegrityError, match="b: the engine that came back for it was built on another device"):
+        complete_for(plan_of(planned), {**built, "device": "b"}, key.path)  # type: ignore[arg-type]
+    with pytest.raises(IncompatibleError, match="orin-nano-4gb is linux/aarch64, the engine is for linux/x86_64"):
+        complete_for(plan_of(planned, target="orin-nano-4gb"), built, key.path)  # type: ignore[arg-type]
+    assert all(each.attestation(planned.digest) is None for each in EngineCache().entries())
 
 
 def test_without_a_key_each_device_compiles_for_itself_and_waits_for_no_other(planned: Release, tmp_path: Path) -> None:
