@@ -301,6 +301,13 @@ def test_what_is_too_old_goes_and_nothing_goes_unasked(cache: EngineCache, monke
     assert cache.entries() == [newest]
 
 
+def test_what_is_needed_stays_however_old_and_counts(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    oldest, middle, newest = _three(cache, monkeypatch)
+    assert cache.gc(keep_bytes=2000, older_than_s=2500, needed={oldest.sha256}) == [middle]
+    assert cache.gc(keep_bytes=0, needed={oldest.sha256}) == [newest]
+    assert cache.entries() == [oldest]
+
+
 def _build_slowly(folder: str, log: str, start: Any) -> None:
     cache, key = EngineCache(Path(folder)), engine_key(ONNX, ORDER, HERE)
     start.wait()

@@ -22,7 +22,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -269,8 +269,13 @@ class EngineCache:
         shutil.rmtree(self.folder / key, ignore_errors=True)
         (self.folder / f"{key}.lock").unlink(missing_ok=True)
 
-    def gc(self, *, keep_bytes: int | None = None, older_than_s: float | None = None) -> list[CachedEngine]:
+    def gc(
+        self, *, keep_bytes: int | None = None, older_than_s: float | None = None, needed: Collection[str] = ()
+    ) -> list[CachedEngine]:
         """Remove engines, the oldest first: all older than `older_than_s`, and as many as leave `keep_bytes`.
+
+        Args:
+            needed: engines that stay, by their sha256; they count as kept.
 
         Returns:
             What was removed.
@@ -282,6 +287,8 @@ class EngineCache:
         entries = sorted(self.entries(), key=lambda each: each.built)
         total, now, gone = sum(each.size_bytes for each in entries), time.time(), []
         for entry in entries:
+            if entry.sha256 in needed:
+                continue
             late = older_than_s is not None and now - entry.built > older_than_s
             if late or (keep_bytes is not None and total > keep_bytes):
                 self.remove(entry.key)
