@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from kedge.diagnose.checks.link import host_key
 from kedge.diagnose.gather import gather
 from kedge.errors import AuthenticationRefusedError, HostKeyChangedError, UnknownHostKeyError, UnreachableError
 from kedge.fleet.inventory import Inventory
+from kedge.transport import ssh_jump
 from kedge.transport.address import SshAddress
 from kedge.transport.base import Deadline
 from kedge.transport.hostkeys import HostKey
@@ -109,6 +114,115 @@ def test_a_jump_host_that_went_away_and_came_back_is_connected_to_anew(camera: S
         transport.close()
     finally:
         remove_sshd(gate)
+
+
+@dataclass
+class Relay:
+    """A port before a server's, which lets nothing through until it is opened; came: somebody is there."""
+
+    port: int
+    came: threading.Event
+    opened: threading.Event
+
+
+@pytest.fixture
+def relay(gate: Sshd) -> Iterator[Relay]:
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def pass_on(come: socket.socket) -> None:
+        with come, socket.create_connection(("127.0.0.1", gate.port)) as there:
+            back = threading.Thread(target=pump, args=(there, come))
+            back.start()
+            pump(come, there)
+            back.join()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                come, _ = listening.accept()
+                made.came.set()
+                made.opened.wait(60)
+                passing.append(threading.Thread(target=pass_on, args=(come,)))
+                passing[-1].start()
+
+    passing: list[threading.Thread] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        made = Relay(listening.getsockname()[1], threading.Event(), threading.Event())
+        serving = threading.Thread(target=serve)
+        serving.start()
+        yield made
+        made.opened.set()
+        # accept(2) of another thread is not ended by close(2).
+        listening.shutdown(socket.SHUT_RDWR)
+        serving.join()
+    for thread in passing:
+        thread.join(30)
+
+
+def test_threads_that_connect_at_once_make_one_connection_which_close_closes(
+    gate: Sshd, camera: Sshd, relay: Relay
+) -> None:
+    before = gate.logins(), camera.logins()
+    transport = SshTransport("cam-1", replace(address_of(camera), jumps=(replace(address_of(gate), port=relay.port),)))
+    begin = threading.Barrier(5)
+
+    def connect(_: int) -> None:
+        begin.wait(30)
+        transport.connect(Deadline.after(30, "the test"))
+
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(connect, number) for number in range(4)]
+        begin.wait(30)
+        assert relay.came.wait(30)
+        # The others are on their way there too by now.
+        time.sleep(0.3)
+        relay.opened.set()
+        for one in done:
+            one.result()
+    assert (gate.logins(), camera.logins()) == (before[0] + 1, before[1] + 1)
+    transport.close()
+    assert not ssh_jump._hops
+
+
+def test_a_transport_that_is_closed_on_the_way_to_its_jump_host_stays_closed(
+    gate: Sshd, camera: Sshd, relay: Relay
+) -> None:
+    transport = SshTransport("cam-1", replace(address_of(camera), jumps=(replace(address_of(gate), port=relay.port),)))
+    before = camera.logins()
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(transport.run, "true", Deadline.after(30, "the test"))
+        assert relay.came.wait(30)
+        transport.close()
+        relay.opened.set()
+        with pytest.raises(UnreachableError, match="cam-1: the connection was closed"):
+            done.result()
+    assert transport._client is None
+    assert not ssh_jump._hops
+    assert camera.logins() == before
+    # Closed is not the end: whoever asks now gets a new one.
+    assert transport.run("true", Deadline.after(30, "the test")).status == 0
+    transport.close()
+
+
+def test_who_finds_a_dead_connection_does_not_close_the_one_made_since(camera: Sshd) -> None:
+    transport = SshTransport("cam-1", address_of(camera))
+    transport.connect(Deadline.after(30, "the test"))
+    dead = transport._client
+    assert dead is not None
+    dead.close()
+    with pytest.raises(UnreachableError, match="the connection is gone"):
+        transport.run("true", Deadline.after(30, "the test"))
+    transport.connect(Deadline.after(30, "the test"))
+    before = camera.logins()
+    transport._drop(dead)
+    assert transport.run("true", Deadline.after(30, "the test")).status == 0
+    assert camera.logins() == before
+    transport.close()
 
 
 def test_errors_name_the_hop_that_failed(gate: Sshd, inner_gate: Sshd, camera: Sshd) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import AgentMissingError, UnreachableError
@@ -52,6 +53,10 @@ class SshTransport:
         self._connecting: paramiko.SSHClient | None = None
         self._hop: Hop | None = None
         self._lock = threading.Lock()
+        # Held by whoever connects: others wait for the same connection.
+        self._turn = threading.Lock()
+        # How often it was closed: what is made for an earlier generation is nobody's any more.
+        self._generation = 0
         self._round_trip_s = math.inf
 
     def connect(self, deadline: Deadline) -> None:
@@ -62,21 +67,50 @@ class SshTransport:
             HostKeyChangedError: another key than the pinned one.
             AuthenticationRefusedError: none of our keys is accepted.
         """
-        if self._client is not None:
-            return
-        stream, hop = reach(self._server, deadline)
-        try:
-            client = make_client(self._server, stream, deadline, self._begun)
-        except BaseException:
-            leave(hop)
-            raise
-        finally:
-            self._connecting = None
-        with self._lock:
-            self._client, self._hop = client, hop
+        self._connected(deadline)
 
-    def _begun(self, client: paramiko.SSHClient) -> None:
-        self._connecting = client
+    def _connected(self, deadline: Deadline) -> paramiko.SSHClient:
+        """The one connection, which is made if there is none."""
+        with self._lock:
+            generation, client = self._generation, self._client
+        if client is not None:
+            return client
+        while not self._turn.acquire(timeout=deadline.remaining()):
+            pass
+        try:
+            with self._lock:
+                self._check(generation)
+                if self._client is not None:
+                    return self._client
+            stream, hop = reach(self._server, deadline)
+            try:
+                client = make_client(self._server, stream, deadline, partial(self._begun, generation))
+                try:
+                    with self._lock:
+                        self._check(generation)
+                        self._client, self._hop = client, hop
+                except BaseException:
+                    client.close()
+                    raise
+            except BaseException:
+                leave(hop)
+                raise
+            finally:
+                self._connecting = None
+            return client
+        finally:
+            self._turn.release()
+
+    def _begun(self, generation: int, client: paramiko.SSHClient) -> None:
+        with self._lock:
+            self._check(generation)
+            self._connecting = client
+
+    def _check(self, generation: int) -> None:
+        if generation != self._generation:
+            raise UnreachableError(
+                f"{self.name}: the connection was closed while it was being made", hint="run the command again"
+            )
 
     def open_door(self, door: Door, deadline: Deadline) -> Channel:
         """See `Transport.open_door`."""
@@ -118,10 +152,9 @@ class SshTransport:
     @contextmanager
     def sftp(self, deadline: Deadline) -> Iterator[paramiko.SFTPClient]:
         """An SFTP session. It bootstraps the agent; releases never travel this way."""
-        self.connect(deadline)
-        assert self._client is not None
+        connection = self._connected(deadline)
         with translated(self._server):
-            client = self._client.open_sftp()
+            client = connection.open_sftp()
             try:
                 channel = client.get_channel()
                 assert channel is not None
@@ -131,13 +164,24 @@ class SshTransport:
                 client.close()
 
     def close(self) -> None:
-        """Close the connection; idempotent. Another thread that connects now fails."""
+        """Close the connection; idempotent. Another thread that connects now fails, and leaves nothing open."""
         with self._lock:
-            client, hop = self._client, self._hop
+            self._generation += 1
+            connecting, client, hop = self._connecting, self._client, self._hop
             self._client = self._hop = None
-        for open_one in (self._connecting, client):
+        for open_one in (connecting, client):
             if open_one is not None:
                 open_one.close()
+        leave(hop)
+
+    def _drop(self, dead: paramiko.SSHClient) -> None:
+        """Let go of this connection, unless another thread did so and has a new one."""
+        with self._lock:
+            if self._client is not dead:
+                return
+            hop = self._hop
+            self._client = self._hop = None
+        dead.close()
         leave(hop)
 
     def _open_agent(self, arguments: str, deadline: Deadline) -> tuple[SshChannel, int]:
@@ -155,13 +199,12 @@ class SshTransport:
             raise
 
     def _execute(self, command: str, deadline: Deadline) -> paramiko.Channel:
-        self.connect(deadline)
-        assert self._client is not None
+        client = self._connected(deadline)
         with translated(self._server):
-            transport = self._client.get_transport()
+            transport = client.get_transport()
             if transport is None or not transport.is_active():
                 # Whoever asks again gets a new one.
-                self.close()
+                self._drop(client)
                 raise UnreachableError(f"{self.name}: the connection is gone", hint="run the command again")
             begin = time.monotonic()
             channel = transport.open_session(timeout=deadline.remaining())
