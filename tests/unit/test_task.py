@@ -12,7 +12,7 @@ import pytest
 
 from kedge.deploy.engines import Wanted
 from kedge.deploy.patience import Patience
-from kedge.deploy.pending import has_begun
+from kedge.deploy.pending import allowing_for_clocks, has_begun
 from kedge.errors import UnreachableError
 from kedge.fleet.engines import choose_engine
 from kedge.fleet.rollout.drive import drive
@@ -90,12 +90,14 @@ class TestEndsThatAreToldLater:
         now = time.time()
 
         def tells(first_s: float, behind_s: float) -> bool:
-            return has_begun([{"step": "begun", "at_s": int(first_s - behind_s)}], first_s)
+            since_s = allowing_for_clocks(first_s, now)
+            return has_begun([{"step": "begun", "at_s": int(first_s - behind_s)}], since_s)
 
         assert tells(now - 60, 4)
         assert not tells(now - 60, 7)
-        # Somebody's of before, of a device that was tasked just now.
+        # Somebody's of before, of a device that was tasked just now; or whose worker's clock is another.
         assert not tells(now, 2)
+        assert not tells(now + 30, 2)
 
     @pytest.mark.parametrize("at_s", [None, "yesterday", 4e9])
     def test_a_clock_that_is_wrong_has_a_deploy_begun_anew(self, at_s: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..config import state_dir
 
-__all__ = ["Pending", "has_begun"]
+__all__ = ["Pending", "allowing_for_clocks", "has_begun"]
 
 _MAX_BYTES = 64 * 1024
 # Between the clock of a device and this host's: how far it may be ahead, and behind.
@@ -67,18 +67,24 @@ class Pending:
                 self._path.unlink(missing_ok=True)
 
 
+def allowing_for_clocks(since_s: float, now_s: float) -> float:
+    """Since when, by the clock of a device that may be 5 s behind, though by no more than have passed: who asks at once
+    was told of all before.
+
+    Args:
+        since_s: when a deploy was first asked for, in seconds since 1970; `now_s`: when it is asked for again.
+    """
+    return since_s - min(_BEHIND_S, max(now_s - since_s, 0.0))
+
+
 def has_begun(entries: Sequence[Mapping[str, Any]], since_s: float) -> bool:
     """Whether the last deploy that a journal tells of began since then.
 
-    A device's clock may be a minute ahead of this host's; and 5 s behind, but no more than have passed since then: who
-    asks at once was told of all before.
-
     Args:
         entries: of one release, oldest first (`deploy.history.read_history`).
-        since_s: in seconds since 1970, by this host's clock.
+        since_s: in seconds since 1970. A device's clock may be a minute ahead of this host's; for one that is behind,
+            `allowing_for_clocks`.
     """
     begun = next((entry.get("at_s") for entry in reversed(entries) if entry["step"] == "begun"), None)
-    now = time.time()
-    behind_s = min(_BEHIND_S, max(now - since_s, 0.0))
     # The journal has whole seconds. What lies ahead of now was written by a clock that is wrong.
-    return isinstance(begun, (int, float)) and math.floor(since_s - behind_s) <= begun <= now + _AHEAD_S
+    return isinstance(begun, (int, float)) and math.floor(since_s) <= begun <= time.time() + _AHEAD_S

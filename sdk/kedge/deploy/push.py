@@ -66,8 +66,9 @@ def deploy(
         wait: for the end of the probation; else until it begins, and then no end is owed.
         remember: keep a note on this host until the end was told, so that the next run tells it.
         since_s: in the place of such a note, for whoever knows when this deploy was first asked for, in seconds since
-            1970: the end of one that the device began since then is told. The device's clock may be a minute ahead, or
-            5 s behind; where it is further off, the release is deployed anew.
+            1970: the end of one that the device began since then is told. By the device's clock, which may be a minute
+            ahead of this host's (`deploy.pending.allowing_for_clocks`: and seconds behind); where it is further off,
+            the release is deployed anew.
         verified: the release's files have been hashed by the caller.
         patience_s: how long a lost connection is tried to be made again while the device works.
         deadline: by which the end must have been told; None: as long as it takes. What blocks on the transport is ended

@@ -28,7 +28,7 @@ from kedge_agent.formats.offer import Signed
 from ..deploy.engines import engine_on_device, needs_engine, prepared, wanted_engine
 from ..deploy.history import read_history
 from ..deploy.patience import hang_up
-from ..deploy.pending import has_begun
+from ..deploy.pending import allowing_for_clocks, has_begun
 from ..deploy.push import DEVICE_STEPS, deploy
 from ..deploy.rollback import rollback
 from ..errors import (
@@ -107,6 +107,8 @@ class _Work:
         self._device = str(task["device"])
         self._digest = str(task["release"]["digest"])
         self._deadline = Deadline.after(float(task["deadline_s"]), self._device)
+        first_s = self._task["first_s"]
+        self._since_s = None if first_s is None else allowing_for_clocks(float(first_s), time.time())
         self._steps: dict[str, float] = {}
         self._step = ""
         self._since = time.monotonic()
@@ -203,7 +205,7 @@ class _Work:
                 state=self._enter,
                 downgrade=self._downgrade(),
                 limit_bytes_per_s=self._task["limit_bytes_per_s"],
-                since_s=float(self._task["first_s"]),
+                since_s=self._since_s,
                 verified=True,
                 deadline=self._deadline,
                 client=client,
@@ -246,7 +248,7 @@ class _Work:
             live = serves_at_last(client, self._device, self._task["model"], ours, self._deadline)
             if not serves(client, live, self._digest, self._completed()):
                 return {"state": "rolled_back", "reason": "it did not serve the release any more: nothing was done"}
-            if self._task["first_s"] is not None and not self._began_it(transport, str(live)):
+            if not self._began_it(transport, str(live)):
                 return {"state": "rolled_back", "reason": "it served it before this rollout: nothing was done"}
             self._enter("rollback")
             try:
@@ -266,9 +268,11 @@ class _Work:
 
     def _began_it(self, transport: Transport, live: str) -> bool:
         """Whether what serves was deployed by this rollout, though whoever listened may have died."""
+        if self._since_s is None:
+            return True
         left_s = min(_ANSWER_S, self._deadline.remaining())
         entries = read_history(transport, self._task["model"], timeout_s=left_s)
-        return has_begun([each for each in entries if each["release"] == live], float(self._task["first_s"]))
+        return has_begun([each for each in entries if each["release"] == live], self._since_s)
 
     def _fetched(self, source: Mapping[str, str]) -> Release:
         self._enter("fetch")
