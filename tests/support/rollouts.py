@@ -39,7 +39,8 @@ def rollout_document(
             _device(place, number, wrong.get(place), now, dice, begins=begins) for place in range(len(devices), cut)
         ]
         devices += rows
-        wave: dict[str, Any] = {"wave": number, "count": cut, "state": "waiting", "begun_s": None, "ended_s": None}
+        wave: dict[str, Any] = {"wave": number, "count": cut, "state": "waiting", "gates": []}
+        wave |= {"begun_s": None, "watched_s": None, "ended_s": None}
         if begins:
             # As many at a time as --concurrency allows.
             for place, row in enumerate(rows):
@@ -48,10 +49,11 @@ def rollout_document(
                 row["ended_s"] += later
             failed = sum(row["state"] != "updated" for row in devices)
             halts = number == halted_in
-            end = max(row["ended_s"] for row in rows) + (0 if halts else pause_s)
+            deployed = max(row["ended_s"] for row in rows)
+            end = deployed + (0 if halts else pause_s)
             wave |= {"state": "failed" if halts else "passed", "begun_s": now, "ended_s": end}
+            wave |= {"watched_s": None if halts else deployed, "gates": _gates(failed, len(devices), halts)}
             now = end
-        wave["gates"] = _gates(failed, len(devices), halts) if begins else []
         waves.append(wave)
     counts: dict[str, int] = {}
     for row in devices:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from kedge.errors import BadInputError, BusyError
+from kedge.fleet.rollout.decide import pause_left_s
 from kedge.fleet.rollout.drive import drive, resume
 from kedge.fleet.rollout.ledger import Ledger, create
-from kedge.fleet.rollout.machine import Rollout
 from kedge.fleet.rollout.options import Options
 from tests.support.driven import Fleet, answer, names, plan_of, pool
 from tests.support.schemas import validate
@@ -70,18 +70,42 @@ def test_what_failed_is_skipped_where_that_is_asked_for_and_no_longer_counts() -
 
 
 def test_a_wave_whose_gate_failed_is_watched_and_judged_anew() -> None:
-    bad = [True]
-
-    def told(task: Mapping[str, Any]) -> Any:
-        return answer(task, look={"errors": 50 if bad[0] else 0}) if task["kind"] == "look" else answer(task)
-
-    fleet = Fleet({"d0000": told})
+    # What the device has counted since the release was loaded.
+    counted = {"requests": 100, "errors": 50}
+    fleet = Fleet({"d0000": lambda task: answer(task, look=counted if task["kind"] == "look" else {})})
     ledger = halted(fleet, max_error_rate=0.1)
     with pool() as executor:
-        assert resume(ledger, executor, work=fleet).ended == "halted"
+        counted |= {"requests": 200, "errors": 70}
+        stopped = resume(ledger, executor, work=fleet).to_json()
+        assert stopped["state"] == "halted"
+        assert stopped["waves"][0]["gates"][2]["figures"]["errors"] == 20
         assert fleet.of("deploy") == []
-        bad[0] = False
-        assert resume(ledger, executor, work=fleet).to_json()["counts"] == {"updated": 6}
+        # It was mended: what had failed before is not held against it once more.
+        counted |= {"requests": 300, "errors": 71}
+        document = resume(ledger, executor, work=fleet).to_json()
+    assert document["counts"] == {"updated": 6}
+    assert document["waves"][0]["gates"][2]["figures"]["errors"] == 1
+
+
+def test_counters_that_began_anew_are_judged_as_they_are() -> None:
+    counted = {"requests": 1000, "errors": 500}
+    fleet = Fleet({"d0000": lambda task: answer(task, look=counted if task["kind"] == "look" else {})})
+    ledger = halted(fleet, max_error_rate=0.1)
+    counted |= {"requests": 60, "errors": 40}
+    with pool() as executor:
+        gate = resume(ledger, executor, work=fleet).to_json()["waves"][0]["gates"][2]
+    assert gate["passed"] is False
+    assert gate["figures"]["errors"] == 40
+
+
+def test_where_nobody_asked_anything_since_the_errors_gate_says_so() -> None:
+    counted = {"requests": 100, "errors": 50}
+    fleet = Fleet(dict.fromkeys(names(2), lambda task: answer(task, look=counted if task["kind"] == "look" else {})))
+    ledger = halted(fleet, 2, max_error_rate=0.1, canary=("100%",))
+    with pool() as executor:
+        gate = resume(ledger, executor, work=fleet).to_json()["waves"][0]["gates"][2]
+    assert gate["passed"] is None
+    assert gate["why"] == "not measured: no device told of requests since they were judged last"
 
 
 def test_a_rolled_back_wave_goes_again() -> None:
@@ -142,25 +166,23 @@ def test_a_device_that_is_tried_again_is_not_told_of_its_old_end() -> None:
     assert fleet.tasks[-1]["first_s"] > before
 
 
-def test_of_a_pause_that_was_cut_off_the_rest_is_waited() -> None:
+def test_of_a_pause_that_was_cut_off_the_rest_is_waited_whatever_the_clock_says() -> None:
     fleet = Fleet()
     ledger = create(plan_of(2, Options(canary=("1", "100%"), pause_s=0.4)))
-    watched: dict[int, float] = {}
-
-    def hear(rollout: Rollout, event: Mapping[str, Any]) -> None:
-        if event["event"] in ("watch", "look"):
-            watched[event["wave"]] = event["at_s"] - watched.get(event["wave"], 0.0)
-
     with pool() as executor:
         drive(ledger, executor, work=fleet)
         cut(ledger, lambda event: event["event"] == "watch")
-        watch = ledger.read().this_wave.watched_s
-        assert ledger.read().to_json()["state"] == "paused"
-        time.sleep(0.2)
-        resume(ledger, executor, work=fleet, hear=hear)
-    assert watch is not None
-    waited = watched[1] - watch
-    assert waited >= 0.4
+        rollout = ledger.read()
+        document = rollout.to_json()
+        assert document["state"] == "paused"
+        watched_s = document["waves"][0]["watched_s"]
+        # A driver that has seen nothing of it yet; one whose clock was set back meanwhile.
+        assert pause_left_s(rollout, watched_s + 0.3, 0.0) == pytest.approx(0.1, abs=1e-6)
+        assert pause_left_s(rollout, watched_s - 1.0, 0.3) == pytest.approx(0.1, abs=1e-6)
+        assert pause_left_s(rollout, watched_s + 9.0, 0.0) == 0.0
+        resume(ledger, executor, work=fleet)
+        cut(ledger, lambda event: event["event"] == "look")
+        assert pause_left_s(ledger.read(), watched_s, 0.0) is None
     assert fleet.of("deploy").count("d0000") == 1
 
 

@@ -186,13 +186,13 @@ def test_a_device_that_serves_something_else_tells_no_figures_of_the_release() -
 def test_who_asked_for_an_end_may_ask_for_a_rollback_as_well_and_not_the_other_way_round() -> None:
     fleet = Serving(3)
     ledger = create(plan_of(3, Options(concurrency=1)))
-    heard = lambda: (ledger.folder / "abort").exists()  # noqa: E731
+    request = ledger.folder / "abort"
 
     def asks(task: Mapping[str, Any]) -> Any:
         if task["kind"] == "deploy":
             for rollback in (False, True, False):
                 ledger.ask_abort(rollback=rollback)
-                while heard():
+                while request.exists():
                     time.sleep(0.01)
         return fleet.told(task)
 

@@ -85,7 +85,7 @@ def test_one_failure_more_than_allowed_halts_at_once_and_what_runs_is_waited_for
         return answer(task, "refused")
 
     fleet = Fleet({"d0001": slow, "d0002": "unreachable", "d0003": bad})
-    document = driven(fleet, 16, Options(canary=("1", "100%"), max_failures=1, concurrency=3))
+    document = driven(fleet, 16, Options(canary=("1", "100%"), max_failures=1, concurrency=2))
     assert document["state"] == "halted"
     assert document["reason"] == "2 devices failed, and 1 may"
     assert "resume" in document["hint"]
@@ -137,13 +137,58 @@ def test_a_p99_is_compared_with_the_wave_before_for_each_kind_of_device() -> Non
     assert gates(document, 1)["p99"] is None
     gate = document["waves"][1]["gates"][3]
     assert gate["passed"] is False
-    assert gate["figures"]["nano"] == {"p99_ms": 2.0, "before_ms": 2.0, "ratio": 1.0}
-    assert gate["figures"]["orin"] == {"p99_ms": 3.1, "before_ms": 2.0, "ratio": 1.55}
+    assert gate["figures"]["nano"] == {"basis": "traffic", "p99_ms": 2.0, "before_ms": 2.0, "ratio": 1.0}
+    assert gate["figures"]["orin"] == {"basis": "traffic", "p99_ms": 3.1, "before_ms": 2.0, "ratio": 1.55}
     assert "orin" in gate["why"]
 
 
+def test_a_p99_of_clients_is_compared_with_no_p99_of_a_gate() -> None:
+    def device(task: Mapping[str, Any]) -> Any:
+        """Clients are at the first half only; the gates of the second took twice as long."""
+        first = int(task["device"][1:]) < 4
+        told = answer(task, look={"p99_ms": 9.0 if first else None} if task["kind"] == "look" else {})
+        if task["kind"] == "deploy":
+            told["deployed"]["after"]["p99_ms"] = 2.0 if first else 4.0
+        return told
+
+    fleet = Fleet({**dict.fromkeys(names(8), device), "d0003": "current"})
+    document = driven(fleet, 8, Options(canary=("4", "100%"), max_p99_drift=0.5))
+    assert document["waves"][0]["gates"][3]["figures"]["cpu"]["basis"] == "traffic"
+    gate = document["waves"][1]["gates"][3]
+    assert gate["figures"]["cpu"] == {"basis": "gate", "p99_ms": 4.0, "before_ms": 2.0, "ratio": 2.0}
+    assert gate["passed"] is False
+    assert "measured by its gate on golden inputs, before the switch" in gate["why"]
+    # What the device tells when it is looked at is shown, and leaves its gate's figure alone.
+    assert [each["p99_ms"] for each in document["devices"]][::4] == [9.0, 4.0]
+
+
+def test_a_device_that_was_current_has_no_figure_of_a_gate() -> None:
+    fleet = Fleet({**dict.fromkeys(names(2), "current"), **{name: looking(p99_ms=None) for name in names(4)[2:]}})
+    document = driven(fleet, 4, Options(canary=("2", "100%")))
+    assert document["waves"][0]["gates"][3]["figures"] == {}
+    gate = document["waves"][1]["gates"][3]
+    assert gate["figures"]["cpu"] == {"basis": "gate", "p99_ms": 2.0, "before_ms": None, "ratio": None}
+    assert gate["passed"] is None
+
+
+def test_the_gate_claims_no_device_that_was_not_asked_because_the_rollout_halted() -> None:
+    dark = lambda task: answer(task, "unreachable" if task["kind"] == "look" else None)  # noqa: E731
+    fleet = Fleet({"d0001": dark})
+    document = driven(fleet, 5, Options(concurrency=1, pause_s=0.01))
+    assert fleet.of("look") == names(2)
+    gate = document["waves"][0]["gates"][1]
+    assert gate["figures"] == {"serving": 1, "gone": 1, "not_asked": 3, "looked": True}
+    assert gate["why"] == "1 device of 2 no longer found to serve it: d0001 unreachable; 3 devices not asked"
+
+
 def test_what_no_device_tells_is_not_measured_and_does_not_halt() -> None:
-    fleet = Fleet({name: looking(requests=None, errors=None, p99_ms=None) for name in names(4)})
+    def silent(task: Mapping[str, Any]) -> Any:
+        told = answer(task, look={"requests": None, "errors": None, "p99_ms": None} if task["kind"] == "look" else {})
+        if task["kind"] == "deploy":
+            told["deployed"]["after"]["p99_ms"] = None
+        return told
+
+    fleet = Fleet(dict.fromkeys(names(4), silent))
     document = driven(fleet, 4, Options(canary=("1", "100%"), max_error_rate=0.0, max_p99_drift=0.0))
     assert document["state"] == "done"
     assert gates(document, 2) == {"failures": True, "live": True, "errors": None, "p99": None}

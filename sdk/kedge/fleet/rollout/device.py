@@ -18,10 +18,12 @@ class DeviceState:
 
     round: the wave in which it was last reached; 0: in none. queued, flying: the kind of task that it waits for, or
     that a worker has. release: that it said it serves. engine_key: of the engine that it asked for. look: what it said
-    when it was looked at after the last pause of its wave. left: it was updated, and then not found to serve the
-    release. skipped: its failure no longer counts. first_s: when it was first tasked with a deploy that it has not said
-    to have come to nothing: a worker tells the end of what the device began since then, though nobody listened. given:
-    a worker was to give it the release, and nothing says that it does not serve it. said_updated: it said that it does.
+    when it was looked at after the last pause of its wave. judged: what it had said when its wave was judged last.
+    gate_p99_ms: of its gate, on golden inputs, before it switched; p99_ms: what is shown. left: it was updated, and
+    then not found to serve the release. skipped: its failure no longer counts. first_s: when it was first tasked with a
+    deploy that it has not said to have come to nothing: a worker tells the end of what the device began since then,
+    though nobody listened. given: a worker was to give it the release, and nothing says that it does not serve it.
+    said_updated: it said that it does.
     """
 
     planned: Planned
@@ -44,12 +46,14 @@ class DeviceState:
     push_s: float | None = None
     wire_bytes: int | None = None
     p99_ms: float | None = None
+    gate_p99_ms: float | None = None
     previous: str | None = None
     release: str | None = None
     engine_key: str | None = None
     engine_from: str | None = None
     worker: str | None = None
     look: dict[str, Any] | None = None
+    judged: dict[str, Any] | None = None
     left: bool = False
     skipped: bool = False
 
@@ -73,6 +77,7 @@ class DeviceState:
         told = answer["deployed"]
         if told is not None:
             self.push_s, self.wire_bytes, self.p99_ms = told["push_s"], told["wire_bytes"], told["p99_ms"]
+            self.gate_p99_ms = told["p99_ms"]
             self.previous, self.release = told["previous"], told["release"]
 
     def judge(self, answer: Mapping[str, Any]) -> str:
@@ -95,7 +100,7 @@ class DeviceState:
 
     def forget(self) -> None:
         """It does not serve what this rollout gave it."""
-        self.first_s = None
+        self.first_s = self.gate_p99_ms = self.judged = None
         self.given = self.said_updated = False
 
     def end(self, state: str, at_s: float, said: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ def document(rollout: Rollout, *, driven: bool) -> dict[str, Any]:
                 "count": count,
                 "state": wave.state,
                 "begun_s": wave.begun_s,
+                "watched_s": wave.watched_s,
                 "ended_s": wave.ended_s,
                 "gates": [dict(gate) for gate in wave.gates],
             }

@@ -269,6 +269,9 @@ class Rollout:
     def _gates(self, event: Mapping[str, Any]) -> None:
         wave = self.this_wave
         wave.gates, wave.ended_s = event["gates"], event["at_s"]
+        for each in self.devices[: self.plan.waves[self.wave - 1]]:
+            if each.round == self.wave and each.look is not None:
+                each.judged = each.look
         wave.state = "failed" if any(gate["passed"] is False for gate in wave.gates) else "passed"
 
     def _halted(self, event: Mapping[str, Any]) -> None:
