@@ -120,9 +120,7 @@ def test_a_look_tells_what_clients_met_and_nothing_that_was_not_measured(one: Na
     client = AgentClient(one)
     try:
         client.infer("digits", {"x": X, "order": order()})
-        assert eventually(
-            lambda: "requests in the last minute, fewer" in answer_of(one, release, "look")["look"]["why"]
-        )
+        assert eventually(lambda: "of the 100 requests" in answer_of(one, release, "look")["look"]["why"])
         for _ in range(LEAST_REQUESTS - 1):
             client.infer("digits", {"x": X, "order": order()})
         for _ in range(2):

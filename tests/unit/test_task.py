@@ -152,7 +152,10 @@ def test_a_look_takes_the_figures_of_its_model_and_its_version_alone() -> None:
     ("told", "why"),
     [
         ("", "its agent does not tell how many requests"),
-        ('kedge_inference_last_minute_requests{model="net",version="2"} 99', "99 requests in the last minute, fewer"),
+        (
+            'kedge_inference_last_minute_requests{model="net",version="2"} 99',
+            "the last minute had 99 of the 100 requests",
+        ),
     ],
 )
 def test_the_largest_of_a_few_requests_is_no_99th_percentile(told: str, why: str) -> None:

@@ -145,7 +145,7 @@ def _why_no_p99(p99_s: float | None, requests: float | None) -> str | None:
     if requests is None:
         return "its agent does not tell how many requests the last minute's latency is of"
     if requests < LEAST_REQUESTS:
-        return f"{requests:.0f} requests in the last minute, fewer than the {LEAST_REQUESTS} of a 99th percentile"
+        return f"the last minute had {requests:.0f} of the {LEAST_REQUESTS} requests that a 99th percentile takes"
     return None
 
 
