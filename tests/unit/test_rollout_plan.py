@@ -99,3 +99,14 @@ def test_a_plan_of_a_later_kedge_is_named_as_that() -> None:
 def test_a_rollout_to_nobody_is_refused() -> None:
     with pytest.raises(BadInputError):
         plan_of(0)
+
+
+@pytest.mark.parametrize("canary", [(), ("1",) * 64 + ("100%",), ("1" + " " * 20, "100%")])
+def test_waves_that_a_plan_could_not_be_read_back_with_are_refused(canary: tuple[str, ...]) -> None:
+    with pytest.raises(BadInputError, match="wave"):
+        Options(canary=canary)
+
+
+def test_a_plan_that_could_not_be_read_back_is_not_made() -> None:
+    with pytest.raises(BadInputError, match="target"):
+        plan_of(2, targets=("t" * 65,))

@@ -14,6 +14,7 @@ from .reading import Fields, UnreadableError
 __all__ = ["MAX_WAVES", "Options", "parse_canary"]
 
 MAX_WAVES = 64
+_MAX_TERM = 20
 _DAY_S = 86400.0
 _TERM = re.compile(r"(?P<number>\d{1,9}(?:\.\d{1,6})?)(?P<share>%?)")
 
@@ -47,7 +48,10 @@ class Options:
 
     def __post_init__(self) -> None:
         rate, drift, push = self.max_error_rate, self.max_p99_drift, self.limit_bytes_per_s
+        terms = self.canary
         for good, what in (
+            (1 <= len(terms) <= MAX_WAVES, f"{len(terms)} waves: 1 to {MAX_WAVES}"),
+            (all(len(term) <= _MAX_TERM for term in terms), f"a wave of more than {_MAX_TERM} characters"),
             (0 <= self.pause_s <= 30 * _DAY_S, f"a pause of {self.pause_s:g} s: 0 s to 30 days"),
             (self.max_failures >= 0, f"{self.max_failures} failures: 0 or more"),
             (1 <= self.deadline_s <= _DAY_S, f"a deadline of {self.deadline_s:g} s: 1 s to a day"),
@@ -126,6 +130,6 @@ def parse_canary(text: str, devices: int) -> tuple[int, ...]:
 
 
 def _term(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 20:
+    if not isinstance(value, str) or len(value) > _MAX_TERM:
         raise UnreadableError("a wave that is none")
     return value

@@ -160,7 +160,7 @@ def make_plan(
         created_s: wall clock; None: now.
 
     Raises:
-        BadInputError: there are no devices, or too many, or the waves make no sense.
+        BadInputError: there are no devices, or too many, or the waves make no sense, or a name is too long.
     """
     if not 1 <= len(devices) <= MAX_DEVICES:
         raise BadInputError(f"{len(devices)} devices: 1 to {MAX_DEVICES:,} can be rolled out to")
@@ -187,10 +187,10 @@ def make_plan(
         downgrade=downgrade,
     )
     try:
-        plan.check()
+        # What cannot be read back could not be driven on, and would be noticed once devices have begun.
+        return Plan.from_json(plan.to_json())
     except UnreadableError as error:
         raise BadInputError(str(error)) from error
-    return plan
 
 
 def is_rollout_id(text: str) -> bool:
