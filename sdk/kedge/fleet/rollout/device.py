@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...errors import ExitCode
 from .answers import DEPLOY, FAILURES
 from .plan import Planned
 
@@ -93,6 +94,30 @@ class DeviceState:
         self.said_updated = self.said_updated or state == "updated"
         return state
 
+    def see(self, answer: Mapping[str, Any], releases: Collection[str]) -> dict[str, Any] | None:
+        """What a look at it comes to: its end; None: it serves the release still, and its figures are kept.
+
+        Args:
+            releases: that it may serve.
+        """
+        look = answer["look"]
+        if answer["state"] != "looked":
+            self.left = True
+            reason = f"it was updated; when it was looked at again: {answer['reason'] or answer['state']}"
+            return {**answer, "reason": reason}
+        if look["release"] is not None and look["release"] in (*releases, self.release):
+            self.look = look
+            self.p99_ms = self.p99_ms if look["p99_ms"] is None else look["p99_ms"]
+            return None
+        self.left = True
+        now = "nothing" if look["release"] is None else f"release {look['release'][:12]}"
+        return {
+            "state": "reverted",
+            "reason": f"it was updated, and when it was looked at again it served {now}",
+            "hint": f"kedge history --on {self.planned.name}",
+            "exit_code": int(ExitCode.GATE),
+        }
+
     def lose(self) -> None:
         """Whoever had its task is gone, and told no end of it."""
         self.given = self.given or self.flying == DEPLOY
@@ -107,6 +132,8 @@ class DeviceState:
         """It has come to an end, for now."""
         self.state, self.ended_s = state, at_s
         self.reason, self.hint, self.exit_code = said["reason"], said["hint"], said["exit_code"]
+        if state in ("reverted", "rolled_back"):
+            self.forget()
 
     def renew(self) -> None:
         """It is to be tried again."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import ExitCode
 from .answers import BUILD, DEPLOY, LOOK, ROLLBACK
 from .builds import Builds
 from .device import DeviceState
@@ -207,29 +206,14 @@ class Rollout:
             self._queue_first(following, BUILD)
 
     def _looked(self, index: int, answer: Mapping[str, Any], at_s: float) -> None:
-        each = self.devices[index]
-        look, state, said = answer["look"], answer["state"], dict(answer)
-        if state == "looked":
-            if look["release"] in (self.releases if each.release is None else self.releases | {each.release}):
-                each.look = look
-                each.p99_ms = each.p99_ms if look["p99_ms"] is None else look["p99_ms"]
-                self.open.discard(index)
-                return
-            now = "nothing" if look["release"] is None else f"release {look['release'][:12]}"
-            said["reason"] = f"it was updated, and when it was looked at again it served {now}"
-            said |= {"hint": f"kedge history --on {each.planned.name}", "exit_code": int(ExitCode.GATE)}
-            state = "reverted"
-            each.forget()
+        found = self.devices[index].see(answer, self.releases)
+        if found is None:
+            self.open.discard(index)
         else:
-            said["reason"] = f"it was updated; when it was looked at again: {answer['reason'] or state}"
-        each.left = True
-        self._end(index, state, at_s, said)
+            self._end(index, found["state"], at_s, found)
 
     def _rolled_back(self, index: int, answer: Mapping[str, Any], at_s: float) -> None:
-        each = self.devices[index]
-        state, said = taken_back(each.reason, answer)
-        if state == "rolled_back":
-            each.forget()
+        state, said = taken_back(self.devices[index].reason, answer)
         self._end(index, state, at_s, said)
 
     def _lost(self, event: Mapping[str, Any]) -> None:
