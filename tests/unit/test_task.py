@@ -14,8 +14,8 @@ from kedge.deploy.engines import Wanted
 from kedge.deploy.patience import Patience
 from kedge.deploy.pending import allowing_for_clocks, has_begun
 from kedge.errors import UnreachableError
-from kedge.fleet.engines import choose_engine
-from kedge.fleet.rollout.drive import drive
+from kedge.fleet.engines import EngineGoneError, choose_engine
+from kedge.fleet.rollout.drive import drive, resume
 from kedge.fleet.rollout.ledger import create
 from kedge.fleet.rollout.options import Options
 from kedge.fleet.served import look_at
@@ -24,7 +24,7 @@ from kedge.transport.base import Deadline
 from kedge.transport.link import Pace
 from kedge_agent.engine.order import Order
 from kedge_agent.formats.passport import Passport
-from tests.support.driven import Fleet, plan_of, pool
+from tests.support.driven import Fleet, answer, names, plan_of, pool
 
 HERE = Passport("tensorrt", "10.3.0.30", "linux", "aarch64", ("8.7",))
 RELEASE = {"digest": "1" * 64, "source": "/releases/one"}
@@ -179,3 +179,27 @@ def test_of_a_device_that_said_that_it_was_updated_no_rollback_asks_since_when()
     with pool() as executor:
         drive(create(plan_of(2, Options(on_halt="rollback", concurrency=1))), executor, work=fleet)
     assert {task["kind"]: task["first_s"] is None for task in fleet.tasks} == {"deploy": False, "rollback": True}
+
+
+def test_an_engine_that_was_gone_is_built_again_when_the_rollout_is_resumed() -> None:
+    """It ends no resume: what a cache has lost is its builder's to build."""
+    key = "1" * 64
+    lost = [True]
+
+    def device(task: Any) -> dict[str, Any]:
+        needs = task["kind"] == "deploy" and not task["engines"]
+        return answer(task, "needs_engine" if needs else None, engine={"key": key, "passport": {}})
+
+    def complete(plan: Any, told: Any, path: Any) -> dict[str, Any]:
+        if lost:
+            lost.clear()
+            raise EngineGoneError("it is not in this host's cache")
+        release = {"digest": "a" * 64, "source": "/somewhere"}
+        return {"key": key, "passport": {}, "release": release, "attested": "SHA256:x"}
+
+    ledger = create(plan_of(2, Options(attest="/key", concurrency=1)))
+    fleet = Fleet(dict.fromkeys(names(2), device))
+    with pool() as executor:
+        assert drive(ledger, executor, work=fleet, complete=complete).ended == "halted"
+        assert resume(ledger, executor, work=fleet, complete=complete).ended == "done"
+    assert len(fleet.of("build")) == 2
