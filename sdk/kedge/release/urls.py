@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import posixpath
 import re
+import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from datetime import datetime
@@ -16,18 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from ..errors import (
-    AuthenticationRefusedError,
-    BadInputError,
-    HostKeyChangedError,
-    IncompatibleError,
-    KedgeError,
-    UnknownHostKeyError,
-    UnreachableError,
-    first_line,
-)
+from ..errors import BadInputError, UnreachableError
+from ..transport.base import Deadline
+from .store_errors import translated
 
-__all__ = ["RemoteFolder", "is_url", "open_folder"]
+__all__ = ["RemoteFolder", "is_url", "open_folder", "require_plain"]
 
 _SSH = ("sftp", "ssh")
 # Where a file that is being written can be seen half, and a rename is one step. Object stores show whole objects only.
@@ -36,6 +30,11 @@ _PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
 # Nobody writes a file for a day without a byte.
 _LEFT_S = 86400.0
 _CONNECT_S = 15.0
+_SILENT_S = 60.0
+_KEEPALIVE_S = 15
+_SCHEME = re.compile(r"[a-z0-9+.-]+")
+# Where what stands before @ is no secret: who logs in, or which container is meant.
+_USERS = frozenset((*_SSH, "ftp", "smb", "hdfs", "webhdfs", "abfs", "abfss"))
 
 
 def is_url(text: str) -> bool:
@@ -44,8 +43,11 @@ def is_url(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def open_folder(url: str) -> Iterator[RemoteFolder]:
+def open_folder(url: str, deadline: Deadline | None = None) -> Iterator[RemoteFolder]:
     """The folder at a URL; it need not exist yet.
+
+    Args:
+        deadline: what waits for an SSH server then gives up; other stores have their own patience.
 
     Raises:
         BadInputError: fsspec knows no such URL, or it holds a secret.
@@ -53,15 +55,32 @@ def open_folder(url: str) -> Iterator[RemoteFolder]:
         UnreachableError: nothing answers there. UnknownHostKeyError, HostKeyChangedError: an SSH server
             that is not in ~/.ssh/known_hosts, or with another key. AuthenticationRefusedError: it takes no key of ours.
     """
-    _refuse_secrets(url)
-    with _translated(url):
-        files, root = _file_system(url)
-    folder = RemoteFolder(url, files, root)
+    require_plain(url)
     try:
-        yield folder
+        with translated(url):
+            files, root = _file_system(url, _SILENT_S if deadline is None else min(_SILENT_S, deadline.remaining()))
+        with contextlib.ExitStack() as stack:
+            if _scheme(url) in _SSH:
+                stack.callback(files.client.close)
+                if deadline is not None:
+                    stack.enter_context(_closed_after(deadline.remaining(), files.client))
+            yield RemoteFolder(url, files, root)
+    except UnreachableError:
+        if deadline is not None:
+            deadline.remaining()  # says that it took too long
+        raise
+
+
+@contextlib.contextmanager
+def _closed_after(seconds: float, client: Any) -> Iterator[None]:
+    """Whoever waits for a server that does not answer ends when the connection does."""
+    timer = threading.Timer(seconds, client.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
     finally:
-        if _scheme(url) in _SSH:
-            files.client.close()
+        timer.cancel()
 
 
 class RemoteFolder:
@@ -76,7 +95,7 @@ class RemoteFolder:
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none."""
-        with _translated(self.url):
+        with translated(self.url):
             try:
                 size = self._files.info(self._path(name))["size"]
             except FileNotFoundError:
@@ -89,7 +108,7 @@ class RemoteFolder:
         Raises:
             BadInputError: it has more than `limit` bytes.
         """
-        with _translated(self.url):
+        with translated(self.url):
             try:
                 with self._files.open(self._path(name), "rb") as file:
                     data = bytes(file.read(limit + 1))
@@ -101,7 +120,7 @@ class RemoteFolder:
 
     def blocks(self, name: str, offset: int, size: int) -> Generator[bytes, None, None]:
         """A file's bytes from `offset` on, in blocks of `size` and what is left; none where there is no such file."""
-        with _translated(self.url):
+        with translated(self.url):
             try:
                 file = cast("BinaryIO", self._files.open(self._path(name), "rb", block_size=size))
             except FileNotFoundError:
@@ -131,7 +150,7 @@ class RemoteFolder:
 
     def _arrive(self, name: str, send: Callable[[str], None]) -> None:
         path = self._path(name)
-        with _translated(self.url):
+        with translated(self.url):
             if not self._renames:
                 send(path)
                 return
@@ -202,8 +221,20 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0]
 
 
-def _refuse_secrets(url: str) -> None:
-    """A URL is seen in lists of processes, logs and the ledger of a rollout."""
+def require_plain(url: str) -> None:
+    """Make sure that a URL may be shown: it is seen in lists of processes, logs and the ledger of a rollout.
+
+    Raises:
+        BadInputError: it may not, or is no URL of one folder; it is not repeated.
+    """
+    scheme = _scheme(url)
+    # With "::" fsspec puts one file system over another, which is asked neither for secrets nor for its host key; in an
+    # SSH server's address it takes no part.
+    if is_url(url) and not (_SCHEME.fullmatch(scheme) and (scheme in _SSH or "::" not in url)):
+        raise BadInputError(
+            "not a URL of one folder: a scheme in small letters, and no ::",
+            hint="as file:///srv/releases, s3://bucket/releases or sftp://user@host/srv/releases",
+        )
     try:
         parts = urlsplit(url)
         password = parts.password
@@ -214,13 +245,18 @@ def _refuse_secrets(url: str) -> None:
             f"the URL of {parts.scheme}://{parts.hostname or ''} holds a password or a query",
             hint="a URL is seen by others: leave secrets to ssh-agent, the environment or ~/.config/fsspec",
         )
+    if parts.username is not None and scheme not in _USERS:
+        raise BadInputError(
+            f"the URL of {parts.scheme}://{parts.hostname or ''} holds a name before @, which may be a secret",
+            hint="a URL is seen by others: leave keys and tokens to the environment or ~/.config/fsspec",
+        )
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def _file_system(url: str, patience_s: float) -> tuple[Any, str]:
     import fsspec
 
     if _scheme(url) in _SSH:
-        kind = _ssh_file_system()
+        kind = _ssh_file_system(patience_s)
         # A connection of its own: fsspec's are kept for the life of the process, also when they have broken.
         return kind(**kind._get_kwargs_from_urls(url), skip_instance_cache=True), kind._strip_protocol(url)  # noqa: SLF001
     files, root = fsspec.core.url_to_fs(url)
@@ -229,7 +265,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     return files, root
 
 
-def _ssh_file_system() -> Any:
+def _ssh_file_system(patience_s: float) -> Any:
     """fsspec's, but for the host key: it takes any that it has not seen."""
     import paramiko
     from fsspec.implementations.sftp import SFTPFileSystem
@@ -243,68 +279,20 @@ def _ssh_file_system() -> Any:
             self.client.load_system_host_keys()
             self.client.set_missing_host_key_policy(paramiko.RejectPolicy())
             try:
-                self.client.connect(
-                    self.host,
-                    **self.ssh_kwargs,
-                    timeout=_CONNECT_S,
-                    banner_timeout=_CONNECT_S,
-                    auth_timeout=_CONNECT_S,
-                    disabled_algorithms=disabled_algorithms(),
-                )
-                self.ftp = self.client.open_sftp()
+                with _closed_after(patience_s, self.client):
+                    self.client.connect(
+                        self.host,
+                        **self.ssh_kwargs,
+                        timeout=_CONNECT_S,
+                        banner_timeout=_CONNECT_S,
+                        auth_timeout=_CONNECT_S,
+                        disabled_algorithms=disabled_algorithms(),
+                    )
+                    cast("paramiko.Transport", self.client.get_transport()).set_keepalive(_KEEPALIVE_S)
+                    self.ftp = self.client.open_sftp()
+                cast("paramiko.Channel", self.ftp.get_channel()).settimeout(_SILENT_S)
             except BaseException:
                 self.client.close()
                 raise
 
     return KnownHostsOnly
-
-
-@contextlib.contextmanager
-def _translated(url: str) -> Iterator[None]:
-    """Any store may raise its own library's errors: what is not known better is a store that does not answer."""
-    try:
-        yield
-    except KedgeError:
-        raise
-    except ImportError as error:
-        raise IncompatibleError(
-            f"{url} needs a library that is not installed: {_said(error)}",
-            hint="fsspec names it: s3fs for s3://, gcsfs for gs://, adlfs for abfs://; pip install it beside kedge",
-        ) from error
-    except FileNotFoundError as error:
-        raise BadInputError(
-            f"{url}: there is no such folder: {_said(error)}", hint="make it, or name another"
-        ) from error
-    except PermissionError as error:
-        raise AuthenticationRefusedError(
-            f"{url}: not allowed: {_said(error)}", hint="check the credentials of this process and what they may do"
-        ) from error
-    except (NotImplementedError, ValueError) as error:
-        raise BadInputError(f"{url} cannot be used: {_said(error)}", hint="s3://, gs://, sftp://, file:// …") from error
-    except Exception as error:  # each store's library has its own classes
-        raise _by_name(url, error) from error
-
-
-def _by_name(url: str, error: Exception) -> KedgeError:
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    said = _said(error)
-    if "BadHostKeyException" in kinds:
-        return HostKeyChangedError(
-            f"{url}: its host key is not the one in ~/.ssh/known_hosts",
-            hint="somebody may be listening; if the server was set up anew: ssh-keygen -R HOST, then log in with ssh",
-        )
-    if "not found in known_hosts" in said:
-        return UnknownHostKeyError(
-            f"{url}: its host key is not in ~/.ssh/known_hosts",
-            hint="log in once with ssh, and compare the fingerprint that it shows",
-        )
-    refused = {"AuthenticationException", "NoCredentialsError", "ClientAuthenticationError"}
-    if kinds & refused or "No authentication methods" in said:
-        return AuthenticationRefusedError(f"{url}: {said}", hint="check the keys or credentials of this process")
-    return UnreachableError(f"{url} does not answer: {said}", hint="check the URL and the way there, then try again")
-
-
-def _said(error: Exception) -> str:
-    """What a foreign exception says, without what may be a secret in a URL that it names."""
-    text = re.sub(r"://[^/\s@]+@", "://…@", first_line(error))
-    return re.sub(r"\?[^\s'\"]+", "?…", text)
