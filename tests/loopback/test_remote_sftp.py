@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,8 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from kedge.errors import AuthenticationRefusedError, HostKeyChangedError, IntegrityError, UnknownHostKeyError
+from kedge.errors import (
+    AuthenticationRefusedError,
+    HostKeyChangedError,
+    IntegrityError,
+    UnknownHostKeyError,
+    UnreachableError,
+)
 from kedge.release.remote import fetched, pull_from, push_to
+from kedge.transport.base import Deadline
 from tests.conftest import make_release
 from tests.support.sshd import Sshd, make_sshd, remove_sshd
 from tests.support.weights import weighty_release
@@ -91,3 +99,42 @@ def test_a_server_that_takes_none_of_our_keys_says_so(sshd: Sshd, home: Path, tm
     (home / ".ssh" / "id_ed25519").unlink()
     with pytest.raises(AuthenticationRefusedError):
         pull_from(_url(sshd), "0" * 64, tmp_path / "back")
+
+
+def _children(pid: int) -> list[int]:
+    """Of a process, and theirs."""
+    found = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*found, *(deeper for each in found for deeper in _children(each))]
+
+
+@pytest.mark.slow
+def test_a_server_that_stops_answering_is_given_up_at_the_deadline(sshd: Sshd, home: Path, tmp_path: Path) -> None:
+    release = weighty_release(tmp_path, version=2, bulk_bytes=40_000_000)
+    push_to(release, _url(sshd))
+    stopped: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        if done > 8_000_000 and not stopped:
+            stopped.extend(_children(sshd.process.pid))
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+
+    try:
+        with pytest.raises(UnreachableError, match="fetching took too long"):
+            pull_from(_url(sshd), release.digest, tmp_path / "back", stop, Deadline.after(4, "fetching"))
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    assert stopped
+    pull_from(_url(sshd), release.digest, tmp_path / "back").verify()
+
+
+def test_a_server_that_stops_answering_before_anything_is_said_is_given_up_at_the_deadline(
+    sshd: Sshd, home: Path, tmp_path: Path
+) -> None:
+    os.kill(sshd.process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(UnreachableError, match="fetching took too long"):
+            pull_from(_url(sshd), "0" * 64, tmp_path / "back", deadline=Deadline.after(1, "fetching"))
+    finally:
+        os.kill(sshd.process.pid, signal.SIGCONT)

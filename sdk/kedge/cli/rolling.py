@@ -45,7 +45,11 @@ def begin(
     from ..fleet.rollout.ledger import create
     from ..fleet.rollout.plan import make_plan
     from ..release.remote import require_readable
+    from ..release.urls import require_plain
 
+    if asked.source is not None:
+        # It is shown, and goes into the ledger.
+        require_plain(asked.source)
     options = asked.options(limit_bytes_per_s)
     devices = inventory.select(to)
     with _lasting(release, unpack=not asked.dry_run) as given:
@@ -208,7 +212,8 @@ def _show_plan(plan: Mapping[str, Any], out: Output) -> None:
 @contextmanager
 def _lasting(path: Path, *, unpack: bool) -> Iterator[Release]:
     """A release where it stays for as long as the rollout may be resumed: an archive is unpacked to the cache."""
-    from ..release.archives import archived_digest, import_release, opened
+    from ..release.archives import archived_head, import_release, opened
+    from ..release.bundle import add_offer
     from ..release.kept import KeptReleases
 
     if not path.is_file() or not unpack:
@@ -219,7 +224,11 @@ def _lasting(path: Path, *, unpack: bool) -> Iterator[Release]:
     def make(folder: Path) -> None:
         import_release(path, folder)
 
-    yield KeptReleases().put(archived_digest(path), make)
+    digest, offer = archived_head(path)
+    release = KeptReleases().put(digest, make)
+    # One that was unpacked before may have been signed since.
+    add_offer(release.folder, offer)
+    yield release
 
 
 def _downgrade(devices: Sequence[Device], release: Release, key: Path | None) -> Signed:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from kedge_agent.formats.archive import ARCHIVE_MAGIC, ArchiveError, ArchiveReader, write_archive
 from kedge_agent.formats.manifest import MANIFEST_NAME, ManifestError
+from kedge_agent.formats.offer import Offer
 
 from ..errors import BadInputError, IntegrityError
 from .bundle import Release, open_release, write_offer
 
-__all__ = ["archived_digest", "export_release", "import_release", "opened"]
+__all__ = ["archived_head", "export_release", "import_release", "opened"]
 
 
 def export_release(release: Release, path: Path) -> int:
@@ -70,10 +71,10 @@ def import_release(
     return open_release(folder)
 
 
-def archived_digest(archive: Path) -> str:
-    """Which release an archive holds, by its head alone; raises as `import_release`."""
+def archived_head(archive: Path) -> tuple[str, Offer]:
+    """The digest of the release that an archive holds, and what comes with it; raises as `import_release`."""
     with _reading(archive) as reader:
-        return reader.manifest.digest
+        return reader.manifest.digest, reader.offer
 
 
 @contextlib.contextmanager

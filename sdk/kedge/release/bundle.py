@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from kedge_agent.formats.offer import MAX_SIGNATURES_BYTES, Offer, Signed
 from kedge_agent.wire import MAX_JSON_BYTES, MAX_MANIFEST_BYTES
 
 from ..errors import BadInputError, IntegrityError, KedgeError
+from .offers import merged
 
 __all__ = [
     "ATTESTATION",
@@ -32,6 +37,7 @@ __all__ = [
     "DOWNGRADE",
     "SIDE_FILES",
     "Release",
+    "add_offer",
     "open_release",
     "write_offer",
     "write_release",
@@ -44,6 +50,8 @@ DOWNGRADE = "downgrade.json"
 _DOCUMENTS = (BASE, ATTESTATION, DOWNGRADE)
 SIDE_FILES = frozenset(name + end for name in (MANIFEST_NAME, *_DOCUMENTS) for end in ("", ".sig")) - {MANIFEST_NAME}
 """What may lie beside a release's files and is none of them: signatures, and statements that are signed themselves."""
+# One of those on its way, or left by a process that died meanwhile.
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{32}\.partial")
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,7 @@ class Release:
         Raises:
             IntegrityError: a file is missing, has other bytes, or does not belong here.
         """
-        expected = {entry.name for entry in self.manifest.files} | {MANIFEST_NAME}
-        stray = sorted(set(os.listdir(self.folder)) - expected - SIDE_FILES)
-        if stray:
+        if stray := sorted(_stray(self)):
             raise IntegrityError(
                 f"{self.folder} holds files the manifest does not name: {', '.join(stray[:5])}",
                 hint="move them elsewhere",
@@ -104,18 +110,8 @@ class Release:
         Raises:
             IntegrityError: one of them cannot be read.
         """
-        return Offer(
-            signatures=self.signatures,
-            base=self._signed(BASE),
-            attestation=self._signed(ATTESTATION),
-            downgrade=self._signed(DOWNGRADE),
-        )
-
-    def _signed(self, name: str) -> Signed | None:
-        document = _read_side(self.folder / name, MAX_JSON_BYTES)
-        if document is None:
-            return None
-        return Signed(document, _read_side(self.folder / f"{name}.sig", MAX_SIGNATURES_BYTES) or b"")
+        with _locked(self.folder, fcntl.LOCK_SH):
+            return _read_offer(self.folder)
 
     def model_bytes(self, artefact: Artefact) -> int:
         """Size of an artefact as it is loaded; of a packed one its header says it.
@@ -150,6 +146,32 @@ class Release:
                     raise _not_packed(path, error) from error
 
 
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """What lies beside a release is several files: who reads them sees all that another has written, or nothing."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there are network file systems that lock no folders
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, how)
+        yield
+
+
+def _read_offer(folder: Path) -> Offer:
+    def signed(name: str) -> Signed | None:
+        document = _read_side(folder / name, MAX_JSON_BYTES)
+        if document is None:
+            return None
+        return Signed(document, _read_side(folder / f"{name}.sig", MAX_SIGNATURES_BYTES) or b"")
+
+    return Offer(
+        signatures=_read_side(folder / f"{MANIFEST_NAME}.sig", MAX_SIGNATURES_BYTES) or b"",
+        base=signed(BASE),
+        attestation=signed(ATTESTATION),
+        downgrade=signed(DOWNGRADE),
+    )
+
+
 def _read_side(path: Path, limit: int) -> bytes | None:
     try:
         with path.open("rb") as file:
@@ -175,6 +197,11 @@ def write_side(folder: Path, name: str, signed: Signed) -> None:
     Raises:
         BadInputError: the folder cannot be written.
     """
+    with _locked(folder, fcntl.LOCK_EX):
+        _write_side(folder, name, signed)
+
+
+def _write_side(folder: Path, name: str, signed: Signed) -> None:
     if name != MANIFEST_NAME:
         _replace(folder / name, signed.document)
     if signed.signatures:
@@ -185,18 +212,36 @@ def write_side(folder: Path, name: str, signed: Signed) -> None:
 
 def write_offer(folder: Path, offer: Offer) -> None:
     """Put all that came with a release beside it: the inverse of `Release.offer`. Raises as `write_side`."""
-    write_side(folder, MANIFEST_NAME, Signed(b"", offer.signatures))
+    with _locked(folder, fcntl.LOCK_EX):
+        _write_offer(folder, offer)
+
+
+def add_offer(folder: Path, offer: Offer) -> None:
+    """Put what came with a release to what lies beside it; none of the signatures there is lost.
+
+    Raises:
+        IntegrityError: what lies there cannot be read. BadInputError: as `write_side`.
+    """
+    with _locked(folder, fcntl.LOCK_EX):
+        there = _read_offer(folder)
+        if (both := merged(there, offer)) != there:
+            _write_offer(folder, both)
+
+
+def _write_offer(folder: Path, offer: Offer) -> None:
+    _write_side(folder, MANIFEST_NAME, Signed(b"", offer.signatures))
     for name, statement in ((BASE, offer.base), (ATTESTATION, offer.attestation), (DOWNGRADE, offer.downgrade)):
         if statement is not None:
-            write_side(folder, name, statement)
+            _write_side(folder, name, statement)
 
 
 def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise BadInputError(f"{path} cannot be written: {error.strerror}") from error
 
 
@@ -237,7 +282,14 @@ def _is_release(folder: Path) -> bool:
         release = open_release(folder)
     except KedgeError:
         return False
-    return set(os.listdir(folder)) - SIDE_FILES == {entry.name for entry in release.manifest.files} | {MANIFEST_NAME}
+    return not _stray(release)
+
+
+def _stray(release: Release) -> set[str]:
+    """Names of what lies in its folder and is neither a file of the release nor beside it."""
+    expected = {entry.name for entry in release.manifest.files} | {MANIFEST_NAME} | SIDE_FILES
+    names = set(os.listdir(release.folder)) - expected
+    return {name for name in names if not ((found := _PARTIAL.fullmatch(name)) and found[1] in SIDE_FILES)}
 
 
 def write_release(folder: Path, sources: Mapping[str, Path | bytes], body: Mapping[str, Any]) -> Release:

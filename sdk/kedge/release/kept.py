@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import threading
 import time
 import uuid
 import weakref
@@ -26,13 +27,16 @@ from typing import BinaryIO
 from kedge_agent.formats.manifest import MANIFEST_NAME, is_digest
 
 from ..config import cache_dir
-from ..errors import BadInputError, KedgeError
+from ..errors import BadInputError, IntegrityError, KedgeError
 from ..transport.base import Deadline
 from .bundle import Release, open_release
 
 __all__ = ["KeptRelease", "KeptReleases", "claimed"]
 
 _WAIT_S = 0.1
+_proving = threading.Lock()
+# By its folder: when and how large its files were that were proved.
+_proved: dict[Path, list[tuple[int, int, int, int]]] = {}
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,12 @@ class KeptReleases:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_dir() / "releases"
 
-    def use(self, digest: str) -> Release | None:
+    def use(self, digest: str, *, prove: bool = False) -> Release | None:
         """A kept release, marked as used now; None: it is not kept. While what is returned lives, nobody removes it.
+
+        Args:
+            prove: it can be had again, so one that is damaged is let go of, and None returned. Its bytes are hashed
+                once by each process, and again where its files have changed.
 
         Raises:
             KedgeError: as `open_release`.
@@ -83,9 +91,21 @@ class KeptReleases:
                     with contextlib.suppress(OSError):
                         os.utime(folder)
                     release = open_release(folder)
+                    if prove:
+                        _prove(release)
                     # Whoever pushes it opens its files by their names, for as long as a slow device takes.
                     weakref.finalize(release, lock.close)
                     return release
+            except (KedgeError, FileNotFoundError) as error:
+                with lock, _proving:
+                    # Else it was let go of meanwhile, and there may be another in its place.
+                    if _is_at(lock, folder / MANIFEST_NAME):
+                        if not (prove and isinstance(error, IntegrityError)):
+                            raise
+                        # Others that use it have no use of it either.
+                        with contextlib.suppress(FileNotFoundError):
+                            shutil.rmtree(_rename_away(folder), ignore_errors=True)
+                continue
             except BaseException:
                 lock.close()
                 raise
@@ -100,13 +120,15 @@ class KeptReleases:
         Raises:
             KedgeError: as `claimed`, as `make`.
         """
-        while (release := self.use(digest)) is None:
+        made = False
+        while (release := self.use(digest, prove=not made)) is None:
             with claimed(self.folder / digest) as partial:
                 if partial is None:
                     continue
                 try:
                     make(partial / "release")
                     (partial / "release").rename(self.folder / digest)
+                    made = True
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
         return release
@@ -220,6 +242,17 @@ def _taken(path: Path) -> Iterator[bool]:
             yield True
         finally:
             path.unlink(missing_ok=True)
+
+
+def _prove(release: Release) -> None:
+    """Prove a release once; many that ask at once wait for the one that does."""
+    with _proving:
+        stats = [path.stat() for _, path in release.files()]
+        as_they_are = [(each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in stats]
+        if _proved.get(release.folder) != as_they_are:
+            release.verify()
+            _proved[release.folder] = as_they_are
+    release.offer()
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,12 +30,14 @@ from kedge_agent.wire import FRAME_BYTES, MAX_JSON_BYTES, MAX_MANIFEST_BYTES
 
 from ..errors import BadInputError, IntegrityError, UnreachableError
 from ..transport.base import Deadline
-from .bundle import Release, open_release, write_offer
+from .bundle import Release, add_offer, open_release, write_offer
 from .kept import KeptReleases, claimed
+from .offers import holds, merged
 from .urls import RemoteFolder, is_url, open_folder
 
 __all__ = ["PushedTo", "fetched", "pull_from", "push_to", "require_readable"]
 
+_OFFER = "offer.json"
 Progress = Callable[[int, int], None]
 
 
@@ -53,9 +55,10 @@ def _nobody(done: int, total: int) -> None:
 
 def push_to(release: Release, url: str, progress: Progress = _nobody) -> PushedTo:
     """Put a release where others can fetch it. Again, and by several at once, it does no harm: what lies there under
-    its name in its size is not sent again. Signatures that came since replace those there.
+    its name in its size is not sent again. Signatures are added to those there.
 
     Raises:
+        BadInputError: there are as many signatures there as there may be.
         IntegrityError: a file is not what the manifest names.
         KedgeError: as `urls.open_folder`.
     """
@@ -72,13 +75,29 @@ def push_to(release: Release, url: str, progress: Progress = _nobody) -> PushedT
             seen.add(entry.sha256)
             done += entry.size_bytes
             progress(done, total)
-        offer, there = offer_bytes(release.offer()), folder.read(_beside(release.digest, "offer.json"), MAX_JSON_BYTES)
-        if there != offer:
-            folder.write(_beside(release.digest, "offer.json"), offer)
+        _put_offer(folder, release)
         manifest = _beside(release.digest, MANIFEST_NAME)
-        if folder.size(manifest) != len(release.manifest_bytes):
+        if folder.size(manifest) != len(release.manifest_bytes) or (
+            folder.read(manifest, MAX_MANIFEST_BYTES) != release.manifest_bytes
+        ):
             folder.write(manifest, release.manifest_bytes)
     return PushedTo(sent, total - sent)
+
+
+def _put_offer(folder: RemoteFolder, release: Release) -> None:
+    own = release.offer()
+    try:
+        there = _offer(folder, release.digest)
+    except (BadInputError, IntegrityError):
+        there = None
+    both = own if there is None else merged(there, own)
+    if not holds(both, own):
+        raise BadInputError(
+            f"{folder.url} has no room for more signatures of the release {release.digest[:12]}",
+            hint=f"see who has signed it (kedge release pull), and remove {_beside(release.digest, _OFFER)} there",
+        )
+    if both != there:
+        folder.write(_beside(release.digest, _OFFER), offer_bytes(both))
 
 
 def pull_from(
@@ -98,10 +117,10 @@ def pull_from(
     """
     if folder.exists():
         raise BadInputError(f"{folder} exists", hint="give another path with -o")
-    with open_folder(url) as source:
+    with open_folder(url, deadline) as source:
         data, manifest = _manifest(source, digest)
-        offer = _offer(source, digest)
-        with claimed(folder, deadline) as partial:
+        offer = _offer(source, digest) or Offer()
+        with claimed(folder, deadline) as partial, _written(folder):
             if partial is None:
                 raise BadInputError(f"{folder} exists", hint="somebody else has just made it")
             _fetch(source, manifest, partial, progress, deadline)
@@ -117,7 +136,7 @@ def fetched(source: Mapping[str, str], progress: Progress = _nobody, deadline: D
     """The release that a task names: {"digest", "source"}.
 
     A folder is opened. From a URL it is fetched to this host's cache, once for all that ask for it at the same time or
-    later; signatures that came since are fetched each time.
+    later, and again where it is damaged; signatures that came since are fetched each time, and none is lost.
 
     Raises:
         IntegrityError: the folder holds another release. KedgeError: as `open_release` and `pull_from`.
@@ -130,7 +149,7 @@ def fetched(source: Mapping[str, str], progress: Progress = _nobody, deadline: D
         return _same(own or open_release(folder), digest)
     _require_digest(digest)
     fresh = False
-    while (release := kept.use(digest)) is None:
+    while (release := _kept(kept, digest, prove=not fresh)) is None:
         try:
             pull_from(where, digest, kept.folder / digest, progress, deadline)
             fresh = True
@@ -139,12 +158,33 @@ def fetched(source: Mapping[str, str], progress: Progress = _nobody, deadline: D
                 raise
     if fresh:
         return _same(release, digest)
-    # What is here is whole: a store that does not answer now is no reason to give up.
-    with contextlib.suppress(UnreachableError), open_folder(where) as there:
+    # What is here is whole: a store that does not answer now, or nonsense there, is no reason to give up.
+    offer = None
+    with (
+        contextlib.suppress(UnreachableError),
+        open_folder(where, deadline) as there,
+        contextlib.suppress(BadInputError, IntegrityError),
+    ):
         offer = _offer(there, digest)
-        if offer_bytes(offer) != offer_bytes(release.offer()):
-            write_offer(release.folder, offer)
+    if offer is not None:
+        add_offer(release.folder, offer)
     return _same(release, digest)
+
+
+def _kept(kept: KeptReleases, digest: str, *, prove: bool) -> Release | None:
+    with _written(kept.folder):
+        return kept.use(digest, prove=prove)
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """What this host's file system refuses is no defect of kedge."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInputError(
+            f"{folder} cannot be written: {error.strerror}", hint="see that there is room and that it may be written; to make room: kedge cache gc"
+        ) from error
 
 
 def require_readable(source: Mapping[str, str]) -> None:
@@ -199,11 +239,11 @@ def _manifest(folder: RemoteFolder, digest: str) -> tuple[bytes, Manifest]:
     return data, manifest
 
 
-def _offer(folder: RemoteFolder, digest: str) -> Offer:
-    name = _beside(digest, "offer.json")
+def _offer(folder: RemoteFolder, digest: str) -> Offer | None:
+    name = _beside(digest, _OFFER)
     data = folder.read(name, MAX_JSON_BYTES)
     if data is None:
-        return Offer()
+        return None
     try:
         return parse_offer(data)
     except ManifestError as error:
