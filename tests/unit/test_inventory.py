@@ -332,3 +332,65 @@ def test_known_hosts_give_the_key_that_ssh_would_prefer(tmp_path: Path) -> None:
     assert known("h", 22) == HostKey.parse(ed.public)
     assert known("h", 2222) == HostKey.parse(other.public)
     assert known("j", 22) is None
+
+
+def test_a_revoked_key_is_not_known_though_another_file_has_it(tmp_path: Path) -> None:
+    ed, other = (make_key(tmp_path, name, kind) for name, kind in (("e", "ed25519"), ("o", "rsa")))
+    known, revoked = tmp_path / "known", tmp_path / "revoked"
+    known.write_text(f"h {ed.public}\ni {ed.public}\nh {other.public}\n")
+    revoked.write_text(f"@revoked h {ed.public}\n")
+    files = (str(known), str(revoked))
+    assert known_key("h", 22, files) == HostKey.parse(other.public)
+    assert known_key("i", 22, files) == HostKey.parse(ed.public)
+    revoked.write_text(f"@revoked * {ed.public}\n")
+    assert known_key("i", 22, files) is None
+
+
+def test_tokens_of_keys_and_certificates_are_put_in_as_ssh_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd_path()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = tmp_path / "c"
+    config.write_text(
+        "Host cam\n HostName 10.0.0.1\n User bob\n Port 2222\n"
+        " IdentityFile ~/keys/%h_%r_%p\n CertificateFile %d/certs/%n%%\n"
+        "Host other\n IdentityFile ~/keys/%C\n"
+    )
+    address = resolve("cam", config).address
+    assert address.identity == tmp_path / "keys" / "10.0.0.1_bob_2222"
+    assert address.certificate == tmp_path / "certs" / "cam%"
+    with pytest.raises(BadInputError, match="%C in '~/keys/%C' is a token") as caught:
+        resolve("other", config)
+    assert caught.value.hint
+
+
+def test_files_of_known_hosts_may_have_quotes_and_spaces_in_their_names(tmp_path: Path) -> None:
+    sshd_path()
+    key = make_key(tmp_path, "id")
+    (tmp_path / "a b").mkdir()
+    for name in ("a b/known", "o'b"):
+        (tmp_path / name).write_text(f"h {key.public}\n")
+        config = tmp_path / "c"
+        config.write_text(
+            f'Host h\n UserKnownHostsFile {tmp_path}/none "{tmp_path}/{name}"\n GlobalKnownHostsFile none\n'
+        )
+        assert resolve("h", config).key() == HostKey.parse(key.public), name
+
+
+def test_the_home_of_nobody_is_told_and_does_not_abort_an_import(tmp_path: Path) -> None:
+    sshd_path()
+    from kedge.fleet.importing import import_hosts
+    from kedge.targets import load_target
+
+    inventory = inventory_of(tmp_path, '[d]\nhost = "h"\nuser = "u"\ntarget = "t"\nidentity = "~nosuchuser/key"\n')
+    with pytest.raises(BadInputError, match="~nosuchuser/key: there is no such user"):
+        inventory.get("d").way()
+    with pytest.raises(BadInputError, match="no such user"):
+        SshAddress("h", 22, "u", certificate=Path("~nosuchuser/key")).to_json()
+    config = tmp_path / "c"
+    config.write_text("Host bad\n IdentityFile ~nosuchuser/key\nHost good\n HostName 10.0.0.1\n")
+    found = import_hosts(inventory, load_target("orin-nano-8gb"), config=config)
+    assert [(one.device, one.why is None) for one in found] == [("bad", False), ("good", True)]
+    assert "no such user" in (found[0].why or "")
+    assert inventory.names() == ["d", "good"]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 
 from ..errors import BadInputError
-from ..transport.address import SshAddress
+from ..transport.address import MAX_JUMPS, SshAddress, expanded
 from ..transport.hostkeys import HostKey
 
 __all__ = ["KNOWN_HOSTS", "Alias", "hosts_of", "known_key", "resolve"]
@@ -22,8 +23,8 @@ KNOWN_HOSTS = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
 _TIME_LIMIT_S = 15.0
 _MAX_BYTES = 1024 * 1024
 _MAX_DEPTH = 16
-_MAX_JUMPS = 8
 _USUAL_KEYS = re.compile(r"~/\.ssh/id_(rsa|dsa|xmss|ecdsa|ecdsa_sk|ed25519|ed25519_sk)")
+_TOKEN = re.compile(r"%(.?)")
 _PREFERRED = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 _JUMP = re.compile(
     r"(?:ssh://)?(?:(?P<user>[^@\s]+)@)?(?P<host>\[[0-9a-fA-F:.]+\]|[^@\s:\[\]/]+)(?::(?P<port>\d{1,5}))?/?"
@@ -57,7 +58,7 @@ def resolve(
     Raises:
         BadInputError: there is no `ssh`, it does not understand its configuration, or goes a way that we cannot.
     """
-    if depth > _MAX_JUMPS:
+    if depth > MAX_JUMPS:
         raise BadInputError(f"ssh {alias}: the jump hosts go in a circle", hint="mend ProxyJump in the ssh config")
     said = _settings(alias, config, user, port)
     proxy = said.get("proxycommand", ["none"])[0]
@@ -71,15 +72,16 @@ def resolve(
         path
         for key in ("userknownhostsfile", "globalknownhostsfile")
         for line in said.get(key, [])
-        for path in shlex.split(line)
+        for path in _files(line)
         if path != "none"
     )
+    tokens = {"n": alias, "h": host, "p": said["port"][0], "r": said["user"][0]}
     address = SshAddress(
         host=host,
         port=int(said["port"][0]),
         user=said["user"][0],
-        identity=_identity(said),
-        certificate=_first(said.get("certificatefile", [])),
+        identity=_identity(said, tokens),
+        certificate=_first(said.get("certificatefile", []), tokens),
         agent=_agent(said),
         jumps=_jumps(said.get("proxyjump", ["none"])[0], config, depth),
     )
@@ -89,7 +91,7 @@ def resolve(
 def _settings(alias: str, config: Path | None, user: str | None, port: str | None) -> dict[str, list[str]]:
     if alias.startswith("-") or not alias or len(alias) > 255:
         raise BadInputError(f"not a host of an ssh config: {alias!r}")
-    options = [*(("-F", os.fspath(config.expanduser())) if config else ()), *(("-l", user) if user else ())]
+    options = [*(("-F", os.fspath(expanded(config))) if config else ()), *(("-l", user) if user else ())]
     options += ("-p", port) if port else ()
     try:
         done = subprocess.run(
@@ -122,23 +124,55 @@ def _settings(alias: str, config: Path | None, user: str | None, port: str | Non
     return said
 
 
-def _first(paths: Sequence[str]) -> Path | None:
+def _files(line: str) -> Iterator[str]:
+    """The files that one line names: `ssh -G` writes them without the quotes that held a path with spaces together."""
+    words = line.split(" ")
+    while words:
+        length = next((n for n in range(len(words), 1, -1) if os.path.isfile(" ".join(words[:n]))), 1)
+        yield " ".join(words[:length])
+        del words[:length]
+
+
+def _first(paths: Sequence[str], tokens: Mapping[str, str]) -> Path | None:
     """The first that is there; none is named by default."""
-    named = [Path(path) for path in paths if path != "none"]
-    return next((path for path in named if path.expanduser().is_file()), named[0] if named else None)
+    named = [_path(path, tokens) for path in paths if path != "none"]
+    return next((path for path in named if os.path.isfile(path)), named[0] if named else None)
 
 
-def _identity(said: dict[str, list[str]]) -> Path | None:
-    files = said.get("identityfile", [])
-    if all(_USUAL_KEYS.fullmatch(path) for path in files):
-        # `ssh -G` names these where nobody named any: the agent goes first.
+def _path(text: str, tokens: Mapping[str, str]) -> Path:
+    """ssh_config(5), TOKENS: `ssh -G` puts them in for some keywords, not for those of keys and certificates."""
+
+    def put(match: re.Match[str]) -> str:
+        if match[1] == "%":
+            return "%"
+        if match[1] == "d":
+            return os.fspath(expanded("~"))
+        if match[1] == "u":
+            return getpass.getuser()
+        if match[1] not in tokens:
+            raise BadInputError(
+                f"ssh {tokens['n']}: {match[0]} in {text!r} is a token that kedge does not know",
+                hint="it knows %d %h %n %p %r %u and %%; or name identity and certificate in the inventory",
+            )
+        return tokens[match[1]]
+
+    return Path(_TOKEN.sub(put, os.fspath(expanded(text))))
+
+
+def _identity(said: dict[str, list[str]], tokens: Mapping[str, str]) -> Path | None:
+    if not _names_keys(said):
         return None
-    return _first(files)
+    return _first(said.get("identityfile", []), tokens)
+
+
+def _names_keys(said: dict[str, list[str]]) -> bool:
+    # `ssh -G` names the usual ones where nobody named any: the agent goes first.
+    return not all(path == "none" or _USUAL_KEYS.fullmatch(path) for path in said.get("identityfile", []))
 
 
 def _agent(said: dict[str, list[str]]) -> bool | str:
     where = said.get("identityagent", ["SSH_AUTH_SOCK"])[0]
-    if where == "none" or (said.get("identitiesonly", ["no"])[0] == "yes" and _identity(said) is None):
+    if where == "none" or (said.get("identitiesonly", ["no"])[0] == "yes" and not _names_keys(said)):
         return False
     if where == "SSH_AUTH_SOCK":
         return True
@@ -166,15 +200,17 @@ def _known(alias: Alias) -> SshAddress:
 def known_key(host: str, port: int, files: Sequence[str] = KNOWN_HOSTS) -> HostKey | None:
     """The key that known_hosts has of a host, hashed names too; None where it has none.
 
-    Of several the one that ssh would prefer. Lines of authorities and of revoked keys are none.
+    Of several the one that ssh would prefer. Lines of authorities are none, and a key that any file says is revoked of
+    this host is not known by other lines.
 
     Raises:
         BadInputError: there is no ssh-keygen.
     """
     name = host if port == 22 else f"[{host}]:{port}"
     found: list[HostKey] = []
+    revoked: set[str] = set()
     for file in files:
-        path = Path(file).expanduser()
+        path = expanded(file)
         if not path.is_file():
             continue
         try:
@@ -191,9 +227,12 @@ def known_key(host: str, port: int, files: Sequence[str] = KNOWN_HOSTS) -> HostK
             raise BadInputError(f"ssh-keygen -F takes too long on {path}", hint="look at that file") from error
         for line in done.stdout[:_MAX_BYTES].decode(errors="replace").splitlines():
             fields = line.split()
+            if len(fields) >= 4 and fields[0] == "@revoked":
+                revoked.add(fields[3])
             if len(fields) >= 3 and not line.startswith(("#", "@")) and fields[1] in _PREFERRED:
                 found.append(HostKey.parse(" ".join(fields[1:3])))
-    return min(found, key=lambda key: _PREFERRED.index(key.algorithm), default=None)
+    left = [key for key in found if key.blob not in revoked]
+    return min(left, key=lambda key: _PREFERRED.index(key.algorithm), default=None)
 
 
 def hosts_of(config: Path) -> list[str]:
@@ -202,7 +241,7 @@ def hosts_of(config: Path) -> list[str]:
     Raises:
         BadInputError: a file cannot be read.
     """
-    return list(dict.fromkeys(_hosts(config.expanduser(), 0)))
+    return list(dict.fromkeys(_hosts(expanded(config), 0)))
 
 
 def _hosts(path: Path, depth: int) -> Iterator[str]:
@@ -238,7 +277,7 @@ def _words(line: str) -> tuple[str, list[str]]:
 
 def _included(word: str, depth: int) -> Iterator[str]:
     """ssh_config(5): what is not absolute lies in ~/.ssh; globs are those of glob(7), in lexical order."""
-    pattern = Path(word).expanduser()
-    base = Path("~/.ssh").expanduser()
+    pattern = expanded(word)
+    base = expanded("~/.ssh")
     for found in sorted(glob(os.fspath(pattern if pattern.is_absolute() else base / pattern))):
         yield from _hosts(Path(found), depth + 1)

@@ -11,9 +11,11 @@ from typing import Any
 from ..errors import BadInputError
 from .hostkeys import HostKey
 
-__all__ = ["SshAddress"]
+__all__ = ["MAX_JUMPS", "SshAddress", "expanded"]
 
-_MAX_JUMPS = 8
+MAX_JUMPS = 8
+"""More hosts than these lead to no device."""
+
 _MAX_TEXT = 4096
 
 
@@ -71,8 +73,8 @@ class SshAddress:
         """
         try:
             jumps = document.get("jumps", [])
-            if not isinstance(jumps, list) or len(jumps) > _MAX_JUMPS:
-                raise ValueError(f"jumps: no list of at most {_MAX_JUMPS}")
+            if not isinstance(jumps, list) or len(jumps) > MAX_JUMPS:
+                raise ValueError(f"jumps: no list of at most {MAX_JUMPS}")
             if any(jump.get("jumps") for jump in jumps):
                 raise ValueError("jumps: a jump host with jumps of its own")
             port, agent, key = document["port"], document.get("agent", True), _text(document, "host_key")
@@ -97,8 +99,22 @@ class SshAddress:
             raise BadInputError(f"not an address of a device: {error}", hint="begin the rollout anew") from error
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path whose `~` or `~user` is that home.
+
+    Raises:
+        BadInputError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise BadInputError(
+            f"{os.fspath(path)}: there is no such user here", hint="write the path without ~"
+        ) from error
+
+
 def _absolute(path: Path | None) -> str | None:
-    return None if path is None else os.fspath(path.expanduser().absolute())
+    return None if path is None else os.fspath(expanded(path).absolute())
 
 
 def _text(document: Mapping[str, Any], key: str, *, required: bool = False) -> str:

@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .address import SshAddress
+from .address import SshAddress, expanded
 
 if TYPE_CHECKING:
     import paramiko
@@ -68,7 +68,7 @@ def _keys(address: SshAddress, agent: _Agent) -> Iterator[paramiko.PKey]:
     yield from agent.held()
     encrypted = None
     for name in _USUAL:
-        path = Path("~/.ssh").expanduser() / name
+        path = expanded("~/.ssh") / name
         try:
             key = _load(path)
         except FileNotFoundError:
@@ -87,9 +87,9 @@ def _keys(address: SshAddress, agent: _Agent) -> Iterator[paramiko.PKey]:
 def _named(address: SshAddress, agent: _Agent) -> paramiko.PKey:
     import paramiko
 
-    certificate = address.certificate.expanduser() if address.certificate is not None else None
+    certificate = expanded(address.certificate) if address.certificate is not None else None
     if address.identity is not None:
-        path = address.identity.expanduser()
+        path = expanded(address.identity)
     else:
         assert certificate is not None
         path = Path(os.fspath(certificate).removesuffix(_CERTIFICATE))

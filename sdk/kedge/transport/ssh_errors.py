@@ -17,7 +17,7 @@ from ..errors import (
     UnknownHostKeyError,
     UnreachableError,
 )
-from .address import SshAddress
+from .address import SshAddress, expanded
 from .hostkeys import HostKey
 
 __all__ = ["Server", "refuse_unpinned", "translated"]
@@ -121,7 +121,7 @@ def translated(server: Server) -> Iterator[None]:
             hint="put your public key into the device's ~/.ssh/authorized_keys, or name the right --key",
         ) from error
     except FileNotFoundError as error:
-        ours = [os.fspath(path.expanduser()) for path in (address.identity, address.certificate) if path is not None]
+        ours = [os.fspath(expanded(path)) for path in (address.identity, address.certificate) if path is not None]
         if error.filename not in ours:
             raise BadInputError(f"{server.who}: no such file: {error.filename or error}") from error
         kind = "private key" if error.filename == ours[0] and address.identity is not None else "certificate"
