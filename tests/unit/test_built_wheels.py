@@ -51,3 +51,19 @@ def test_a_device_with_a_gpu_gets_the_wheel_that_fits_its_python_processor_and_g
 )
 def test_one_that_it_does_not_fit_is_provisioned_as_if_there_were_none(built: str, other: DevicePython) -> None:
     assert built not in names(other, has_gpu=True)
+
+
+def test_a_host_without_pip_provisions_without_the_built_wheel_and_says_so(
+    built: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    notes: list[str] = []
+    wheels = resolve(ORIN, needs_onnxruntime=False, has_gpu=True, note=notes.append)
+    assert [wheel.name for wheel in wheels if wheel.name == built] == []
+    assert len(wheels) == 1
+    (said,) = notes
+    assert "pycuda" in said
+    assert "no pip" in said

@@ -116,8 +116,11 @@ def resolve(
             note(f"without {requirement}: {loss} ({error.message})")
     if has_gpu and any(built_wheels().glob("pycuda-*.whl")):
         # One for another Python than the device's is none; it takes its own pycuda then, as without us.
-        with suppress(BadInputError):
-            wheels += _kept(device, [PYCUDA], built_wheels(), folder, _SHORT_PIP_S)
+        try:
+            with suppress(BadInputError):
+                wheels += _kept(device, [PYCUDA], built_wheels(), folder, _SHORT_PIP_S)
+        except KedgeError as error:
+            note(f"without {PYCUDA}, which was built here: this device takes its own, if it has one ({error.message})")
     return wheels
 
 
