@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kedge.fleet.inventory import Inventory
+from kedge.transport.hostkeys import HostKey
 from tests.conftest import make_release
 from tests.support import models
 from tests.support.environment import lacks
@@ -212,6 +214,30 @@ def test_a_wrong_fingerprint_is_not_pinned(cli: Cli, server: Sshd) -> None:
     said = cli.error(6, "device", "trust", "bench1", "--fingerprint", "SHA256:AAAA")
     assert server.fingerprint() in said
     assert cli.json("device", "list")[0]["host_key"] is None
+
+
+def test_a_pinned_key_of_another_algorithm_than_the_preferred_one_is_no_change(cli: Cli, tmp_path: Path) -> None:
+    for kind in ("ecdsa", "rsa"):
+        subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(tmp_path / kind)], check=True)
+    server = make_sshd(settings=tuple(f"HostKey {tmp_path / kind}" for kind in ("ecdsa", "rsa")))
+    try:
+        introduce(cli, server, trust=False)
+        inventory = Inventory(Path(cli.environment["XDG_CONFIG_HOME"]) / "kedge" / "devices.toml")
+        for kind in ("ecdsa", "rsa"):
+            pinned = HostKey.parse((tmp_path / f"{kind}.pub").read_text())
+            inventory.update("bench1", host_key=str(pinned))
+            assert cli.json("device", "trust", "bench1")["fingerprint"] == pinned.fingerprint
+            assert inventory.host("bench1").address.host_key == pinned
+        # Another key is another key, of whatever algorithm; and one that the server has no more is a changed one.
+        replaced = cli.json("device", "trust", "bench1", "--replace", "--fingerprint", server.fingerprint())
+        assert replaced["algorithm"] == "ssh-ed25519"
+        inventory.update("bench1", host_key=str(pinned))
+        server.settings = ()
+        server.stop()
+        server.start()
+        assert "the host key changed" in cli.error(6, "device", "trust", "bench1")
+    finally:
+        remove_sshd(server)
 
 
 def test_a_refused_key_is_told_with_what_to_do(cli: Cli, server: Sshd, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -168,8 +169,10 @@ def trust_command(name: str, fingerprint: str | None, replace: bool, inventory_p
 
     inventory = read_inventory(inventory_path)
     entry = inventory.host(name)
-    shown = shown_host_key(name, entry.address, Deadline.after(30, f"reading the host key of {name}"))
     pinned = entry.address.host_key
+    # What replaces it may be of another algorithm: the one that `ssh` would see too.
+    address = dataclasses.replace(entry.address, host_key=None) if replace else entry.address
+    shown = shown_host_key(name, address, Deadline.after(30, f"reading the host key of {name}"))
     if pinned is not None and pinned != shown and not (replace and fingerprint):
         raise HostKeyChangedError(
             f"{name}: the host key changed: pinned {pinned.fingerprint}, shown {shown.fingerprint}",

@@ -74,11 +74,27 @@ def disabled_algorithms() -> dict[str, list[str]]:
     return {kind: [name for name in names if any(word in name for word in weak)] for kind, names in preferred.items()}
 
 
-def fetch_host_key(host: str, port: int, deadline: Deadline, stream: Any = None) -> HostKey:
+def _other_algorithms(algorithm: str) -> list[str]:
+    """Those of host keys that paramiko would take and that give no key of this one."""
+    import paramiko
+
+    preferred: tuple[str, ...] = paramiko.Transport._preferred_keys  # type: ignore[attr-defined]  # noqa: SLF001
+    # An RSA key is of one algorithm and signs by several (RFC 8332).
+    signs = ("rsa-sha2-512", "rsa-sha2-256") if algorithm == "ssh-rsa" else (algorithm,)
+    return [name for name in preferred if name not in signs]
+
+
+def fetch_host_key(
+    host: str, port: int, deadline: Deadline, stream: Any = None, *, algorithm: str | None = None
+) -> HostKey | None:
     """The host key a server shows, before any authentication.
 
     Args:
         stream: a connection to it, where there is one already; it is closed.
+        algorithm: of its keys the one of this kind; without, the one that it and we prefer.
+
+    Returns:
+        None: it has no key of that algorithm.
 
     Raises:
         UnreachableError: nothing there speaks SSH in time.
@@ -86,21 +102,32 @@ def fetch_host_key(host: str, port: int, deadline: Deadline, stream: Any = None)
     import paramiko
 
     quiet_paramiko()
+    disabled = disabled_algorithms()
+    if algorithm is not None:
+        disabled["keys"] = _other_algorithms(algorithm)
     try:
         with (
             contextlib.closing(
                 stream if stream is not None else socket.create_connection((host, port), timeout=deadline.remaining())
             ) as sock,
-            contextlib.closing(paramiko.Transport(sock, disabled_algorithms=disabled_algorithms())) as transport,
+            contextlib.closing(paramiko.Transport(sock, disabled_algorithms=disabled)) as transport,
         ):
             transport.start_client(timeout=deadline.remaining())
             key = transport.get_remote_server_key()
             return HostKey(key.get_name(), key.get_base64())
+    except paramiko.ssh_exception.IncompatiblePeer as error:
+        if algorithm is not None and "host key" in str(error):
+            return None
+        raise _not_ssh(host, port, error) from error
     except (OSError, EOFError, paramiko.SSHException) as error:
-        raise UnreachableError(
-            f"{host}:{port} does not answer as an SSH server: {str(error) or type(error).__name__}",
-            hint="check the address, the port and that sshd runs there",
-        ) from error
+        raise _not_ssh(host, port, error) from error
+
+
+def _not_ssh(host: str, port: int, error: Exception) -> UnreachableError:
+    return UnreachableError(
+        f"{host}:{port} does not answer as an SSH server: {str(error) or type(error).__name__}",
+        hint="check the address, the port and that sshd runs there",
+    )
 
 
 def quiet_paramiko() -> None:

@@ -174,13 +174,25 @@ def leave(hop: Hop | None) -> None:
 def shown_host_key(device: str, address: SshAddress, deadline: Deadline) -> HostKey:
     """The host key that a device shows, before any authentication to it; its jump hosts must let us through.
 
+    Of several that it has: the one of the pinned key's algorithm, where one is pinned; else the one that both prefer.
+
     Raises:
         KedgeError: as `reach`, and nothing there speaks SSH in time.
     """
+    shown = None
+    if address.host_key is not None:
+        shown = _shown(device, address, deadline, address.host_key.algorithm)
+    if shown is None:
+        shown = _shown(device, address, deadline, None)
+    assert shown is not None
+    return shown
+
+
+def _shown(device: str, address: SshAddress, deadline: Deadline, algorithm: str | None) -> HostKey | None:
     if not address.jumps:
-        return fetch_host_key(address.host, address.port, deadline)
+        return fetch_host_key(address.host, address.port, deadline, algorithm=algorithm)
     stream, hop = reach(Server(address, device), deadline)
     try:
-        return fetch_host_key(address.host, address.port, deadline, stream)
+        return fetch_host_key(address.host, address.port, deadline, stream, algorithm=algorithm)
     finally:
         leave(hop)
