@@ -183,7 +183,8 @@ def _written(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadInputError(
-            f"{folder} cannot be written: {error.strerror}", hint="see that there is room and that it may be written; to make room: kedge cache gc"
+            f"{folder} cannot be written: {error.strerror}",
+            hint="see that there is room and that it may be written; to make room: kedge cache gc",
         ) from error
 
 
