@@ -85,7 +85,8 @@ def list_command(out: Output) -> None:
 def gc_command(keep_mib: int | None, older_than_days: float | None, out: Output) -> None:
     """Remove pushed files, releases and engines from the cache, those used longest ago first.
 
-    A release in use stays, and one that a rollout needs which has not ended, or was halted.
+    A release in use stays, and one that a rollout needs which has not ended, or was halted; so
+    does an engine that such a rollout has yet to vouch for.
     """
     from ..build.cache import EngineCache
     from ..errors import BadInputError
@@ -96,13 +97,14 @@ def gc_command(keep_mib: int | None, older_than_days: float | None, out: Output)
         raise BadInputError("nothing was said about what may go", hint="give --keep-mib or --older-than-days")
     engines, keep_bytes = EngineCache(), None if keep_mib is None else keep_mib << 20
     older_than_s = None if older_than_days is None else older_than_days * 86400
-    gone = engines.gc(keep_bytes=keep_bytes, older_than_s=older_than_s)
+    releases_needed, engines_needed = _needed()
+    gone = engines.gc(keep_bytes=keep_bytes, older_than_s=older_than_s, needed=engines_needed)
     freed = sum(entry.size_bytes for entry in gone)
     if keep_bytes is not None:
         # An engine takes longer to make again than a release to fetch, and that longer than a whole file to push.
         keep_bytes = max(keep_bytes - sum(entry.size_bytes for entry in engines.entries()), 0)
     kept = KeptReleases()
-    releases = kept.gc(keep_bytes=keep_bytes, older_than_s=older_than_s, needed=_needed())
+    releases = kept.gc(keep_bytes=keep_bytes, older_than_s=older_than_s, needed=releases_needed)
     if keep_bytes is not None:
         keep_bytes = max(keep_bytes - sum(each.size_bytes for each in kept.entries()), 0)
     files = KnownObjects().gc(keep_bytes=keep_bytes, older_than_s=older_than_s)
@@ -126,19 +128,21 @@ def gc_command(keep_mib: int | None, older_than_days: float | None, out: Output)
     out.result(document, render)
 
 
-def _needed() -> set[str]:
-    """Releases of rollouts that may go on."""
+def _needed() -> tuple[set[str], set[str]]:
+    """Releases of rollouts that may go on, and engines that were built in them and wait to be vouched for."""
     from ..errors import KedgeError
     from ..fleet.rollout.ledger import rollouts
 
     needed: set[str] = set()
+    engines: set[str] = set()
     for ledger in rollouts():
         # A ledger that is damaged takes no rollout further.
         with contextlib.suppress(KedgeError):
             rollout = ledger.read()
             if rollout.ended in (None, "halted"):
                 needed |= rollout.releases
-    return needed
+                engines |= {str(answer["engine"].get("sha256")) for answer in rollout.builds.built.values()}
+    return needed, engines
 
 
 def _day(seconds: float) -> str:
