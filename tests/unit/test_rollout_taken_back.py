@@ -226,3 +226,24 @@ def test_an_end_that_is_asked_for_while_the_driver_comes_to_its_own_is_heard(sta
     if state != "done":
         assert document["state"] == "aborted"
         assert states(document)[0] == "rolled_back"
+
+
+def test_a_device_that_was_skipped_and_is_then_being_taken_back_when_the_host_dies_goes_again() -> None:
+    fleet = Serving(4, {"d0000": "unknown"})
+    ledger = create(plan_of(4, Options(concurrency=1, on_halt="rollback", canary=("2", "100%"))))
+    fleet.answers["d0001"] = "failed"
+    stuck = lambda task: fleet.told(task, "rollback_failed" if task["kind"] == "rollback" else "unknown")  # noqa: E731
+    fleet.answers["d0000"] = stuck
+    assert states(ended(ledger, fleet))[:2] == ["rollback_failed", "waiting"]
+    # It is left out, and the wave halts once more: it is taken back again.
+    document = ended(ledger, fleet, resume, skip_failed=True)
+    assert states(document)[:2] == ["rollback_failed", "failed"]
+    assert document["devices"][0]["reason"] == "d0000 is rollback_failed"
+    path = ledger.folder / "events.ndjson"
+    lines = path.read_bytes().splitlines(keepends=True)
+    begun = max(place for place, line in enumerate(lines) if b'"kind":"rollback"' in line and b'"task"' in line)
+    path.write_bytes(b"".join(lines[: begun + 1]))
+    assert states(ledger.read().to_json())[0] == "rolling_back"
+    fleet.answers.clear()
+    document = ended(ledger, fleet, resume, skip_failed=True)
+    assert (document["state"], states(document)) == ("done", ["updated", "failed", "updated", "updated"])

@@ -118,6 +118,14 @@ class DeviceState:
             "exit_code": int(ExitCode.GATE),
         }
 
+    def go_back(self) -> None:
+        """A worker takes it back: it is in another state now, and why it had failed is still to be seen."""
+        if self.state in FAILURES:
+            self.reason = f"it was {self.state}: {self.reason}"
+        elif self.state == "rollback_failed":
+            self.reason = None
+        self.state = "rolling_back"
+
     def lose(self) -> None:
         """Whoever had its task is gone, and told no end of it."""
         self.given = self.given or self.flying == DEPLOY

@@ -26,11 +26,6 @@ def take_back(rollout: Rollout) -> None:
     for index, each in enumerate(rollout.devices):
         each.queued = None
         if each.given and (rollout.aborted or each.round == rollout.wave):
-            if each.fails:
-                # Its state will be another, and why it failed is still to be seen.
-                each.reason = f"it was {each.state}: {each.reason}" if each.reason else f"it was {each.state}"
-            elif each.state == "rollback_failed":
-                each.reason = None
             rollout.queue(index, ROLLBACK)
 
 

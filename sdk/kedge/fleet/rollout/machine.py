@@ -160,7 +160,7 @@ class Rollout:
             each.begun_s = event["at_s"] if each.begun_s is None else each.begun_s
             each.first_s = event["at_s"] if each.first_s is None else each.first_s
         elif event["kind"] == ROLLBACK:
-            each.state = "rolling_back"
+            each.go_back()
 
     def _answer(self, event: Mapping[str, Any]) -> None:
         answer = event["answer"]

@@ -51,15 +51,15 @@ def _renew(rollout: Rollout, *, skip_failed: bool) -> set[int]:
     for index in rollout.flying:
         rollout.devices[index].lose()
     for index, each in enumerate(rollout.devices):
-        if each.fails or each.skipped or each.state == "rollback_failed":
+        if each.state in ("rolling_back", "rolled_back"):
+            each.renew()
+        elif each.fails or each.skipped or each.state == "rollback_failed":
             each.skipped = skip_failed
             if not skip_failed:
                 each.renew()
                 again.add(index)
         elif each.state in ("running", "building", "waits_for_engine"):
             again.add(index)
-            each.renew()
-        elif each.state in ("rolling_back", "rolled_back"):
             each.renew()
         each.queued = None
     rollout.flying.clear()
