@@ -12,6 +12,7 @@ is and what it is not. Needs root, and Debian's debootstrap and qemu-user-static
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -48,10 +49,24 @@ def _start(name: str) -> int:
     begin = time.monotonic()
     made = devices.start(name)
     print(f"{name} answers after {time.monotonic() - begin:.1f} s. Next:")
-    print(f"  kedge device add {name} {made.ssh} --target {_TARGET} --key {made.key}")
-    print(f"  kedge device trust {name} --fingerprint {made.fingerprint()}")
-    print(f"  kedge device provision {name} --no-service")
+    for line in next_lines(made, os.environ.get("SUDO_USER")):
+        print(f"  {line}")
     return 0
+
+
+def next_lines(made: devices.EmulatedDevice, user: str | None) -> list[str]:
+    """What its user types next. user: who ran this by sudo; None: nobody did."""
+    lines, key = [], str(made.key)
+    if user is not None:
+        # It lies below a folder of root's, which nobody else may enter.
+        key = f"~/.ssh/kedge-{made.name}"
+        lines.append(f"sudo install -m 600 -o {user} {made.key} {key}")
+    return [
+        *lines,
+        f"kedge device add {made.name} {made.ssh} --target {_TARGET} --key {key}",
+        f"kedge device trust {made.name} --fingerprint {made.fingerprint()}",
+        f"kedge device provision {made.name} --no-service",
+    ]
 
 
 def _shell(name: str) -> int:

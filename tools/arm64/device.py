@@ -91,10 +91,7 @@ class EmulatedDevice:
 
     def fingerprint(self) -> str:
         """Of its host key, as read on the device itself."""
-        said = subprocess.run(
-            ["ssh-keygen", "-lf", str(self.folder / "host_key.pub")], capture_output=True, text=True, check=True
-        )
-        return said.stdout.split()[1]
+        return _run(["ssh-keygen", "-lf", str(self.folder / "host_key.pub")]).split()[1]
 
     def first_process(self) -> int:
         """The process that is number 1 there, by its number here."""
@@ -122,17 +119,22 @@ def start(name: str, folder: Path | None = None, roots: Path | None = None, *, t
     Raises:
         UnavailableError: this machine cannot, or its sshd does not answer.
     """
-    if not _NAME.fullmatch(name):
-        raise UnavailableError(f"{name!r} cannot name a device: lower-case letters, digits and -")
+    place = _place(name, folder)
     lacking = why_not()
     if lacking is not None:
         raise UnavailableError(lacking)
     root = make_root(folder=roots)
-    place = (folder or devices_folder()) / name
     place.mkdir(parents=True, exist_ok=True, mode=0o755)
     with _alone(place):
         running = _running(place)
         return running if running is not None else _start(name, place, root, _TIED if tied else ())
+
+
+def _place(name: str, folder: Path | None) -> Path:
+    """Where a device's files are: below the folder of devices, whatever it is called."""
+    if not _NAME.fullmatch(name):
+        raise UnavailableError(f"{name!r} cannot name a device: lower-case letters, digits and -")
+    return (folder or devices_folder()) / name
 
 
 def _start(name: str, place: Path, root: Path, before: Sequence[str]) -> EmulatedDevice:
@@ -167,7 +169,7 @@ def _start(name: str, place: Path, root: Path, before: Sequence[str]) -> Emulate
                 ["ip", "addr", "add", f"{host}/30", "dev", plug],
                 ["ip", "link", "set", plug, "up"],
             ):
-                _network(command)
+                _run(command)
             child.stdin.write(b"cable\n")
             child.stdin.close()
         except BaseException:
@@ -200,23 +202,32 @@ def _disk(place: Path, root: Path) -> str:
         if tried.returncode == 0:
             return overlay
         # A container's own file system is an overlay already, and those do not stand on each other.
-        subprocess.run(["cp", "-a", "--reflink=auto", f"{root}/.", str(place / "root")], check=True)
+        partial = place / "root.partial"
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(mode=0o755)
+        _run(["cp", "-a", "--reflink=auto", f"{root}/.", str(partial)])
+        partial.rename(place / "root")
     return f"none -o bind {place}/root"
 
 
 def _equip(place: Path, files: Path) -> None:
-    """What is the device's own: its host key, and its user's authorised key."""
-    for each in ("user_key", "host_key"):
+    """What is the device's own: its host key, and its user's authorised key. The host key gets its name last: until
+    then the device is equipped anew.
+    """
+    for each in ("user_key", "host_key.new"):
         (place / each).unlink(missing_ok=True)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / each)], check=True)
+        _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / each)])
     ssh, home = files / "etc/ssh", files / "home" / USER
     for folder in (files / "etc", ssh, files / "home", home, home / ".ssh"):
         folder.mkdir(exist_ok=True, mode=0o755)
-    shutil.copy2(place / "host_key", ssh / "ssh_host_ed25519_key")
-    shutil.copy2(place / "host_key.pub", ssh / "ssh_host_ed25519_key.pub")
+    shutil.copy2(place / "host_key.new", ssh / "ssh_host_ed25519_key")
+    shutil.copy2(place / "host_key.new.pub", ssh / "ssh_host_ed25519_key.pub")
     shutil.copy2(place / "user_key.pub", home / ".ssh/authorized_keys")
     for path in (home, home / ".ssh", home / ".ssh/authorized_keys"):
         os.chown(path, _UID, _UID)
+    (place / "host_key.new.pub").rename(place / "host_key.pub")
+    (place / "host_key.new").rename(place / "host_key")
 
 
 @contextmanager
@@ -228,10 +239,11 @@ def _cable() -> Iterator[int]:
         yield next(number for number in range(_MOST) if f"kedge-a{number}" not in names)
 
 
-def _network(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise UnavailableError(f"{' '.join(command)}: {done.stderr.strip()}")
+        raise UnavailableError(f"{' '.join(command)}: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 def _wait(device: EmulatedDevice, child: subprocess.Popen[bytes]) -> None:
@@ -250,8 +262,8 @@ def _wait(device: EmulatedDevice, child: subprocess.Popen[bytes]) -> None:
 
 
 def stop(name: str, folder: Path | None = None) -> bool:
-    """End every process of a device; False where none ran. Its files stay."""
-    place = (folder or devices_folder()) / name
+    """End every process of a device; False where none ran. Its files stay. Raises as `start`, of its name."""
+    place = _place(name, folder)
     if not place.is_dir():
         return False
     with _alone(place):
@@ -262,8 +274,8 @@ def stop(name: str, folder: Path | None = None) -> bool:
 
 
 def remove(name: str, folder: Path | None = None) -> bool:
-    """Stop a device and remove its files; False where there is none."""
-    place = (folder or devices_folder()) / name
+    """Stop a device and remove its files; False where there is none. Raises as `start`, of its name."""
+    place = _place(name, folder)
     if not place.is_dir():
         return False
     stop(name, folder)
@@ -272,8 +284,8 @@ def remove(name: str, folder: Path | None = None) -> bool:
 
 
 def find(name: str, folder: Path | None = None) -> EmulatedDevice | None:
-    """A device that runs."""
-    return _running((folder or devices_folder()) / name)
+    """A device that runs. Raises as `start`, of its name."""
+    return _running(_place(name, folder))
 
 
 def _running(place: Path) -> EmulatedDevice | None:

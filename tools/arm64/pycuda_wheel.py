@@ -11,7 +11,6 @@ goes into kedge's wheelhouse, where `kedge device provision` finds it for a devi
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
 import shutil
@@ -126,12 +125,11 @@ def _compile(interpreter: str, python: str, work: Path) -> Path:
 
 
 def _source(work: Path) -> Path:
-    none = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation")
-    _pip(work, "download", *none, "--dest", str(work), f"pycuda=={_VERSION}")
-    archive = work / f"pycuda-{_VERSION}.tar.gz"
-    if hashlib.sha256(archive.read_bytes()).hexdigest() != _SHA256:
-        raise NotBuiltError(f"{archive.name} is not what was pinned")
-    shutil.unpack_archive(archive, work)
+    # pip runs its setup.py to learn its name, so it has to know beforehand what may be run.
+    (work / "pinned.txt").write_text(f"pycuda=={_VERSION} --hash=sha256:{_SHA256}\n")
+    pinned = ("--require-hashes", "-r", str(work / "pinned.txt"))
+    _pip(work, "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest", str(work), *pinned)
+    shutil.unpack_archive(work / f"pycuda-{_VERSION}.tar.gz", work)
     return work / f"pycuda-{_VERSION}"
 
 

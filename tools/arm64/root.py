@@ -28,6 +28,8 @@ _SUITE, _MIRROR = "bookworm", "http://deb.debian.org/debian"
 _UID = 1000
 # Read with the packages: a root that was made by other rules is another root.
 _LAYOUT = "1"
+# Debian's own keys: nothing that they have not signed is unpacked.
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _RULES = (Path("/usr/lib/binfmt.d/qemu-aarch64.conf"), Path("/usr/share/qemu/binfmt.d/qemu-aarch64-static.conf"))
 # Debian's postinst starts what it installs, where nobody forbids it: the kernel's network is the host's here.
@@ -63,12 +65,15 @@ def why_not() -> str | None:
         return "only root can make mounts, namespaces and a network for an emulated device"
     for tool, package in (
         ("debootstrap", "debootstrap"),
+        ("gpgv", "gpgv"),
         ("unshare", "util-linux"),
         ("ip", "iproute2"),
         ("ssh-keygen", "openssh-client"),
     ):
         if shutil.which(tool) is None:
             return f"no {tool} on this machine (Debian: {package})"
+    if not _KEYRING.is_file():
+        return "no keys of Debian's packages on this machine (Debian: debian-archive-keyring)"
     tried = subprocess.run(
         ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "ip", "link", "set", "lo", "up"],
         capture_output=True,
@@ -149,8 +154,9 @@ def _bootstrap(root: Path, packages: Sequence[str], log: Path, note: Note) -> No
     """debootstrap in its two stages: packages are fetched and unpacked here, and set up in their own root."""
     note("fetching Debian's packages")
     more = f"--include={','.join(packages)}"
-    first = ["debootstrap", "--arch=arm64", "--variant=minbase", more, "--foreign", _SUITE, str(root), _MIRROR]
-    _run(first, log)
+    checked = ["--force-check-gpg", f"--keyring={_KEYRING}"]
+    first = ["debootstrap", *checked, "--arch=arm64", "--variant=minbase", more, "--foreign"]
+    _run([*first, _SUITE, str(root), _MIRROR], log)
     (root / "usr/sbin/policy-rc.d").write_text(_NO_SERVICES)
     (root / "usr/sbin/policy-rc.d").chmod(0o755)
     # Nobody needs a root that a power cut left half made: it is made anew.
