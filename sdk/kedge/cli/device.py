@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 
 from .common import Output, inventory_option, long_output_options, output_options, path_type, read_inventory
 from .device_import import import_command
+from .device_list import list_command
 from .upgrade import upgrade_command
 
 __all__ = ["device"]
@@ -23,6 +23,7 @@ def device() -> None:
 
 
 device.add_command(import_command)
+device.add_command(list_command)
 device.add_command(upgrade_command)
 
 
@@ -61,16 +62,16 @@ def add_command(
     from ..errors import BadInputError
     from ..fleet.inventory import parse_address
     from ..targets import load_target
-    from ..transport.ssh import SshAddress
+    from ..transport.address import SshAddress, expanded
 
     if (target is None) != jump_host:
         raise click.UsageError("give --target, or --jump-host")
     user, host, port = parse_address(address)
-    if identity is not None and not identity.expanduser().is_file():
+    key = expanded(identity).absolute() if identity is not None else None
+    if key is not None and not key.is_file():
         raise BadInputError(f"the private key {identity} does not exist")
     if state is not None and not state.startswith("/"):
         raise BadInputError(f"the state folder {state!r} is not an absolute path")
-    key = identity.expanduser().absolute() if identity is not None else None
     inventory = read_inventory(inventory_path, new=True)
     added = inventory.add(
         name,
@@ -92,67 +93,6 @@ def _label(text: str) -> tuple[str, str]:
     if not equals:
         raise click.UsageError(f"--label {text} is not KEY=VALUE")
     return key, value
-
-
-@device.command("list")
-@click.option(
-    "--to", "selection", metavar="SELECTION", help="These alone: cam-1,@berlin or 'label:floor=2' or 'cam-*'."
-)
-@inventory_option
-@output_options
-def list_command(selection: str | None, inventory_path: Path | None, out: Output) -> None:
-    """List the devices of the inventory, and local, which is always there."""
-    inventory = read_inventory(inventory_path)
-    if selection is not None:
-        devices = [each.to_json() for each in inventory.select(selection)]
-    else:
-        devices = [*(inventory.host(name).to_json() for name in inventory.hosts()), _local()]
-
-    def render() -> None:
-        from ..report.tables import print_table
-        from ..transport.base import LOCAL
-
-        # What no device of the list has gets no column.
-        more = [key for key in ("groups", "labels", "jump") if any(d[key] for d in devices)]
-        rows = [
-            [
-                d["name"],
-                _where(d),
-                d["target"] or ("no profile fits" if d["name"] == LOCAL else "jump host"),
-                d["host_key"] or ("–" if d["name"] == LOCAL else "not trusted yet"),
-                d["state"] or ("not provisioned yet" if d["target"] else "–"),
-                *(_listed(d[key]) for key in more),
-            ]
-            for d in devices
-        ]
-        print_table("", ["device", "address", "target", "host key", "agent's state", *more], rows)
-
-    out.result(devices, render)
-
-
-def _where(entry: dict[str, Any]) -> str:
-    if entry["host"] and entry["user"] and entry["port"]:
-        return f"{entry['user']}@{entry['host']}:{entry['port']}"
-    return f"ssh {entry['ssh']}" if entry["ssh"] else "this machine"
-
-
-def _listed(value: list[str] | dict[str, str]) -> str:
-    words = [f"{key}={one}" for key, one in value.items()] if isinstance(value, dict) else value
-    return ", ".join(words)
-
-
-def _local() -> dict[str, Any]:
-    from ..config import state_dir
-    from ..errors import BadInputError
-    from ..targets import host_target
-    from ..transport.base import LOCAL
-
-    target = None
-    with suppress(BadInputError):
-        target = host_target().name
-    entry = dict.fromkeys(("name", "ssh", "host", "port", "user", "target", "host_key", "state"))
-    own = {"name": LOCAL, "target": target, "state": str(state_dir() / LOCAL)}
-    return {**entry, **own, "groups": [], "labels": {}, "jump": []}
 
 
 @device.command("trust")
