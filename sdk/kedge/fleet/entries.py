@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Mapping
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError
+from ..transport.base import LOCAL
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["ALL", "LABEL", "Entries", "Entry", "read_entries"]
+__all__ = ["ALL", "LABEL", "NAME", "Entries", "Entry", "read_entries"]
 
 ALL = "all"
 """The group of everyone; its table is `["@all"]`."""
@@ -26,8 +28,12 @@ ALL = "all"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
 """Names of labels and groups, and values of labels: nothing that a selection reads otherwise."""
 
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""Names of devices and jump hosts, which are also names of files and words of a selection; `local` is none."""
+
 _TEXTS = ("host", "user", "identity", "certificate", "state", "python", "ssh", "ssh_config")
 _INHERITED = (*_TEXTS, "port", "target", "agent", "jump")
+_OF_AN_ADDRESS = ("host", "port", "user", "identity", "certificate", "agent", "jump")
 _OF_A_DEVICE = (*_INHERITED, "labels", "vars", "groups", "host_key", "jump_host")
 _OF_A_GROUP = (*_INHERITED, "labels", "vars", "devices", "concurrency")
 _VARIABLE = re.compile(r"\{([A-Za-z0-9._/-]+)\}")
@@ -52,7 +58,7 @@ class Entries:
         document: the file as TOML reads it.
 
     Raises:
-        BadInputError: a group is not usable, or names a device that is not there.
+        BadInputError: a group is not usable, or names a device that is not there; or a table is named `local`.
     """
 
     def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
@@ -62,6 +68,14 @@ class Entries:
         self._groups = {name[1:]: table for name, table in tables.items() if name.startswith("@")}
         for name, table in self._groups.items():
             self._check_group(name, table)
+        if LOCAL in self._devices:
+            raise self._wrong(LOCAL, "cannot be in a file: it is the agent of this machine", "give it another name")
+
+    def having(self, name: str, table: Mapping[str, Any]) -> Entries:
+        """The same with one more entry, which no group lists."""
+        more = copy.copy(self)
+        more._devices = {**self._devices, name: dict(table)}  # noqa: SLF001
+        return more
 
     def _wrong(self, table: str, what: str, hint: str = _MEND) -> BadInputError:
         return BadInputError(f"{self._path}: [{table}] {what}", hint=hint)
@@ -106,8 +120,10 @@ class Entries:
             for name, table in self._groups.items()
         }
         for name in self.devices:
-            for group in self._own_groups(name):
-                found.setdefault(group, {})[name] = None
+            # One whose groups cannot be read is told of when it is asked for; the others are theirs all the same.
+            with suppress(BadInputError):
+                for group in self._own_groups(name):
+                    found.setdefault(group, {})[name] = None
         return {**{group: list(devices) for group, devices in found.items()}, ALL: self.devices}
 
     @cached_property
@@ -131,6 +147,10 @@ class Entries:
             for device in table.get("devices", []):
                 found.setdefault(device, []).append(group)
         return found
+
+    def listed_by(self, name: str) -> list[str]:
+        """The groups that list a device, in the order of the file."""
+        return list(self._listed.get(name, []))
 
     def groups_of(self, name: str) -> tuple[str, ...]:
         """The groups of a device: those it names, then those that list it. The earlier one's keys win."""
@@ -163,10 +183,14 @@ class Entries:
     def get(self, name: str) -> Entry:
         """One entry.
 
+        Where a table names an `ssh` alias, nothing of an address holds that a farther one says.
+
         Raises:
-            BadInputError: a key is unknown or not usable, or a variable has no value.
+            BadInputError: its name cannot be one, a key is unknown or not usable, or a variable has no value.
         """
         table = self._devices[name]
+        if not NAME.fullmatch(name):
+            raise self._wrong(name, "cannot name a device", "lower-case letters, digits, - and _")
         unknown = [key for key in table if key not in _OF_A_DEVICE]
         if unknown:
             raise self._wrong(name, f"has a key that no device has: {unknown[0]}", f"{_MEND}; notes can be comments")
@@ -181,6 +205,9 @@ class Entries:
             if not isinstance(own, dict) or not all(isinstance(value, str | int) for value in own.values()):
                 raise self._wrong(told, "vars is no table of texts", 'as in vars = {domain = "cams.example"}')
             variables.update({key: str(value) for key, value in own.items()})
+            if "ssh" in one:
+                for key in _OF_AN_ADDRESS:
+                    values.pop(key, None)
             values.update({key: one[key] for key in _INHERITED if key in one})
         values.update({key: table[key] for key in ("host_key", "jump_host") if key in table})
         known = {**labels, **variables, "name": name}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,10 +12,11 @@ from typing import Any
 
 from ..errors import BadInputError
 from ..targets import Target
-from ..transport.address import SshAddress
+from ..transport.address import SshAddress, expanded
 from ..transport.hostkeys import HostKey
+from .entries import ALL, LABEL
 from .inventory import Inventory
-from .ssh_config import hosts_of, resolve
+from .ssh_config import hosts_of
 
 __all__ = ["Import", "import_hosts"]
 
@@ -58,7 +59,8 @@ def import_hosts(
 ) -> list[Import]:
     """Write the hosts of an ssh config into the inventory, as entries with `ssh = alias`.
 
-    What `ssh` does with an alias is asked for whenever the device is opened. Devices that exist are left alone.
+    What `ssh` does with an alias is asked for whenever the device is opened. Devices that exist are left alone, and
+    aliases that cannot be resolved.
 
     Args:
         patterns: which aliases, as in `cam-*`; none: all of them.
@@ -74,35 +76,41 @@ def import_hosts(
     if not aliases:
         like = f" like {', '.join(patterns)}" if patterns else ""
         raise BadInputError(f"{source} has no host{like}", hint="hosts are what stands after Host; patterns are none")
-    kept = config.expanduser().absolute() if config is not None else None
+    bad = next((group for group in groups if group == ALL or not LABEL.fullmatch(group)), None)
+    if bad is not None:
+        raise BadInputError(
+            f"{bad!r} cannot name a group", hint="letters, digits, and . _ / - within; @all has everyone"
+        )
+    kept = expanded(config).absolute() if config is not None else None
     taken = set(inventory.hosts())
     found: list[Import] = []
     entries: dict[str, dict[str, Any]] = {}
+    common: dict[str, Any] = {"target": target.name}
+    common |= {"ssh_config": str(kept)} if kept is not None else {}
+    common |= {"groups": list(groups)} if groups else {}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for one in pool.map(lambda alias: _look(alias, kept, taken), aliases):
+        for one in pool.map(lambda alias: _look(inventory, {"ssh": alias, **common}, taken), aliases):
             if one.why is None and one.device in entries:
                 found.append(Import(one.ssh, one.device, why=f"another alias is {one.device} too"))
                 continue
             found.append(one)
             if one.why is None:
-                entry: dict[str, Any] = {"ssh": one.ssh, "target": target.name}
-                entry |= {"ssh_config": str(kept)} if kept is not None else {}
-                entry |= {"groups": list(groups)} if groups else {}
-                entry |= {"host_key": str(one.host_key)} if one.host_key is not None else {}
-                entries[one.device] = entry
+                key = {"host_key": str(one.host_key)} if one.host_key is not None else {}
+                entries[one.device] = {"ssh": one.ssh, **common, **key}
     if entries:
         inventory.add_entries(entries)
     return found
 
 
-def _look(alias: str, config: Path | None, taken: set[str]) -> Import:
+def _look(inventory: Inventory, entry: Mapping[str, Any], taken: set[str]) -> Import:
+    alias = entry["ssh"]
     name = re.sub(r"[^a-z0-9_-]+", "-", alias.lower()).strip("-_")[:64]
     if name in taken:
         return Import(alias, name, why=f"there is a device named {name} already")
     if not name or name == "local":
         return Import(alias, name, why="it cannot name a device")
     try:
-        resolved = resolve(alias, config)
+        resolved = inventory.alias(name, entry)
         return Import(alias, name, resolved.address, resolved.key())
     except BadInputError as error:
         return Import(alias, name, why=f"{error.message} ({error.hint})" if error.hint else error.message)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,14 +18,14 @@ from ..targets import Target, host_target, load_target
 from ..transport.address import SshAddress
 from ..transport.base import LOCAL, Transport
 from ..transport.hostkeys import HostKey
-from .entries import read_entries
+from .entries import NAME, read_entries
 from .routes import Routes, parse_address
 from .selection import choose
+from .ssh_config import Alias
 from .way import local_way, open_way
+from .writing import as_table, replace_text
 
 __all__ = ["LOCAL", "Device", "Inventory", "Limit", "open_device", "parse_address"]
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -221,7 +218,7 @@ class Inventory:
             BadInputError: a name is taken or cannot be one, or what is written would not be usable.
         """
         for name in entries:
-            if not _NAME.fullmatch(name) or name == LOCAL:
+            if not NAME.fullmatch(name) or name == LOCAL:
                 raise BadInputError(
                     f"{name!r} cannot name a device", hint="lower-case letters, digits, - and _; not local"
                 )
@@ -229,7 +226,15 @@ class Inventory:
             for name, entry in entries.items():
                 if name in document:
                     raise BadInputError(f"there is a device named {name!r} already", hint=f"kedge device remove {name}")
-                document.add(name, _table(entry))
+                document.add(name, as_table(entry))
+
+    def alias(self, name: str, entry: Mapping[str, Any]) -> Alias:
+        """Where a new entry's `ssh` alias would lead, with what it would inherit.
+
+        Raises:
+            BadInputError: the entry would not be usable, or the alias cannot be resolved.
+        """
+        return self._routes.alias(self._entries.having(name, entry).get(name).values)
 
     def update(self, name: str, **values: str) -> Device:
         """Change keys of a device's entry (`host_key`, `state`, `python`)."""
@@ -249,6 +254,11 @@ class Inventory:
         with self._changing() as document:
             if name not in self._entries:
                 self.host(name)
+            listing = self._entries.listed_by(name)
+            if listing:
+                raise BadInputError(
+                    f'{self.path}: the group ["@{listing[0]}"] lists {name}', hint="take it out of its devices first"
+                )
             behind = self._entries.behind(name)
             if behind:
                 raise BadInputError(
@@ -292,26 +302,8 @@ class Inventory:
                 values = entries.get(name).values
                 if "jump" in values:
                     Routes(self.path, entries).address(name, values)
-            self._save(text)
+            replace_text(self.path, text)
             self._load()
-
-    def _save(self, text: str) -> None:
-        handle, partial = tempfile.mkstemp(prefix=".devices.", dir=self.path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        Path(partial).replace(self.path)
-
-
-def _table(entry: Mapping[str, Any]) -> Any:
-    table = tomlkit.table()
-    for key, value in entry.items():
-        if isinstance(value, Mapping):
-            inline = tomlkit.inline_table()
-            inline.update(value)
-            table.add(key, inline)
-        else:
-            table.add(key, value)
-    return table
 
 
 def _local() -> Device:

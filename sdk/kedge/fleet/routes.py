@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError
-from ..transport.address import SshAddress
+from ..transport.address import MAX_JUMPS, SshAddress, expanded
 from ..transport.hostkeys import HostKey
 from .entries import Entries
-from .ssh_config import known_key, resolve
+from .ssh_config import Alias, known_key, resolve
 
 __all__ = ["Routes", "parse_address"]
 
@@ -51,15 +52,25 @@ class Routes:
         Raises:
             BadInputError: the entry is not usable, its alias or a jump host of it cannot be resolved.
         """
-        return self._address(name, values, ())
+        address = self._address(name, values, ())
+        if len(address.jumps) > MAX_JUMPS:
+            raise self._too_far(name)
+        return address
+
+    def alias(self, values: Mapping[str, Any]) -> Alias:
+        """Where the `ssh` alias of an entry leads, but for what the entry says itself.
+
+        Raises:
+            BadInputError: it cannot be resolved.
+        """
+        config = values.get("ssh_config")
+        return resolve(values["ssh"], self._beside(config) if config else None)
 
     def _address(self, name: str, values: Mapping[str, Any], behind: tuple[str, ...]) -> SshAddress:
         try:
             stated = self._stated(values)
             if "ssh" in values:
-                config = values.get("ssh_config")
-                base = resolve(values["ssh"], Path(config) if config else None).address
-                address = replace(base, **stated)
+                address = replace(self.alias(values).address, **stated)
             else:
                 address = SshAddress(host=values["host"], user=values["user"], **{"port": 22} | _without(stated))
             if _is_option(address.host) or _is_option(address.user):
@@ -74,10 +85,21 @@ class Routes:
         words = values["jump"] if isinstance(values["jump"], list) else [values["jump"]]
         return replace(address, jumps=tuple(hop for word in words for hop in self._hops(name, word, (*behind, name))))
 
-    @staticmethod
-    def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
+    def _too_far(self, device: str) -> BadInputError:
+        return BadInputError(
+            f"{self._path}: [{device}] is behind more than {MAX_JUMPS} jump hosts", hint="name a shorter way in jump"
+        )
+
+    def _beside(self, path: str) -> Path:
+        """A path as the file means it: what is not absolute lies beside it."""
+        try:
+            return self._path.parent / expanded(path)
+        except BadInputError as error:
+            raise ValueError(error.message) from error
+
+    def _stated(self, values: Mapping[str, Any]) -> dict[str, Any]:
         stated: dict[str, Any] = {key: values[key] for key in ("host", "user", "state") if values.get(key)}
-        stated.update({key: Path(values[key]) for key in ("identity", "certificate") if values.get(key)})
+        stated.update({key: self._beside(values[key]) for key in ("identity", "certificate") if values.get(key)})
         if "port" in values:
             port = int(values["port"])
             if not 0 < port < 65536:
@@ -86,7 +108,8 @@ class Routes:
         if "agent" in values:
             if not isinstance(values["agent"], bool | str) or values["agent"] == "":
                 raise ValueError("agent is not true, false or the path of a socket")
-            stated["agent"] = values["agent"]
+            agent = values["agent"]
+            stated["agent"] = os.fspath(self._beside(agent)) if isinstance(agent, str) else agent
         if values.get("host_key"):
             stated["host_key"] = HostKey.parse(str(values["host_key"]))
         return stated
@@ -98,6 +121,8 @@ class Routes:
                 f"{self._path}: [{device}] the jump hosts go in a circle: {' → '.join((*behind, word))}",
                 hint="a jump host that inherits jump is left out with jump = []",
             )
+        if len(behind) > MAX_JUMPS:
+            raise self._too_far(behind[0])
         if word not in self._jumps:
             self._jumps[word] = self._resolved(device, word, behind)
         return self._jumps[word]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 
 from ..errors import BadInputError
@@ -94,7 +95,11 @@ def _labelled(what: str, entries: Entries) -> list[str]:
     key, equals, value = what.removeprefix(_LABEL).partition("=")
     if not equals:
         raise BadInputError(f"not a label: {what!r}", hint="it looks like label:site=berlin")
-    labels = {name: entries.labels_of(name) for name in entries.devices}
+    labels: dict[str, dict[str, str]] = {}
+    for name in entries.devices:
+        # One whose labels cannot be read is told of when it is asked for.
+        with suppress(BadInputError):
+            labels[name] = entries.labels_of(name)
     values = {one[key]: None for one in labels.values() if key in one}
     if not values:
         keys = dict.fromkeys(known for one in labels.values() for known in one)
