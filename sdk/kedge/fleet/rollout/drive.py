@@ -169,6 +169,7 @@ class _Driver:
                     self._wait()
                     self._give_up_late()
                     self._look_up()
+            self._look_up()
         except KeyboardInterrupt:
             self._interrupt("it was interrupted; what runs, the devices end by themselves", ExitCode.INTERRUPTED)
             raise
