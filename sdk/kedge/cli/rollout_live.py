@@ -27,7 +27,7 @@ _BAR = 60
 # Of the terminal's lines that devices may take, those that failed have at least this share.
 _FAILED_SHARE = 0.5
 _HEAD_LINES = 4
-_AT_WORK = ("building", "running", "waits_for_engine")
+_AT_WORK = ("building", "rolling_back", "running", "waits_for_engine")
 _WAVES = {"passed": "green", "failed": "bold red", "aborted": "yellow", "waiting": "bright_black"}
 
 

@@ -162,8 +162,6 @@ class _Driver:
                 # Who asks for an end while this one comes to its own sees the lock held, and counts on being heard.
                 while not self._over() or (self._look_up() and not self._over()):
                     self._flights.look()
-                    # What a task follows from must not be lost where the power fails once a device has it.
-                    self._pen.sync()
                     self._begin_tasks()
                     self._complete_engines(host.executor)
                     self._wait()
@@ -188,13 +186,19 @@ class _Driver:
     def _begin_tasks(self) -> None:
         if self._flights.deserted_s > self._grace_s:
             self._desert()
-        while self._lost is None and self._flights.room and (found := next_task(self._rollout)) is not None:
+        begun: list[tuple[str, str]] = []
+        while self._lost is None and self._flights.has_room(len(begun)) and (found := next_task(self._rollout)):
             device, kind = found
             self._write({"event": "task", "device": device, "kind": kind})
+            begun.append(found)
+        # Where the power fails once a device has its task, neither that nor what it follows from may be forgotten.
+        self._pen.sync()
+        for place, (device, kind) in enumerate(begun):
             try:
                 future = self._executor.submit(self._work, task_for(self._rollout, device, kind))
             except Exception as error:  # a pool that broke, or was shut down, says so in its own way
-                self._lose(device, error)
+                for lost, _ in begun[place:]:
+                    self._lose(lost, error)
                 return
             self._flights.add(future, device, kind)
 

@@ -68,10 +68,9 @@ class Flights:
                 flight.begun, until = True, now + self._patience_s
             flight.until = max(flight.until, until)
 
-    @property
-    def room(self) -> bool:
-        """Whether one more would run at once."""
-        return self._threads is None or len(self._flights) < self._threads
+    def has_room(self, beside: int) -> bool:
+        """Whether one more would run at once, `beside` so many that are about to begin."""
+        return self._threads is None or len(self._flights) + beside < self._threads
 
     @property
     def queued(self) -> bool:
