@@ -8,10 +8,11 @@ import pytest
 
 from kedge.errors import BadInputError
 from kedge.fleet.importing import import_hosts
-from kedge.fleet.ssh_config import hosts_of, known_key, resolve
+from kedge.fleet.ssh_config import hosts_of, resolve
 from kedge.targets import load_target
 from kedge.transport.address import SshAddress
 from kedge.transport.hostkeys import HostKey
+from kedge.transport.known_hosts import known_key
 from tests.support.environment import sshd_path
 from tests.support.keys import make_key
 from tests.unit.test_inventory import inventory_of

@@ -12,8 +12,9 @@ from typing import Any
 from ..errors import BadInputError
 from ..transport.address import MAX_JUMPS, SshAddress, expanded
 from ..transport.hostkeys import HostKey
+from ..transport.known_hosts import known_key
 from .entries import Entries
-from .ssh_config import Alias, known_key, resolve
+from .ssh_config import Alias, resolve
 
 __all__ = ["Routes", "parse_address"]
 
