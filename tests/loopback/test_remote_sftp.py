@@ -42,7 +42,7 @@ def home(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / ".ssh").mkdir(parents=True, mode=0o700)
     shutil.copy(sshd.key, folder / ".ssh" / "id_ed25519")
     key = " ".join((sshd.folder / "host_key.pub").read_text().split()[:2])
-    (folder / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{sshd.port} {key}\n")
+    (folder / ".ssh" / "known_hosts").write_text(f"@cert-authority *.example {key}\n[127.0.0.1]:{sshd.port} {key}\n")
     monkeypatch.setenv("HOME", str(folder))
     return folder
 

@@ -100,8 +100,9 @@ class Asked:
             BadInputError: a value cannot be used.
         """
         from ..fleet.rollout.plan import Options
+        from ..transport.address import expanded
 
-        if self.attest is not None and not self.attest.expanduser().is_file():
+        if self.attest is not None and not expanded(self.attest).is_file():
             raise BadInputError(
                 f"the key {self.attest} does not exist", hint="--attest takes the SSH key that vouches for engines"
             )
@@ -115,7 +116,7 @@ class Asked:
             max_p99_drift=self.max_p99_drift,
             on_halt="rollback" if self.rollback_on_halt else "stop",
             limit_bytes_per_s=limit_bytes_per_s,
-            attest=None if self.attest is None else str(self.attest.expanduser().absolute()),
+            attest=None if self.attest is None else str(expanded(self.attest).absolute()),
             cluster=self.cluster,
         )
 

@@ -24,6 +24,7 @@ def upgrade_command(
     """Bring the agent of a device to this version of kedge, while it serves; it falls back by itself."""
     from ..deploy.upgrade import upgrade
     from ..targets import load_target
+    from ..transport.address import expanded
     from ..transport.ssh import SshTransport
 
     entry = read_inventory(inventory_path).get(name)
@@ -33,7 +34,7 @@ def upgrade_command(
             done = upgrade(
                 transport,
                 load_target(entry.target),
-                key=key.expanduser() if key is not None else None,
+                key=expanded(key) if key is not None else None,
                 wheelhouse=wheelhouse,
                 step=progress.step,
                 sent=progress.bytes,

@@ -271,12 +271,19 @@ def _ssh_file_system(patience_s: float) -> Any:
     from fsspec.implementations.sftp import SFTPFileSystem
 
     from ..transport.hostkeys import disabled_algorithms, quiet_paramiko
+    from ..transport.known_hosts import known_key
 
     class KnownHostsOnly(SFTPFileSystem):  # type: ignore[misc]  # fsspec has no annotations
         def _connect(self) -> None:
             quiet_paramiko()
             self.client = paramiko.SSHClient()
-            self.client.load_system_host_keys()
+            # paramiko reads known_hosts itself, and gives up at the first line of an authority.
+            port = int(self.ssh_kwargs.get("port") or 22)
+            key = known_key(self.host, port)
+            if key is not None:
+                entry = self.host if port == 22 else f"[{self.host}]:{port}"
+                pinned = paramiko.PKey.from_type_string(key.algorithm, key.raw)
+                self.client.get_host_keys().add(entry, key.algorithm, pinned)
             self.client.set_missing_host_key_policy(paramiko.RejectPolicy())
             try:
                 with _closed_after(patience_s, self.client):
