@@ -66,7 +66,7 @@ def list_command(out: Output) -> None:
             print_table("", ["release", "model", "size", "used"], release_rows, right=(2,))
             click.echo(f"{byte_size(sum(each.size_bytes for each in releases))} in {kept.folder}")
         else:
-            click.echo(f"no releases in {kept.folder}")
+            click.echo("no releases that were fetched")
         click.echo(f"{len(files)} pushed files beside them, {byte_size(pushed_bytes)}")
 
     document = {
