@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,16 @@ def test_results_come_in_their_order_and_errors_as_they_are(dask: Cluster) -> No
         with pytest.raises(BadInputError, match="s: no model") as raised:
             list(spread(refused, "s", [b"", b"bad", b""], workers))
         assert raised.value.hint == "give another"
+
+
+def test_what_tasks_share_outlives_the_worker_that_holds_it(tmp_path: Path) -> None:
+    big = b"x" * 20_000_000  # dask warns of tasks that carry so much, and warnings are errors here
+    with dask_cluster(tmp_path / "dask", workers=2, threads=1) as cluster, open_executor(cluster.address, 1) as workers:
+        handle = workers.share(big)
+        assert handle.result(60) == big
+        [holder] = handle.client.who_has([handle])[handle.key]
+        os.kill(handle.client.run(os.getpid, workers=[holder])[holder], signal.SIGKILL)
+        assert workers.executor.submit(work.size, handle).result(60) == len(big)
 
 
 def test_a_worker_that_is_lost_for_good_ends_the_search_with_its_reason(tmp_path: Path) -> None:

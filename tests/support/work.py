@@ -56,6 +56,10 @@ def deadly_judge(shared: object, model: bytes) -> int:
     return 0
 
 
+def size(shared: bytes) -> int:
+    return len(shared)
+
+
 def same_facts() -> dict[str, str]:
     return {"fact": "the same everywhere"}
 

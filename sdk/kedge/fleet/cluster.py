@@ -185,7 +185,12 @@ class _Cluster:
                 )
 
     def share(self, value: Any) -> Any:
-        return self._client.scatter(value, broadcast=True, hash=False)
+        """A task rather than scattered data: dask keeps one copy of those, and cancels all that waits when it is lost."""
+        import dask
+
+        # It warns of tasks that carry much, for each may carry it again: this one does once.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
+            return self._client.submit(_given, value, pure=False)
 
     def explain(self, error: BaseException) -> KedgeError:
         from distributed import KilledWorker
@@ -202,6 +207,10 @@ class _Cluster:
                 hint="start it and its workers again, then: kedge rollout resume, or the same command again",
             )
         return defect(error)
+
+
+def _given(value: Any) -> Any:
+    return value
 
 
 def _telling_there(work: Work, topic: str, task: Mapping[str, Any]) -> dict[str, Any]:
