@@ -2,17 +2,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := sdk device_agent targets tests tools
+SOURCES := sdk device_agent targets tests tools examples
 SETUP := pyproject.toml tools/setup/constraints.txt tools/setup/make_venv.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint format bench dist clean
+.PHONY: help demo examples test test-all check lint format docs bench bench-full dist clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.demo ## the whole way on a bundled example: train, quantise, deploy to a local device, measure
 	@$(BIN)/kedge demo
+
+examples: $(patsubst examples/%/run.py,example-%,$(wildcard examples/*/run.py)) ## the five worked examples, one after another; example-NAME runs one
+
+example-%: $(VENV)/.examples
+	@$(BIN)/python examples/$*/run.py $(if $(OUT),--out $(OUT))
 
 test: $(VENV)/.dev ## the tests that take a moment each; what this machine cannot run is skipped with the reason
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
@@ -33,12 +38,17 @@ format: $(VENV)/.dev ## rewrite the sources in the one format
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/.dev ## benchmarks; their figures go to benchmarks/results/
-	@$(BIN)/python tools/bench/transport.py --out benchmarks/results/transport.json
+docs: $(VENV)/.dev ## the documentation site, strictly, with all of its links checked: build/site
+	@$(BIN)/python -m tools.docs
 
-dist: $(VENV)/.dev ## wheels of kedge and of the agent alone
-	@$(BIN)/python -m build --outdir dist .
-	@$(BIN)/python -m build --wheel --outdir dist device_agent
+bench: $(VENV)/.dev ## every benchmark at a size that ends within 15 minutes; benchmarks/README.md
+	@$(BIN)/python -m tools.bench --smoke
+
+bench-full: $(VENV)/.dev ## every benchmark at its full size, in hours; what may say "met"
+	@$(BIN)/python -m tools.bench
+
+dist: $(VENV)/.dev ## wheels and source archive, checked and installed in empty environments; SBOM, licences, known vulnerabilities
+	@$(BIN)/python -m tools.release
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -49,6 +59,10 @@ $(VENV)/.demo: $(SETUP)
 	@$(PYTHON) tools/setup/make_venv.py $(VENV) --extras optimize,agent
 	@touch $@
 
+$(VENV)/.examples: $(SETUP)
+	@$(PYTHON) tools/setup/make_venv.py $(VENV) --extras optimize,agent,examples
+	@touch $(VENV)/.demo $@
+
 $(VENV)/.dev: $(SETUP)
 	@$(PYTHON) tools/setup/make_venv.py $(VENV) --extras optimize,agent,dev
-	@touch $(VENV)/.demo $@
+	@touch $(VENV)/.demo $(VENV)/.examples $@
