@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import hashlib
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from ..errors import BadInputError, first_line
 from ..model.gates import GateOptions
 from ..model.preprocess import Preprocess
 from .passes import make_pass
+from .recipe_keys import read_table
 from .work import Pass
 
 if sys.version_info >= (3, 11):
@@ -117,30 +115,13 @@ def read_recipe(path: Path) -> Recipe:
         raise BadInputError(
             f"{path} is not TOML: {first_line(error)}", hint="see the recipes under examples/"
         ) from error
-    top = _take(
-        body,
-        "the recipe",
-        {"name": str, "target": str, "seed": int, "model": dict, "data": dict, "preprocess": dict, "pass": list}
-        | {"gate": dict, "gates": dict, "robustness": dict},
-    )
-    model = _take(top.get("model", {}), "[model]", {"source": str, "input_shape": list})
-    for table, key, where in (
-        (model, "source", "[model] source"),
-        (top, "target", "target"),
-        (top, "pass", "[[pass]]"),
-    ):
-        if key not in table:
-            raise BadInputError(f"{path} lacks {where}", hint="see the recipes under examples/")
-    data = _take(top.get("data", {}), "[data]", {item.name: None for item in dataclasses.fields(Data)})
-    gate = _take(top.get("gate", {}), "[gate]", {"max_drop": (int, float)})
-    robustness = _take(top.get("robustness", {}), "[robustness]", {"samples": int, "attacked": int})
-    if isinstance(data.get("metrics"), list):
+    top = read_table("", body)
+    model = read_table("model", top["model"])
+    data = read_table("data", top.get("data", {}))
+    gate = read_table("gate", top.get("gate", {}))
+    robustness = read_table("robustness", top.get("robustness", {}))
+    if "metrics" in data:
         data["metrics"] = tuple(data["metrics"])
-    for item in dataclasses.fields(Data):
-        wanted = type(item.default) if item.default is not dataclasses.MISSING else str
-        if item.name in data and type(data[item.name]) is not wanted:
-            kinds = {str: "text", int: "a whole number", tuple: "a list of texts"}
-            raise BadInputError(f"{path}: [data] {item.name} is {data[item.name]!r}", hint=f"it takes {kinds[wanted]}")
     return Recipe(
         source=model["source"],
         target=top["target"],
@@ -162,17 +143,3 @@ def _pass(path: Path, table: Any) -> Pass:
     if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
         raise BadInputError(f"{path}: each [[pass]] needs a kind", hint='kind = "quantize"')
     return make_pass(table["kind"], {key: value for key, value in table.items() if key != "kind"})
-
-
-def _take(table: Any, where: str, allowed: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise BadInputError(f"{where} is not a table", hint="see the recipes under examples/")
-    for key, value in table.items():
-        if key not in allowed:
-            close = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(allowed)}"
-            raise BadInputError(f"{where} has no key {key!r}", hint=hint)
-        wanted = allowed[key]
-        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
-            raise BadInputError(f"{where}: {key} is {value!r}", hint="see the recipes under examples/")
-    return dict(table)
