@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-SHARED = Path(os.environ.get("KEDGE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SHARED = Path(os.environ.get("KEDGE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
