@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..errors import BadInputError, first_line
 from ..model.gates import GateOptions
 from ..model.preprocess import Preprocess
 from .passes import make_pass
+from .proof.limits import ClassLimits, class_number
 from .recipe_keys import read_table
 from .work import Pass
 
@@ -33,6 +35,7 @@ class Data:
 
     calibration: inputs like those the model will meet; without it the first of `train` serve.
     metrics: functions of the user's, as package.module:callable(outputs, labels) -> float.
+    classes: names of the labels, from 0, where the data bring none.
     """
 
     calibration: str = ""
@@ -42,10 +45,13 @@ class Data:
     train_samples: int = 0
     evaluation_samples: int = 0
     metrics: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(isinstance(reference, str) for reference in self.metrics):
             raise BadInputError(f"data.metrics is {list(self.metrics)}", hint="package.module:function, as text")
+        if len(set(self.classes)) < len(self.classes) or not all(self.classes):
+            raise BadInputError(f"data.classes is {list(self.classes)}", hint="one name a class, each of its own")
         for name in ("calibration_samples", "train_samples", "evaluation_samples"):
             if getattr(self, name) < 0:
                 raise BadInputError(f"data.{name} is negative", hint="give a number of samples, 0 for all")
@@ -70,7 +76,10 @@ class RobustnessSettings:
 class Recipe:
     """One model's way through optimisation.
 
-    base: the folder that references are relative to. max_drop: the gate, as a share of samples, or None.
+    base: the folder that references are relative to.
+    max_drop, max_calibration_error, class_limits: the gate on the result's accuracy: the top-1 accuracy that may be
+        lost, as a share of samples; the expected calibration error it may have; limits by the name of a class or its
+        number. None and nothing: no gate.
     gates: that a device is to check of the result; None: nothing is stated.
     name: of the result, where no path is given: no folders in it. sha256: of the recipe's file; None: there is none.
     """
@@ -88,6 +97,8 @@ class Recipe:
     base: Path | None = None
     gates: GateOptions | None = None
     sha256: str | None = None
+    max_calibration_error: float | None = None
+    class_limits: Mapping[str, ClassLimits] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if Path(self.name).name != self.name or "\\" in self.name:
@@ -96,6 +107,12 @@ class Recipe:
             raise BadInputError(f"the seed is {self.seed}", hint=f"a whole number from 0 to {_MAX_SEED}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise BadInputError(f"max_drop is {self.max_drop}", hint="a share of samples: 0.01 allows 1 point")
+        error = self.max_calibration_error
+        if error is not None and not 0 <= error <= 1:
+            raise BadInputError(f"max_calibration_error is {error}", hint="between 0 and 1: 0.05 is 5 points")
+        if self.data.classes:
+            for name in self.class_limits:
+                class_number(name, self.data.classes)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -120,8 +137,9 @@ def read_recipe(path: Path) -> Recipe:
     data = read_table("data", top.get("data", {}))
     gate = read_table("gate", top.get("gate", {}))
     robustness = read_table("robustness", top.get("robustness", {}))
-    if "metrics" in data:
-        data["metrics"] = tuple(data["metrics"])
+    for key in ("metrics", "classes"):
+        if key in data:
+            data[key] = tuple(data[key])
     return Recipe(
         source=model["source"],
         target=top["target"],
@@ -136,7 +154,13 @@ def read_recipe(path: Path) -> Recipe:
         base=path.resolve().parent,
         gates=GateOptions.from_mapping(top["gates"], f"{path}: gates") if "gates" in top else None,
         sha256=hashlib.sha256(content).hexdigest(),
+        max_calibration_error=float(gate["max_calibration_error"]) if "max_calibration_error" in gate else None,
+        class_limits=_class_limits(gate.get("classes", {})),
     )
+
+
+def _class_limits(tables: Mapping[str, Any]) -> dict[str, ClassLimits]:
+    return {name: ClassLimits.from_mapping(read_table("gate.classes", table)) for name, table in tables.items()}
 
 
 def _pass(path: Path, table: Any) -> Pass:

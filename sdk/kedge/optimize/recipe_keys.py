@@ -91,6 +91,7 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
             "Functions of the user's, `package.module:callable(outputs, labels) -> float`, reported before and after.",
             (),
         ),
+        "classes": Key(("a list of texts",), "Names of the labels, from 0, where the data bring none.", ()),
     },
     "preprocess": {
         "resize": Key(
@@ -105,6 +106,20 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
     },
     "gate": {
         "max_drop": Key(_NUMBER, "How much top-1 accuracy may be lost.", unit="share of samples"),
+        "max_calibration_error": Key(
+            _NUMBER, "Largest expected calibration error of the result, over 15 equal bins.", unit="0 to 1"
+        ),
+        "classes": Key(("a table",), "Limits by class: a table `[gate.classes.NAME]` each, by its name or number."),
+    },
+    "gate.classes": {
+        "min_sensitivity": Key(_NUMBER, "Least share of the class's samples that is found: recall.", unit="share"),
+        "min_specificity": Key(_NUMBER, "Least share of the other samples that is not taken for it.", unit="share"),
+        "max_sensitivity_drop": Key(
+            _NUMBER, "How much sensitivity may be lost against the model as given.", unit="share"
+        ),
+        "max_specificity_drop": Key(
+            _NUMBER, "How much specificity may be lost against the model as given.", unit="share"
+        ),
     },
     "gates": {
         "cosine_min": Key(_DECIMAL, "Least cosine similarity of each output with its golden one.", 0.999),
