@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import BadInputError
@@ -58,9 +58,14 @@ class Key:
 _TEXT, _WHOLE, _NUMBER = ("text",), ("a whole number",), ("a number",)
 _DECIMAL = ("a number", "text")
 
+_PARITY = {
+    "cosine_min": Key(_DECIMAL, "Least cosine similarity of each output with its golden one.", 0.999),
+    "relative_error_max": Key(_DECIMAL, "Largest error over the largest golden value.", 0.02),
+    "max_abs_error_max": Key(_DECIMAL, "Largest error of a value.", unit="the output's own"),
+}
 TABLES: Mapping[str, Mapping[str, Key]] = {
     "": {
-        "name": Key(_TEXT, "Name of the files that are written: letters, digits, dashes.", "the recipe's file name"),
+        "name": Key(_TEXT, "Name of the files that are written, without folders; absent: the recipe's file name."),
         "target": Key(_TEXT, "The profile that the model is made for, one of `kedge targets list`.", required=True),
         "seed": Key(_WHOLE, "Seeds every draw of random numbers; 0 to 4,294,967,295.", 0),
         "model": Key(("a table",), "Which model.", required=True),
@@ -122,10 +127,8 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
         ),
     },
     "gates": {
-        "cosine_min": Key(_DECIMAL, "Least cosine similarity of each output with its golden one.", 0.999),
-        "relative_error_max": Key(_DECIMAL, "Largest error over the largest golden value.", 0.02),
-        "max_abs_error_max": Key(_DECIMAL, "Largest error of a value.", unit="the output's own"),
-        "outputs": Key(("a table",), "By an output's name, those of the three above that are its own."),
+        **_PARITY,
+        "outputs": Key(("a table",), "By an output's name, a table `[gates.outputs.NAME]` each."),
         "p99_ms": Key(_DECIMAL, "99th percentile of a request's compute time on the device.", unit="ms"),
         "p99_ratio_max": Key(_DECIMAL, "The same over that of the live release, measured just before."),
         "memory_peak_bytes": Key(_WHOLE, "Peak memory of a process that loads and runs the model.", unit="bytes"),
@@ -138,12 +141,15 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
             _DECIMAL, "Of the requests in the probation, those that may fail in the runtime.", 0.01, "share of requests"
         ),
     },
+    "gates.outputs": {name: replace(key, default=None) for name, key in _PARITY.items()},
     "robustness": {
         "samples": Key(_WHOLE, "Evaluation samples that get noise, blur, contrast, JPEG; 0: none.", 0, "samples"),
         "attacked": Key(_WHOLE, "Evaluation samples that FGSM and PGD attack; 0: none.", 0, "samples"),
     },
 }
-"""Tables of a recipe by name, "" for what stands above them; each key in the order in which the reference shows it."""
+"""Tables of a recipe by name, "" for what stands above them; keys in the order in which the reference shows them. A
+name with a point is that of tables by a name of the user's: "gate.classes" has the keys of each `[gate.classes.NAME]`.
+"""
 
 
 def read_table(name: str, body: Any) -> dict[str, Any]:
