@@ -2,7 +2,8 @@
 
     python -m tools.release [--out dist] [--final] [--quick]
 
---final asks for a dated section of the changelog. --quick leaves out the environments: what is built is checked, not tried.
+--final asks for a dated section of the changelog. --quick leaves out the environments: what is built is checked, not
+tried.
 What this machine lacks is "not checked", with the reason. Exit code 1 where a step failed.
 """
 

@@ -1,4 +1,4 @@
-"""Source archive and wheels: built twice to the same bytes, described as PyPI wants it, with nothing missing and nothing more."""
+"""Source archive and wheels of the last commit: the same bytes twice, described as PyPI wants, nothing missing or odd."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -28,22 +29,27 @@ def build_all(out: Path) -> list[Path]:
     Raises:
         BrokenError: a build fails, or a second one of the same commit has other bytes.
     """
-    epoch = shell(["git", "log", "-1", "--format=%ct"]).strip()
-    env = {**os.environ, "SOURCE_DATE_EPOCH": epoch}
+    env = {**os.environ, "SOURCE_DATE_EPOCH": shell(["git", "log", "-1", "--format=%ct"]).strip()}
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     found: list[dict[str, str]] = []
-    again = out / ".again"
-    for folder in (out, again):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        python = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder]
-        shell([*python, ROOT], env=env)
-        shell([*python, "--wheel", ROOT / "device_agent"], env=env)
-        found.append({path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()})
-    shutil.rmtree(again)
-    differing = [name for name, digest in found[0].items() if found[1].get(name) != digest]
-    if differing or found[0].keys() != found[1].keys():
-        raise BrokenError(f"two builds of one commit differ: {', '.join(differing) or 'in their files'}")
-    return [out / name for name in found[0]]
+    with tempfile.TemporaryDirectory(prefix="kedge-dist-") as name:
+        for turn in ("first", "second"):
+            source, folder = Path(name) / turn / "source", Path(name) / turn / "out"
+            source.mkdir(parents=True)
+            shell(["git", "archive", "--format=tar", "-o", source.with_suffix(".tar"), "HEAD"])
+            with tarfile.open(source.with_suffix(".tar")) as archive:
+                archive.extractall(source, filter="data")
+            python = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder]
+            shell([*python, source], env=env)
+            shell([*python, "--wheel", source / "device_agent"], env=env)
+            found.append({path.name: _sha256(path) for path in sorted(folder.iterdir())})
+        differing = [key for key in found[0] | found[1] if found[0].get(key) != found[1].get(key)]
+        if differing:
+            raise BrokenError(f"two builds of one commit differ: {', '.join(differing)}")
+        for key in found[0]:
+            shutil.copy2(folder / key, out / key)
+    return [out / key for key in found[0]]
 
 
 def check_descriptions(files: list[Path]) -> str:
@@ -91,7 +97,7 @@ def check_contents(files: list[Path]) -> str:
 
 
 def _tracked(folder: str, *, strip: bool) -> list[str]:
-    names = shell(["git", "ls-files", "-z", "--", folder or "."]).split("\0")
+    names = shell(["git", "ls-tree", "-r", "-z", "--name-only", "HEAD", "--", folder or "."]).split("\0")
     return [name[len(folder) + 1 :] if strip else name for name in names if name]
 
 

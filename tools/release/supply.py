@@ -87,7 +87,7 @@ def licences_page(bills: dict[str, list[dict[str, Any]]], path: Path) -> str:
     rows: dict[str, tuple[str, str, list[str]]] = {}
     for extra, components in bills.items():
         for part in components:
-            version, licences, where = rows.get(part["name"], (part.get("version", ""), "", []))
+            version, _, where = rows.get(part["name"], (part.get("version", ""), "", []))
             rows[part["name"]] = (version, " / ".join(licences_of(part)) or "unknown", [*where, extra])
     lines = [
         "# Licences of what is installed with kedge",
@@ -115,7 +115,7 @@ def audit(made: Environment) -> str:
     site = next((made.folder / "lib").glob("python*/site-packages"))
     try:
         said = shell(
-            [sys.executable, "-m", "pip_audit", "--path", site, "--format", "json", "--progress-spinner", "off", "--skip-editable"],
+            [sys.executable, "-m", "pip_audit", "--path", site, "--format", "json", "--progress-spinner", "off"],
             expect=(0, 1),
             timeout_s=300,
         )  # fmt: skip

@@ -45,7 +45,7 @@ def stated_version(root: Path = ROOT) -> str:
 def changes_of(changelog: str, version: str) -> tuple[str, int]:
     """Which section of the changelog holds this version's changes, and how many there are.
 
-    A version that is out has a section `## [1.2.3] - 2026-01-31`; before that its changes stand under `## [Unreleased]`.
+    A version that is out has a section `## [1.2.3] - 2026-01-31`; before that its changes are under `## [Unreleased]`.
     """
     sections = re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]
     for title in (f"[{version}]", "[Unreleased]"):
