@@ -1,4 +1,4 @@
-"""Source archive and wheels of the last commit: the same bytes twice, described as PyPI wants, nothing missing or odd."""
+"""Source archive and wheels of the last commit: the same bytes twice, described as PyPI wants, nothing missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from .steps import ROOT, BrokenError, shell
+from .steps import BrokenError, shell
 
 __all__ = ["build_all", "check_contents", "check_descriptions"]
 
@@ -29,7 +29,8 @@ def build_all(out: Path) -> list[Path]:
     Raises:
         BrokenError: a build fails, or a second one of the same commit has other bytes.
     """
-    env = {**os.environ, "SOURCE_DATE_EPOCH": shell(["git", "log", "-1", "--format=%ct"]).strip()}
+    commit, epoch = shell(["git", "log", "-1", "--format=%H %ct"]).split()
+    env = {**os.environ, "SOURCE_DATE_EPOCH": epoch}
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     found: list[dict[str, str]] = []
@@ -37,7 +38,7 @@ def build_all(out: Path) -> list[Path]:
         for turn in ("first", "second"):
             source, folder = Path(name) / turn / "source", Path(name) / turn / "out"
             source.mkdir(parents=True)
-            shell(["git", "archive", "--format=tar", "-o", source.with_suffix(".tar"), "HEAD"])
+            shell(["git", "archive", "--format=tar", "-o", source.with_suffix(".tar"), commit])
             with tarfile.open(source.with_suffix(".tar")) as archive:
                 archive.extractall(source, filter="data")
             python = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder]

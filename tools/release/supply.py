@@ -13,7 +13,7 @@ from .steps import ROOT, BrokenError, NotCheckedError, shell
 
 __all__ = ["allowed", "audit", "licences_of", "licences_page", "write_bill"]
 
-# Licences whose terms a user of kedge keeps by installing them unchanged. LGPL: as a library of its own, which pip does.
+# Licences whose terms a user keeps by installing the package unchanged. LGPL: as a library of its own, as pip does it.
 _ALLOWED = {
     "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC", "LGPL-2.1", "LGPL-2.1-only",
     "LGPL-2.1-or-later", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Python-2.0", "Python-2.0.1", "Unlicense",
