@@ -99,6 +99,7 @@ def build(
     """
     from ..build.gates import GateOptions
     from ..build.release import BuildOptions, build_release, model_name_for, plan_model
+    from ..build.report import write_build_report
     from ..build.serving import parse_serving
     from ..build.shapes import parse_shapes
     from ..model.inputs import load_tensors
@@ -144,7 +145,7 @@ def build(
         if device is not None:
             inventory = read_inventory(inventory_path)
             built = _compiled_on(device, inventory, profile, built, destination, progress.share)
-    report = _report(model, profile, built, destination)
+    report = write_build_report(model, profile, built, destination)
     if built.golden_made_up:
         out.say("golden inputs are made up: the parity gate then compares noise; give real ones with --golden")
     if options["pack"] and report["encoding"] == "raw":
@@ -168,43 +169,6 @@ def _compiled_on(device: str, inventory: Any, profile: Target, built: Built, des
             )
         engine, compiled = engine_on_device(transport, profile, built.release, progress)
     return with_engine(built, engine, destination, compiled=compiled)
-
-
-def _report(model: Path, profile: Any, built: Any, destination: Path) -> dict[str, Any]:
-    import json
-
-    from ..report.build_html import build_html
-
-    release = built.release
-    artefact = release.manifest.artefacts[0]
-    stored_bytes = release.manifest.file(artefact.file).size_bytes
-    engine = built.engine
-    document = {
-        "release": release.digest,
-        "folder": str(destination),
-        "model": release.manifest.model,
-        "version": release.manifest.version,
-        "source": str(model),
-        "target": profile.name,
-        "runtime": built.plan.runtime,
-        "precision": built.plan.precision,
-        "reason": built.plan.reason,
-        "golden_made_up": built.golden_made_up,
-        "encoding": artefact.encoding,
-        "model_bytes": built.model_bytes,
-        "stored_model_bytes": stored_bytes,
-        "bytes": release.manifest.total_bytes,
-        "plan": built.plan.to_json(),
-        "engine": None
-        if engine is None
-        else {**engine.to_json(), "from_cache": not built.compiled, "report": dict(engine.report)},
-    }
-    for suffix, text in (
-        (".build.json", json.dumps(document, indent=1, allow_nan=False) + "\n"),
-        (".build.html", build_html(document)),
-    ):
-        destination.with_name(destination.name + suffix).write_text(text, encoding="utf-8")
-    return document | {"report": str(destination.with_name(destination.name + ".build.html"))}
 
 
 def _render(report: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,9 @@ def deploy(
     To several devices (cam-1,cam-2 or @group or 'label:site=berlin') or with any option of a rollout it is one:
     wave by wave, and it halts where more devices fail than may. See: kedge rollout.
     """
-    from ..deploy.engines import prepared
     from ..deploy.push import DEVICE_STEPS
-    from ..deploy.push import deploy as run_deploy
     from ..deploy.releases import read_floor
+    from ..deploy.to_device import deploy_to_device
     from ..errors import BadInputError
     from ..fleet.inventory import open_device
     from ..release.archives import opened
@@ -79,7 +77,6 @@ def deploy(
         with (
             opened(release) as given,
             open_device(device, read_inventory(inventory_path)) as (transport, kind),
-            tempfile.TemporaryDirectory(prefix="kedge-deploy-") as folder,
         ):
             # Before there is a display: ssh-keygen may ask for a passphrase.
             older = None
@@ -87,30 +84,15 @@ def deploy(
                 floor, last_serial = read_floor(transport, given.manifest.model)
                 older = downgrade(given, key, floor, last_serial)
             with out.progress(keep=True) as progress:
-                # Where the release has a build plan: from the cache, or compiled on the device.
-                found = prepared(
+                done = deploy_to_device(
                     transport,
                     kind,
                     given,
-                    Path(folder) / "release",
-                    progress.share,
-                    downgrade=older,
-                    limit_bytes_per_s=limit,
-                )
-
-                def state(name: str) -> None:
-                    reached.append(name)
-                    progress.step(name)
-
-                done = run_deploy(
-                    transport,
-                    found,
-                    progress=progress.bytes,
-                    state=state,
-                    event=progress.event,
+                    progress,
                     downgrade=older,
                     limit_bytes_per_s=limit,
                     wait=not no_wait,
+                    reached=reached.append,
                 )
     except KeyboardInterrupt:
         if reached and reached[-1] in DEVICE_STEPS:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..release.bundle import Release
     from .rollout_options import Asked
 
-__all__ = ["begin", "exit_code", "go_on", "result"]
+__all__ = ["begin", "exit_code", "go_on", "result", "rolled_out"]
 
 
 def begin(
@@ -37,7 +37,30 @@ def begin(
     *,
     allow_downgrade: bool,
 ) -> int:
-    """Plan a rollout, and drive it to its end; its exit code.
+    """Plan a rollout, drive it to its end, and tell that; its exit code. Raises as `rolled_out`."""
+    document, code = rolled_out(
+        release, to, inventory, asked, limit_bytes_per_s, key, out, allow_downgrade=allow_downgrade
+    )
+    if document is not None:
+        result(document, out, every=asked.every)
+    return code
+
+
+def rolled_out(
+    release: Path,
+    to: str,
+    inventory: Inventory,
+    asked: Asked,
+    limit_bytes_per_s: int | None,
+    key: Path | None,
+    out: Output,
+    *,
+    allow_downgrade: bool,
+) -> tuple[dict[str, Any] | None, int]:
+    """Plan a rollout, and drive it to its end.
+
+    Returns:
+        Its document (docs/rollout-report.md) and exit code; None where the plan was to be shown, and has been.
 
     Raises:
         KedgeError: it cannot be begun; or, once it has, cannot be driven on.
@@ -68,7 +91,7 @@ def begin(
         )
         if asked.dry_run:
             _show_plan(plan().to_json(), out)
-            return int(ExitCode.OK)
+            return None, int(ExitCode.OK)
         given.verify()
         if asked.source is not None:
             require_readable(source)
@@ -77,7 +100,7 @@ def begin(
         made = plan(downgrade=document)
         with _workers(options.cluster, options.concurrency) as workers:
             workers.require_source(source)
-            return _driven(create(made), workers, None, out, every=asked.every)
+            return _driven(create(made), workers, None, out)
 
 
 def go_on(ledger: Ledger, cluster: str | None, out: Output, *, skip_failed: bool, every: bool = False) -> int:
@@ -90,7 +113,9 @@ def go_on(ledger: Ledger, cluster: str | None, out: Output, *, skip_failed: bool
     where = options.cluster if cluster is None else None if cluster == "threads" else cluster
     with _workers(where, options.concurrency) as workers:
         workers.require_source(dict(ledger.plan.release))
-        return _driven(ledger, workers, skip_failed, out, every=every)
+        document, code = _driven(ledger, workers, skip_failed, out)
+    result(document, out, every=every)
+    return code
 
 
 def exit_code(document: Mapping[str, Any], rollout: Rollout | None = None) -> int:
@@ -120,8 +145,8 @@ def _workers(cluster: str | None, count: int) -> Iterator[Any]:
         yield workers
 
 
-def _driven(ledger: Ledger, workers: Any, skip_failed: bool | None, out: Output, *, every: bool) -> int:
-    """Drive it; skip_failed: None of one that is new."""
+def _driven(ledger: Ledger, workers: Any, skip_failed: bool | None, out: Output) -> tuple[dict[str, Any], int]:
+    """Drive it: its document, and exit code. skip_failed: None of one that is new."""
     from ..fleet.rollout.drive import drive, resume
     from ..fleet.task import run_task
 
@@ -144,8 +169,7 @@ def _driven(ledger: Ledger, workers: Any, skip_failed: bool | None, out: Output,
         out.say(f"what runs, the devices end by themselves; go on: kedge rollout resume {ledger.id}")
         raise
     document = rollout.to_json()
-    result(document, out, every=every)
-    return exit_code(document, rollout)
+    return document, exit_code(document, rollout)
 
 
 class _Seen:

@@ -38,12 +38,15 @@ _LIBRARIES = ("onnx", "onnxruntime", "numpy", "torch", "onnxslim", "optuna", "to
 class Optimised:
     """The model that was made, its report (docs/optimize-report.md), and whether the gate holds (None: no gate).
 
-    model: the file that was written.
+    model: the file that was written. samples: those that it was judged on, else those that it was calibrated on, as it
+    takes them; None: there were none. reused: how many passes were taken from an earlier run.
     """
 
     model: Path
     document: dict[str, Any]
     passed: bool | None
+    samples: Samples | None = None
+    reused: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,13 @@ def optimise(
     final.write(out)
     proof = prove(recipe, loaded.source, final, stages, work, loaded.evaluation, evaluated, out)
     document = _document(recipe, loaded, stages, proof)
-    return Optimised(out, document, None if proof.gate is None else bool(proof.gate["passed"]))
+    return Optimised(
+        out,
+        document,
+        None if proof.gate is None else bool(proof.gate["passed"]),
+        loaded.evaluation or loaded.calibration,
+        sum(stage.reused for stage in stages),
+    )
 
 
 def _notes(recipe: Recipe, loaded: _Loaded, stages: list[Stage], evaluated: Evaluated) -> dict[str, Any]:
