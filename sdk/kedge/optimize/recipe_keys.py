@@ -77,6 +77,7 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
         "gate": Key(("a table",), "What must hold of the result's accuracy; exit code 5 when it does not."),
         "gates": Key(("a table",), "What every device checks before it switches to the release, and watches after."),
         "robustness": Key(("a table",), "How the result is damaged and attacked, to see how it takes that."),
+        "run": Key(("a table",), "Where `kedge run` takes the result; `kedge optimize` does not read it."),
     },
     "model": {
         "source": Key(
@@ -145,6 +146,10 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
     "robustness": {
         "samples": Key(_WHOLE, "Evaluation samples that get noise, blur, contrast, JPEG; 0: none.", 0, "samples"),
         "attacked": Key(_WHOLE, "Evaluation samples that FGSM and PGD attack; 0: none.", 0, "samples"),
+    },
+    "run": {
+        "to": Key(_TEXT, "Devices, as `--to` takes them, which goes before: `bench1`, `cam-1,cam-2`, `@berlin`."),
+        "version": Key(_WHOLE, "The model's version in the release; a device takes none below the one it has had.", 1),
     },
 }
 """Tables of a recipe by name, "" for what stands above them; keys in the order in which the reference shows them. A
