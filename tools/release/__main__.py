@@ -38,6 +38,9 @@ class Release:
             outcome, detail = "not checked", str(error)
         except BrokenError as error:
             outcome, detail = "failed", str(error)
+        except (ValueError, KeyError, TypeError, IndexError, OSError, StopIteration) as error:
+            # What a command printed is not what this step reads.
+            outcome, detail = "failed", f"{type(error).__name__}: {error}"
         self.steps.append(Step(name, outcome, detail, time.monotonic() - begun))
         say(f"{_MARKS[outcome]} {name:34} {self.steps[-1].seconds:6.1f} s  {detail}")
         return outcome == "passed"

@@ -72,7 +72,7 @@ def check_contents(files: list[Path]) -> str:
         if path.suffix == ".whl":
             distribution = path.name.split("-", 1)[0]
             wanted = {name for source in _SHIPPED[distribution] for name in _tracked(source, strip=True)}
-            wanted -= {"pyproject.toml", "LICENSE"}
+            wanted -= {"pyproject.toml", "LICENSE", "README.md"}
             held = {n for n in zipfile.ZipFile(path).namelist() if ".dist-info/" not in n}
             info = {n.rsplit("/", 1)[1] for n in zipfile.ZipFile(path).namelist() if ".dist-info/" in n}
             lacking = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "LICENSE"} - info

@@ -136,7 +136,7 @@ def try_base(made: Environment, version: str, release: Path) -> str:
     refused = json.loads(made.run("kedge", "infer", "m", "--on", "nowhere", "--input", "x.npy", "--json", expect=(3,)))
     if not refused["error"]["hint"]:
         raise BrokenError("an error came without a hint")
-    return f"{commands} commands' --help, {len(targets['targets'])} targets, release {shown['digest'][:12]}"
+    return f"{commands} commands' --help, {len(targets)} targets, release {shown['digest'][:12]}"
 
 
 def try_agent(made: Environment, release: Path, inputs: Path) -> str:
