@@ -20,6 +20,8 @@ __all__ = ["main", "root"]
 
 # name: (module, attribute, one line of help). The help stands here so that `kedge --help` imports none of them.
 _COMMANDS = {
+    "init": ("init", "init", "Write a recipe to begin with, kedge.toml."),
+    "run": ("run", "run", "A recipe's whole way: optimize, build, deploy and bench."),
     "demo": ("demo", "demo", "The whole way on a bundled example, on a loopback device."),
     "optimize": ("optimize", "optimize", "Make a model smaller and faster for a target, and prove it."),
     "build": ("build", "build", "Make a release of a model for a target."),

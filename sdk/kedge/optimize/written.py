@@ -1,0 +1,64 @@
+"""What `kedge optimize` leaves beside the model, what it may not write over, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInputError, GateRefusedError
+from ..report.optimize_html import optimize_html
+from .recipe import Recipe
+
+__all__ = ["refusal", "refuse_overwriting", "write_report"]
+
+_NAME = 48
+
+
+def refuse_overwriting(result: Path, recipe: Recipe, given: str) -> None:
+    """Nothing that was given is written over.
+
+    Args:
+        result: the model that will be written; its report lies beside it.
+        given: the recipe, or the model without one, as on the command line.
+
+    Raises:
+        BadInputError: it would be.
+    """
+    data = (recipe.data.calibration, recipe.data.train, recipe.data.evaluation)
+    paths = [Path(given), *((recipe.base or Path()) / each for each in (recipe.source, *data) if each)]
+    for written in (result, result.with_suffix(".json"), result.with_suffix(".html")):
+        if written.exists() and any(path.exists() and path.samefile(written) for path in paths):
+            raise BadInputError(f"{written} was given, and may not be overwritten", hint="give another path with -o")
+
+
+def write_report(model: Path, document: dict[str, Any]) -> Path:
+    """Write the report beside the model, as JSON and as a page; returns the page.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    model.with_suffix(".json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    page = model.with_suffix(".html")
+    page.write_text(optimize_html(document), encoding="utf-8")
+    return page
+
+
+def refusal(document: dict[str, Any]) -> GateRefusedError:
+    """The error of a report whose gate does not hold: what was lost, where most of it arises, what to try next."""
+    gate = document["gate"]
+    names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in gate["blame"][:3]]
+    blamed = f"; most error arises in {', '.join(names)}" if names else ""
+    return GateRefusedError(f"the accuracy gate does not hold: {_lost(document)}{blamed}", hint=gate["next"], told=True)
+
+
+def _lost(document: dict[str, Any]) -> str:
+    allowed = document["gate"]["max_drop"] * 100
+    comparison = document["comparison"]
+    if comparison is None:
+        return "accuracy was not measured"
+    if comparison["drop"] is None:
+        agreement = comparison["agreement"]
+        share = "no" if agreement is None else f"{agreement['share'] * 100:.2f} %"
+        return f"{share} agreement with the model as given, {100 - allowed:.2f} % wanted"
+    return f"{comparison['drop'] * 100:.2f} points lost, {allowed:.2f} allowed"

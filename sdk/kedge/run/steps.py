@@ -1,0 +1,253 @@
+"""`kedge run`: what optimize, build, deploy and bench do, one after the other, told in one document.
+
+Nothing is done twice: passes that an earlier run finished are taken from where it kept them, a release that is the same
+keeps its signatures, and one that the device serves already is not pushed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..bench.run import BenchRules, run_bench
+from ..build.release import BuildOptions, build_release, model_name_for
+from ..build.report import write_build_report
+from ..deploy.pending import Pending
+from ..deploy.to_device import Sight, deploy_to_device
+from ..errors import BadInputError, ExitCode, IncompatibleError, KedgeError
+from ..fleet.inventory import Device, Inventory, open_device
+from ..fleet.served import serves, what_serves
+from ..optimize.pipeline import Optimised, optimise
+from ..optimize.recipe import Recipe, read_recipe
+from ..optimize.written import refusal, refuse_overwriting, write_report
+from ..release.bundle import Release, add_offer, open_release
+from ..targets import Target, load_target
+from ..transport.client import AgentClient
+from .settings import RunSettings, read_run_settings
+
+__all__ = ["STEPS", "Order", "RollOut", "Run", "read_order"]
+
+FORMAT = 1
+STEPS = ("optimize", "build", "bench-before", "deploy", "bench")
+
+RollOut = Callable[[Path], tuple[dict[str, Any], int]]
+"""Rolls the release in a folder out to several devices: the document of the rollout, and its exit code."""
+
+Watch = Callable[[], AbstractContextManager[Sight]]
+"""Opens a display of one step."""
+
+_ANSWER_S = 20.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be run.
+
+    recipe, path: what the file states, and where it lies. settings: to which devices, as which version.
+    folder: everything is written there.
+    """
+
+    recipe: Recipe
+    path: Path
+    settings: RunSettings
+    folder: Path
+
+    @property
+    def model(self) -> str:
+        """The model's name on the device."""
+        return model_name_for(Path(f"{self.recipe.name}.onnx"))
+
+
+def read_order(path: Path, to: str | None, version: int | None, folder: Path | None) -> Order:
+    """Read a recipe; what the command line says goes before what it states.
+
+    Raises:
+        BadInputError: it cannot be read, or no device is named.
+    """
+    recipe = read_recipe(path)
+    stated = read_run_settings(path)
+    settings = replace(stated, to=to or stated.to, version=version or stated.version)
+    if not settings.to:
+        raise BadInputError(
+            "no device was named", hint='--to DEVICE, or to = "DEVICE" in [run] of the recipe; local is this machine'
+        )
+    return Order(recipe, path, settings, folder or Path(f"{recipe.name}-run"))
+
+
+class Run:
+    """One run, step by step; `document` says at any moment how far it is (docs/run-report.md).
+
+    Args:
+        rules: of both measurements.
+
+    Raises:
+        BadInputError: a device is not known, or what was given would be written over.
+        IncompatibleError: a device is of another platform than the recipe's target.
+    """
+
+    def __init__(self, order: Order, inventory: Inventory, rules: BenchRules) -> None:
+        self._order = order
+        self._inventory = inventory
+        self._rules = rules
+        self._target = load_target(order.recipe.target)
+        devices = inventory.select(order.settings.to)
+        _require_alike(devices, self._target)
+        self._device = devices[0].name
+        self._model = order.folder / f"{order.recipe.name}.onnx"
+        refuse_overwriting(self._model, order.recipe, str(order.path))
+        self.document: dict[str, Any] = {
+            "kedge_run": FORMAT,
+            "kedge": __version__,
+            "recipe": str(order.path),
+            "model": order.model,
+            "version": order.settings.version,
+            "target": self._target.name,
+            "to": order.settings.to,
+            "device": self._device,
+            "folder": str(order.folder),
+            "steps": [{"step": name, "state": "waiting", "why": None, "seconds": None, "files": {}} for name in STEPS],
+            "reused_passes": None,
+            "optimize": None,
+            "build": None,
+            "deploy": None,
+            "rollout": None,
+            "bench": {"before": None, "now": None},
+            "error": None,
+        }
+
+    def go(self, watch: Watch, roll_out: RollOut | None = None) -> int:
+        """Do what is left to do; the exit code.
+
+        Args:
+            roll_out: takes the release to all devices; None: there is one, and the release is deployed to it.
+
+        Raises:
+            KedgeError: what a step stopped at; the document names it too.
+        """
+        self._order.folder.mkdir(parents=True, exist_ok=True)
+        with self._step("optimize") as step, watch() as sight:
+            optimised = self._optimise(step, sight)
+        with self._step("build") as step, watch() as sight:
+            release = self._build(step, sight, optimised)
+        with self._step("bench-before") as step, watch() as sight:
+            is_there = self._look(step, sight, release)
+        with self._step("deploy") as step:
+            if roll_out is not None:
+                code = self._roll_out(step, release, roll_out)
+                if code != ExitCode.OK:
+                    return code
+            elif is_there:
+                step |= {"state": "skipped", "why": f"{self._device} serves this release already"}
+            else:
+                with watch() as sight, open_device(self._device, self._inventory) as (transport, kind):
+                    done = deploy_to_device(transport, kind, release, sight)
+                self.document["deploy"] = done.to_json()
+        with self._step("bench"), watch() as sight:
+            self.document["bench"]["now"] = self._bench(sight)
+        return int(ExitCode.OK)
+
+    def _optimise(self, step: dict[str, Any], sight: Sight) -> Optimised:
+        done = optimise(self._order.recipe, self._model, sight.share)
+        page = write_report(self._model, done.document)
+        self.document |= {"optimize": done.document, "reused_passes": done.reused}
+        step["files"] = {"model": str(self._model), "report": str(page)}
+        if done.passed is False:
+            raise refusal(done.document)
+        return done
+
+    def _build(self, step: dict[str, Any], sight: Sight, optimised: Optimised) -> Release:
+        folder = self._order.folder / f"{self._order.recipe.name}.release"
+        kept = _offer_of(folder)
+        golden = None if optimised.samples is None else optimised.samples.inputs
+        options = BuildOptions(name=self._order.model, version=self._order.settings.version)
+        built = build_release(self._model, self._target, folder, options, golden, progress=sight.share)
+        if kept is not None and kept[0] == built.release.digest:
+            # It may have been signed since it was built.
+            add_offer(folder, kept[1])
+        self.document["build"] = write_build_report(self._model, self._target, built, folder)
+        step["files"] = {"release": str(folder), "report": self.document["build"]["report"]}
+        return open_release(folder)
+
+    def _look(self, step: dict[str, Any], sight: Sight, release: Release) -> bool:
+        """Measure what is to be replaced; whether nothing is, for the device serves the release."""
+        sight.step("asking what serves")
+        device, model = self._device, self._order.model
+        with open_device(device, self._inventory) as (transport, _):
+            client = AgentClient(transport, _ANSWER_S)
+            try:
+                live = what_serves(client, device, model)
+                is_there = serves(client, live.release, release.digest)
+            finally:
+                client.close()
+            if live.release is not None and not is_there:
+                self.document["bench"]["before"] = run_bench(transport, model, self._rules, sight.share)
+                return False
+        found = "this very release" if is_there else "nothing"
+        step |= {"state": "skipped", "why": f"{found} served {model} on {device}"}
+        # Of a deploy that has not ended, or whose end nobody was told, the same deploy tells it.
+        return is_there and not live.on_probation and not Pending(device, str(live.release)).read()[0]
+
+    def _roll_out(self, step: dict[str, Any], release: Release, roll_out: RollOut) -> int:
+        document, code = roll_out(release.folder)
+        self.document["rollout"] = document
+        if code != ExitCode.OK:
+            step |= {"state": "failed", "why": document["reason"] or f"the rollout is {document['state']}"}
+        return code
+
+    def _bench(self, sight: Sight) -> dict[str, Any]:
+        with open_device(self._device, self._inventory) as (transport, _):
+            return run_bench(transport, self._order.model, self._rules, sight.share)
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[dict[str, Any]]:
+        """A step from its beginning to its end, whatever that is; written down at both."""
+        step: dict[str, Any] = next(each for each in self.document["steps"] if each["step"] == name)
+        step["state"] = "running"
+        self._write()
+        begun = time.monotonic()
+        try:
+            yield step
+            if step["state"] == "running":
+                step["state"] = "done"
+        except BaseException as error:
+            step["state"] = "failed" if isinstance(error, KedgeError) else "interrupted"
+            if isinstance(error, KedgeError):
+                told = {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
+                step["why"], self.document["error"] = error.message, told
+            raise
+        finally:
+            step["seconds"] = time.monotonic() - begun
+            self._write()
+
+    def _write(self) -> None:
+        path = self._order.folder / "run.json"
+        partial = path.with_name(".run.json.partial")
+        partial.write_text(json.dumps(self.document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+def _require_alike(devices: list[Device], target: Target) -> None:
+    """Find out before an hour of training, not after it."""
+    for name, device in {each.target: each.name for each in devices}.items():
+        kind = load_target(name)
+        if (kind.os, kind.arch) != (target.os, target.arch):
+            raise IncompatibleError(
+                f"{device} is {kind.name} ({kind.os}/{kind.arch}), the recipe is for {target.name} "
+                f"({target.os}/{target.arch})",
+                hint=f'target = "{kind.name}" in the recipe, or another device',
+            )
+
+
+def _offer_of(folder: Path) -> tuple[str, Any] | None:
+    """Digest of the release that is there, and what lies beside it; None: there is none."""
+    try:
+        found = open_release(folder)
+        return found.digest, found.offer()
+    except KedgeError:
+        return None
