@@ -1,6 +1,6 @@
 """What TensorRT for RTX makes of real models on this host's CPU: engine bytes and build seconds, by precision.
 
-    python tools/bench/engines.py [--out FILE.json] [--only MODEL]
+    python tools/bench/engines.py [--out FILE.json] [--only MODEL] [--smoke]
 
 Each ONNX model under `shared/models`, as published (FP32), and as `kedge optimize` makes it in FP16 and INT8, is
 compiled for compute capability 8.9, each time in a fresh process. What it refuses is asked of preflight first, and the
@@ -17,12 +17,11 @@ import platform
 import statistics
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optimize import commit, processor
+from facts import SHARED, commit, not_measured, now, processor
 
 from kedge.build.cache import EngineCache
 from kedge.build.engines import order_of
@@ -39,10 +38,10 @@ from kedge.targets import load_target
 from kedge_agent.engine.apart import compile_apart
 from kedge_agent.engine.library import RUNTIMES
 
-SHARED = Path(os.environ.get("KEDGE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 TARGET = "rtx-ada-2000"
 PRECISIONS = ("fp32", "fp16", "int8")
 SAMPLES = 64
+SMOKE = ["mnist_cnn", "resnet20_cifar10", "fns_candy"]
 # Shapes of inputs whose free dimensions are more than the batch.
 SHAPES = {"silero_vad_16k_op15": {"input": (1, 576), "state": (2, 1, 128)}}
 
@@ -52,14 +51,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the figures to this file, and the table beside it")
     parser.add_argument("--only", action="append", help="this model alone; may be repeated")
     parser.add_argument("--repeats", type=int, default=3, help="how often each is compiled (default: 3)")
+    parser.add_argument("--smoke", action="store_true", help=f"{', '.join(SMOKE)} alone, once each")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.only, arguments.repeats = SMOKE, 1
     paths = sorted((SHARED / "models").glob("*.onnx"))
     if not paths:
-        parser.error(f"{SHARED / 'models'} holds no models: real ones are needed there, or set KEDGE_SHARED")
+        return not_measured("shared/models holds no models (KEDGE_SHARED names the folder)")
     if RUNTIMES["tensorrt-rtx"].version() is None:
-        parser.error(f"TensorRT for RTX is not installed: {RUNTIMES['tensorrt-rtx'].hint}")
+        return not_measured(f"TensorRT for RTX is not installed ({RUNTIMES['tensorrt-rtx'].hint})")
     rows = []
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started = now()
     for path in paths:
         if arguments.only and path.stem not in arguments.only:
             continue
@@ -82,6 +84,7 @@ def main() -> int:
     }
     text = markdown(document)
     if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)

@@ -1,6 +1,6 @@
 """Rollouts against the number of devices: real agents in network namespaces, and devices simulated at the transport.
 
-    python tools/bench/fleet.py [--agents N …] [--simulated N …] [--runs N] [--out benchmarks/results/fleet.json]
+    python tools/bench/fleet.py [--agents N …] [--simulated N …] [--runs N] [--smoke] [--out FILE.json]
 
 Each rollout is driven by a new process, with threads and with the workers of a dask cluster on this machine: the
 seconds it takes, processor time, the most memory that the coordinator had, what the ledger and a task cost. Writes
@@ -24,8 +24,8 @@ from typing import Any
 
 import psutil
 import pytest
+from facts import ROOT, conditions
 from fleet_table import figure, markdown
-from optimize import ROOT, conditions
 
 sys.path.insert(0, str(ROOT))
 
@@ -58,8 +58,11 @@ def main() -> int:
         "--simulated", type=int, nargs="*", default=[10, 100, 300, 1000], help="to so many simulated devices"
     )
     parser.add_argument("--runs", type=int, default=3, help="of each (default: 3)")
+    parser.add_argument("--smoke", action="store_true", help="10 and 100 simulated devices, two agents, once each")
     parser.add_argument("--out", type=Path, help="write the figures here, the table and the figure beside it")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.agents, arguments.simulated, arguments.runs = [1, 2], [10, 100], 1
     load = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="kedge-fleet-") as name:
         folder = Path(name)
@@ -73,7 +76,7 @@ def main() -> int:
                 skipped = str(error)
     document: dict[str, Any] = {
         "benchmark": "fleet",
-        "conditions": {**conditions(load), "cores": len(os.sched_getaffinity(0))},
+        "conditions": conditions(load),
         "fixed": {
             "canary": CANARY,
             "runs": arguments.runs,
@@ -87,12 +90,13 @@ def main() -> int:
         "agents_skipped": None if agents else skipped,
         "goals": goals(simulated),
     }
-    text = markdown(document)
+    picture = Path("fleet.svg") if arguments.out is None else arguments.out.with_suffix(".svg")
+    text = markdown(document, picture.name)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
-        figure(document, arguments.out.with_suffix(".svg"))
+        figure(document, picture)
     print(text)
     return 0
 

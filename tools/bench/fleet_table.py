@@ -14,8 +14,8 @@ COLOURS = {"threads": BLUE, "dask": ORANGE}
 TITLES = {"simulated": "simulated devices", "agents": "real agents, each behind an sshd"}
 
 
-def markdown(document: Mapping[str, Any]) -> str:
-    """The whole page."""
+def markdown(document: Mapping[str, Any], picture: str) -> str:
+    """The whole page; picture: the name of the figure beside it."""
     facts, fixed = document["conditions"], document["fixed"]
     before, after = (facts["load_average"][when][0] for when in ("started", "ended"))
     machine = f"{facts['processor']}, {facts['machine']}, {facts['cores']} cores; {facts['at']}; "
@@ -37,7 +37,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     agents += "their number here is what the devices do, which devices of their own do side by side."
     lines = ["# Fleet", ""]
     lines += ["Made by `tools/bench/fleet.py`; the figures with all their digits are in the `.json` beside this.", ""]
-    lines += [machine, "", how, "", "![Rollout time against the number of devices](fleet.svg)", ""]
+    lines += [machine, "", how, "", f"![Rollout time against the number of devices]({picture})", ""]
     lines += ["## Simulated devices", "", simulated, "", *_rows(document["simulated"]), ""]
     lines += ["## Real agents", ""]
     if document["agents"]:

@@ -1,6 +1,6 @@
 """What this project promises of a GPU, measured on the one that is here: bandwidth, latency, overlap.
 
-    python tools/bench/gpu.py [--model MODEL.onnx] [--engine ENGINE --runtime NAME] [--out FOLDER] [--rounds N]
+    python tools/bench/gpu.py [--model MODEL.onnx] [--engine ENGINE --runtime NAME] [--out FOLDER] [--smoke]
     python tools/bench/gpu.py --stand-in
 
 bandwidth: copies to the device from page-locked and from pageable memory. latency: a request through the agent's pool
@@ -25,12 +25,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optimize import ROOT, SHARED, commit, processor
+from facts import ROOT, SHARED, commit, not_measured, now, processor
 
 from kedge_agent.engine.apart import compile_apart
 from kedge_agent.engine.compile import COMPUTE_CAPABILITIES
@@ -50,7 +49,6 @@ from kedge_agent.runtime.tensorrt import TensorRTRuntime
 from kedge_agent.runtime.tensorrt_engine import read_engine
 from kedge_agent.runtime.tensorrt_model import TensorRTModel
 
-MISSING = 7
 SIZES = (4 << 10, 602_112, 8 << 20, 64 << 20)
 COPIES = 30
 WARM_S = 0.5
@@ -71,12 +69,16 @@ def main() -> int:
     parser.add_argument("--stand-in", action="store_true", help="measure around a stand-in for TensorRT")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--rounds", type=int, default=20, help=f"turns of {BLOCK} requests each way (default: 20)")
+    parser.add_argument("--smoke", action="store_true", help="four turns, to files of names of their own")
     given = parser.parse_args()
+    suffix = ".smoke" if given.smoke else ""
+    if given.smoke:
+        given.rounds = 4
     try:
         gpu = opened()
         conditions = described(gpu.cuda)
         with gpu.cuda.current():
-            written(given.out, "bandwidth", conditions, bandwidth(gpu.cuda))
+            written(given.out, "bandwidth", suffix, conditions, bandwidth(gpu.cuda))
         with tempfile.TemporaryDirectory(prefix="kedge-gpu-") as name:
             path = Path(name) / "model.engine"
             if given.stand_in:
@@ -95,13 +97,12 @@ def main() -> int:
                 found = latency(gpu.cuda, library, engine, pool, given.rounds)
                 # The bare loop has none: where the agent has, a part of what it gains is theirs.
                 conditions |= {"graphs_of_the_agent": model.facts()["graphs"]}
-                written(given.out, "latency", conditions, found)
-                written(given.out, "overlap", conditions, overlap(model, pool))
+                written(given.out, "latency", suffix, conditions, found)
+                written(given.out, "overlap", suffix, conditions, overlap(model, pool))
             finally:
                 pool.retire()
     except MissingError as error:
-        print(f"not measured: {error}", file=sys.stderr)
-        return MISSING
+        return not_measured(str(error))
     return 0
 
 
@@ -296,7 +297,7 @@ def described(cuda: Cuda) -> dict[str, Any]:
     gpu, told = gpu_here(), find_gpus(Path("/"))
     named = {} if isinstance(told, str) else told.facts()[0]
     return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": now(),
         "machine": platform.machine(),
         "processor": processor(),
         "gpu": None if gpu is None else {"compute_capability": gpu.compute_capability, "memory": gpu.memory_bytes},
@@ -312,11 +313,11 @@ def described(cuda: Cuda) -> dict[str, Any]:
     }
 
 
-def written(folder: Path, name: str, conditions: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+def written(folder: Path, name: str, suffix: str, conditions: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     document = {"benchmark": f"gpu-{name}", "conditions": dict(conditions), "results": results}
     text = json.dumps(document, indent=1)
-    (folder / f"gpu-{name}.json").write_text(text + "\n", encoding="utf-8")
+    (folder / f"gpu-{name}{suffix}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

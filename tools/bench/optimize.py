@@ -1,6 +1,6 @@
 """Static INT8 by kedge, by onnxruntime's own tool and by NVIDIA's ModelOpt, side by side in one run.
 
-    python tools/bench/optimize.py [--modelopt-python PYTHON | --make-modelopt FOLDER] [--quick] [--out FILE.json]
+    python tools/bench/optimize.py [--modelopt-python PYTHON | --make-peers FOLDER] [--smoke] [--out FILE.json]
 
 For the same calibration samples: accuracy kept, size, latency on this CPU, and the seconds each tool takes, every
 time in a fresh process with an empty cache. Writes FILE.json and FILE.md. Real models and data are read from
@@ -14,22 +14,19 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from facts import SHARED, commit, not_measured, now, processor
 from optimize_cases import CASES, Case, missing
 from optimize_measure import CONDITIONS, against, answers, compared, expected, latency
 from optimize_table import markdown
 from optimize_tools import CPU, GPU, TOOLS, Job, Made, Tool, make_modelopt, modelopt_version, quantise, summary, warm_up
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("KEDGE_SHARED", ROOT.parent / "shared"))
 LIBRARIES = ("onnx", "onnxruntime", "onnxslim", "numpy", "torch")
 ALL = 10**9
 
@@ -179,10 +176,8 @@ def main() -> int:
     parser.add_argument(
         "--modelopt-python", metavar="PYTHON", help="interpreter of an environment with nvidia-modelopt"
     )
-    parser.add_argument(
-        "--make-modelopt", type=Path, metavar="FOLDER", help="make that environment here, or use it again"
-    )
-    parser.add_argument("--quick", action="store_true", help="ResNet-20 on 2,000 images, each tool once")
+    parser.add_argument("--make-peers", type=Path, metavar="FOLDER", help="make that environment here, or use it again")
+    parser.add_argument("--smoke", action="store_true", help="ResNet-20 on 1,000 images, each tool once")
     parser.add_argument("--only", action="append", choices=tuple(CASES), help="this model alone; may be repeated")
     parser.add_argument("--repeats", type=int, default=3, help="how often each tool runs (default: 3)")
     parser.add_argument("--rounds", type=int, default=21, help="rounds of latency (default: 21)")
@@ -190,21 +185,19 @@ def main() -> int:
     arguments = parser.parse_args()
     lacking = missing(SHARED)
     if lacking:
-        parser.error(
-            f"{SHARED} lacks {', '.join(lacking)}: real models and labelled data are needed there, or set KEDGE_SHARED"
-        )
+        return not_measured(f"shared lacks {', '.join(lacking)} (KEDGE_SHARED names the folder): real models and data")
     if arguments.repeats < 1 or arguments.rounds < 1:
         parser.error("--repeats and --rounds take at least 1")
-    if arguments.quick:
-        arguments.only, arguments.repeats, arguments.rounds = ["resnet20"], 1, 9
+    if arguments.smoke:
+        arguments.only, arguments.repeats, arguments.rounds = ["resnet20"], 1, 5
     started, load = now(), os.getloadavg()
     modelopt, reason = (
         arguments.modelopt_python,
-        "not measured: neither --modelopt-python nor --make-modelopt was given",
+        "not measured: neither --modelopt-python nor --make-peers was given",
     )
-    if arguments.make_modelopt is not None:
+    if arguments.make_peers is not None:
         same = {name: metadata.version(name) for name in ("onnx", "onnxruntime", "torch")}
-        modelopt = make_modelopt(arguments.make_modelopt.resolve(), same)
+        modelopt = make_modelopt(arguments.make_peers.resolve(), same)
     version = None
     if modelopt is not None:
         try:
@@ -237,7 +230,7 @@ def main() -> int:
         warm_up(Path(name))
         bench = Bench(Path(name), arguments.repeats, arguments.rounds, modelopt, reason)
         for key in arguments.only or list(CASES):
-            document["cases"][key] = bench.case(key, CASES[key](SHARED, 2000 if arguments.quick else ALL))
+            document["cases"][key] = bench.case(key, CASES[key](SHARED, 1000 if arguments.smoke else ALL))
             document["goals"] = goals(document["cases"])
             document["conditions"]["ended"] = now()
             document["conditions"]["load_average"]["ended"] = os.getloadavg()
@@ -253,41 +246,6 @@ def write(document: dict[str, Any], path: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(markdown(document), encoding="utf-8")
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def commit() -> str:
-    """What was measured: version and commit, with "-dirty" where files differ from it."""
-    said = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return f"{metadata.version('kedge')}, commit {said.stdout.strip() or 'unknown'}"
-
-
-def conditions(started: tuple[float, float, float]) -> dict[str, Any]:
-    """Where and what was measured; started: the load average before."""
-    return {
-        "kedge": metadata.version("kedge"),
-        "commit": commit(),
-        "at": now(),
-        "machine": platform.machine(),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "load_average": {"started": started, "ended": os.getloadavg()},
-    }
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A push, and the ways in which people bring files to devices, to the same sshd, in one run, proven at the far end.
 
-    python tools/bench/push.py [--make-peers FOLDER] [--size MB] [--large] [--runs N] [--out FILE.json]
+    python tools/bench/push.py [--make-peers FOLDER] [--size MB] [--large] [--runs N] [--smoke] [--out FILE.json]
 
 Measured: the seconds from the connection (of a program: from its start) until the file is there, on links of several
 round trips and rates; the bytes that travel when a release is deployed again after parts of its weights changed; what
@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optimize import commit, now, processor
+from facts import commit, not_measured, now, processor
 from push_link import LINKS, Link, linked
 from push_table import markdown
 from push_ways import KEDGE, WAYS, Bench, bench, sha256_of, versions
@@ -47,8 +48,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="of each way on each link (default: 5)")
     parser.add_argument("--links", nargs="*", choices=[link.name for link in LINKS], help="these alone")
     parser.add_argument("--cuts", type=int, default=5, help="interrupted pushes (default: 5)")
+    parser.add_argument("--smoke", action="store_true", help="16 MB once, on two links, one push cut")
     parser.add_argument("--out", type=Path, help="write the figures to this file, and the table beside it")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.size, arguments.runs, arguments.cuts, arguments.links = 16, 1, 1, ["0 ms", "10 ms"]
+    lacking = missing()
+    if lacking:
+        return not_measured(f"this machine lacks {', '.join(lacking)}")
     asyncssh = arguments.asyncssh_python
     if arguments.make_peers is not None:
         asyncssh = make_peers(arguments.make_peers.absolute())
@@ -83,6 +90,12 @@ def main() -> int:
         arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
     return 0
+
+
+def missing() -> list[str]:
+    """Programs that are compared, or that serve them, and are not here."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+    return [name for name in ("sshd", "ssh-keygen", "scp", "sftp", "rsync") if shutil.which(name, path=path) is None]
 
 
 def make_peers(folder: Path) -> str:

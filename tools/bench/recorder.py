@@ -1,6 +1,6 @@
 """What the flight recorder costs: of a core, of a request, of the disk; and how far back its recording then reaches.
 
-    python tools/bench/recorder.py [--seconds 60] [--requests-per-s 1000] [--out FILE.json]
+    python tools/bench/recorder.py [--seconds 60] [--requests-per-s 1000] [--smoke] [--out FILE.json]
 
 A real agent serves two small models: idle, asked by two cameras of 30 images a second, and under load, by requests that
 are due at set times. The recorder's share of a core is its own measurement of its thread's processor time, as it is in
@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+from facts import conditions
 from onnx import TensorProto, helper
-from optimize import conditions
 from serving_client import Connection, prepare
 
 from kedge.build.release import BuildOptions, build_release
@@ -51,8 +51,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load (default: 60)")
     parser.add_argument("--requests-per-s", type=float, default=1000.0, help="of both models (default: 1000)")
+    parser.add_argument("--smoke", action="store_true", help="6 s of each load, 200 requests a second")
     parser.add_argument("--out", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.seconds, arguments.requests_per_s = 6.0, 200.0
     started = os.getloadavg()
     loads = {"idle": 0.0, "two cameras": CAMERAS_PER_S, "loaded": arguments.requests_per_s}
     with tempfile.TemporaryDirectory(prefix="kedge-bench-") as name:

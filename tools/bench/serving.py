@@ -1,6 +1,6 @@
 """kedge, MLServer and a FastAPI application around the same real models, asked by the same client, in one run.
 
-    python tools/bench/serving.py [--make-peers FOLDER] [--out FILE.json]
+    python tools/bench/serving.py [--make-peers FOLDER] [--smoke] [--out FILE.json]
 
 Measured: p50 and p99 of one client, answers a second of one and of four, memory of all of a server's processes, and
 the seconds from a process's start to its first good answer. All servers run at once with all models loaded, and are
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optimize import SHARED, commit, now, processor
+from facts import SHARED, commit, not_measured, now, processor
 from serving_load import WARMUP_S, Bare, Clients, Load
 from serving_servers import Memory, Server, make_peers, memory_of, running
 from serving_table import markdown
@@ -52,10 +52,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement (default: 0.3)")
     parser.add_argument("--starts", type=int, default=5, help="of each server (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="intra-operator threads, everywhere (default: 1)")
+    parser.add_argument("--smoke", action="store_true", help="two rounds of 0.1 s, one start of each server")
     parser.add_argument("--out", type=Path, help="write the figures to this file, and the table beside it")
     arguments = parser.parse_args()
     if not (SHARED / "models").is_dir():
-        parser.error(f"{SHARED / 'models'} is not there: real models are needed, or set KEDGE_SHARED")
+        return not_measured("shared/models is not there (KEDGE_SHARED names the folder): real models")
+    if arguments.smoke:
+        arguments.rounds, arguments.seconds, arguments.starts = 2, 0.1, 1
     version = metadata.version("onnxruntime")
     peers = {"mlserver": arguments.mlserver_python, "fastapi": arguments.fastapi_python}
     if arguments.make_peers is not None:

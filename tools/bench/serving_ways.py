@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from facts import SHARED
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from optimize import SHARED
 from serving_client import Address, Connection, prepare
 from serving_servers import Server, fastapi, floor, kedge, kedge_empty, mlserver
 
