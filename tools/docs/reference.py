@@ -9,7 +9,10 @@ import json
 import sys
 from pathlib import Path
 
+from .reference_cli import cli_pages
+from .reference_errors import error_pages
 from .reference_recipe import recipe_page, recipe_schema
+from .reference_schemas import schema_pages
 
 __all__ = ["SCHEMA", "main", "pages", "schema_text", "write_all"]
 
@@ -27,7 +30,7 @@ def write_all(folder: Path) -> None:
 
 def pages() -> dict[str, str]:
     """Every generated page's Markdown, by its path below docs/generated."""
-    return {"recipe.md": recipe_page()}
+    return {"recipe.md": recipe_page(), **cli_pages(), **error_pages(), **schema_pages()}
 
 
 def schema_text() -> str:

@@ -1,0 +1,160 @@
+"""The project's sources as the walk over its errors reads them: modules, functions, constants, classes of errors."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+__all__ = ["Function", "Module", "Sources", "read_sources"]
+
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = ("sdk/kedge", "device_agent/kedge_agent", "targets/kedge_targets")
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A function, method or, where `node` is the module, what runs on import. outer: the function around it.
+
+    owner: the class it is a method of, "" for none.
+    """
+
+    module: Module
+    node: ast.FunctionDef | ast.Module
+    owner: str = ""
+    outer: Function | None = None
+
+    @property
+    def name(self) -> str:
+        """As it is called."""
+        return "" if isinstance(self.node, ast.Module) else self.node.name
+
+    @property
+    def parameters(self) -> list[str]:
+        """By position, without self and cls; those by keyword alone come last."""
+        if isinstance(self.node, ast.Module):
+            return []
+        given = self.node.args
+        names = [argument.arg for argument in (*given.posonlyargs, *given.args)]
+        skip = 1 if names[:1] in (["self"], ["cls"]) else 0
+        return names[skip:] + [argument.arg for argument in given.kwonlyargs]
+
+    def default(self, name: str) -> ast.expr | None:
+        """What a parameter is where no argument is given."""
+        assert isinstance(self.node, ast.FunctionDef)
+        given = self.node.args
+        names = [argument.arg for argument in (*given.posonlyargs, *given.args)]
+        by_name: dict[str, ast.expr | None] = dict(
+            zip(names[len(names) - len(given.defaults) :], given.defaults, strict=True)
+        )
+        by_name |= {argument.arg: value for argument, value in zip(given.kwonlyargs, given.kw_defaults, strict=True)}
+        return by_name.get(name)
+
+    def own(self) -> tuple[ast.AST, ...]:
+        """Every node inside, but for those of functions and of classes' methods inside."""
+        return _own(self)
+
+
+@dataclass(eq=False)
+class Module:
+    """One file. name: dotted. path: from the repository's root. constants: module-level names by their values."""
+
+    name: str
+    path: str
+    functions: list[Function] = field(default_factory=list)
+    constants: dict[str, ast.expr] = field(default_factory=dict)
+
+
+@dataclass
+class Sources:
+    """All modules, and over them: functions by name, names of classes of exceptions with their base's.
+
+    calls: every call that has a name, by that name, with the function in which it stands.
+    """
+
+    modules: list[Module]
+    functions: dict[str, list[Function]]
+    bases: dict[str, str]
+    calls: dict[str, list[tuple[Function, ast.Call]]]
+
+    def line(self, name: str) -> list[str]:
+        """A class of exceptions and those that it is a kind of, itself first."""
+        found = [name]
+        while found[-1] in self.bases:
+            found.append(self.bases[found[-1]])
+        return found
+
+
+def read_sources(root: Path = _ROOT) -> Sources:
+    """Read everything that is shipped."""
+    modules = []
+    bases: dict[str, str] = {}
+    for package in _PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            relative = path.relative_to(root)
+            parts = relative.with_suffix("").parts[1:]
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            modules.append(_module(tree, ".".join(part for part in parts if part != "__init__"), str(relative)))
+            bases |= {
+                node.name: _last(node.bases[0])
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and node.bases
+            }
+    every = [function for module in modules for function in module.functions]
+    functions: dict[str, list[Function]] = {}
+    calls: dict[str, list[tuple[Function, ast.Call]]] = {}
+    for function in every:
+        functions.setdefault(function.name, []).append(function)
+        for node in function.own():
+            if isinstance(node, ast.Call) and (name := _last(node.func)):
+                calls.setdefault(name, []).append((function, node))
+    return Sources(modules, functions, bases, calls)
+
+
+def _module(tree: ast.Module, name: str, path: str) -> Module:
+    module = Module(name, path)
+    module.functions = [Function(module, tree), *_functions(module, tree, "", None)]
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            module.constants[node.targets[0].id] = node.value
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            module.constants[node.target.id] = node.value
+    return module
+
+
+def _functions(module: Module, node: ast.AST, owner: str, outer: Function | None) -> Iterator[Function]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef):
+            function = Function(module, child, owner, outer)
+            yield function
+            yield from _functions(module, child, "", function)
+        elif isinstance(child, ast.ClassDef):
+            yield from _functions(module, child, child.name, outer)
+        else:
+            yield from _functions(module, child, owner, outer)
+
+
+@cache
+def _own(function: Function) -> tuple[ast.AST, ...]:
+    return tuple(_shallow(function.node))
+
+
+def _shallow(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef):
+            continue
+        if isinstance(child, ast.ClassDef):
+            # A class's own body runs where it stands; its methods do not.
+            yield from _shallow(child)
+            continue
+        yield child
+        yield from _shallow(child)
+
+
+def _last(node: ast.expr) -> str:
+    """`a.b.c` and `c` are both c."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
