@@ -19,6 +19,7 @@ from ..model.notes import write_notes
 from ..model.onnx_io import require_float
 from ..model.samples import Samples
 from ..targets import Target, load_target
+from .gate import require_judgeable
 from .latency import HostProbe
 from .proof.guard import refuse_overlap
 from .prove import Evaluated, Proof, evaluate, prove
@@ -94,6 +95,7 @@ def optimise(
         probe=probe or _host_probe(loaded),
         rank_by_probe=probe is not None,
         helpers=helpers,
+        name=recipe.name or _name(recipe.source),
     )
 
     def started(index: int, step: Pass) -> None:
@@ -177,6 +179,7 @@ def _load(recipe: Recipe, scratch: Path, progress: Progress) -> _Loaded:
     if calibration is None and train is not None:
         calibration = train.first(data.calibration_samples or train.count)
     evaluation = load(data.evaluation, "evaluation", data.evaluation_samples)
+    require_judgeable(recipe, evaluation, classes)
     if evaluation is not None:
         refuse_overlap(evaluation, calibration=calibration, train=train)
     return _Loaded(source, target, calibration, train, evaluation)

@@ -81,6 +81,7 @@ class Work:
     probe: times models, or None where nothing can. rank_by_probe: the user asked for every candidate to be
     measured (--measure-on), not only estimated.
     helpers: judge what candidates lose, in the place of this process; never how fast they are.
+    name: of the model, where people look for what a pass left for them.
     """
 
     target: Target
@@ -94,6 +95,7 @@ class Work:
     probe: LatencyProbe | None = None
     rank_by_probe: bool = False
     helpers: Helpers | None = None
+    name: str = "model"
 
     def need_calibration(self, purpose: str) -> Samples:
         """The calibration samples.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import numpy as np
 
 from ...errors import BadInputError, IncompatibleError, KedgeError
 from ...model.graph import Graph
+from ..events import Events
 from ..work import Latency, Result, Work
 from .blocks import PruneBlocks
 from .changes import sizes
@@ -133,6 +135,7 @@ def shrink(graph: Graph, work: Work, rule: Shrink, quantise: Quantise | None) ->
     judged = reached or [min(candidates, key=lambda candidate: candidate.macs)]
     baseline = _measure(graph, judged, work, quantise)
     best = _best(judged, baseline, rule.speedup)
+    said = _tell(candidates, whole, work)
     changed = {
         **sizes(graph, best.graph, replace(work, probe=None)),
         # Of the quantised models, timed with the candidates: the pruned one is the chosen candidate.
@@ -142,7 +145,7 @@ def shrink(graph: Graph, work: Work, rule: Shrink, quantise: Quantise | None) ->
         "blocks": best.blocks,
         "reached": bool(reached),
     }
-    return Result(best.graph, changed, (*_notes(best, baseline, quantise is not None, bool(reached)), *refusals))
+    return Result(best.graph, changed, (*_notes(best, baseline, quantise is not None, bool(reached)), *refusals, *said))
 
 
 def _candidates(graph: Graph, work: Work, rule: Shrink, whole: int) -> tuple[list[_Candidate], tuple[str, ...]]:
@@ -209,6 +212,23 @@ def _measure(graph: Graph, candidates: list[_Candidate], work: Work, quantise: Q
     for index, candidate in enumerate(candidates):
         candidate.latency = measured[str(index)]
     return measured["before"]
+
+
+def _tell(candidates: list[_Candidate], whole: int, work: Work) -> list[str]:
+    """Event files of the candidates; notes."""
+    notes: list[str] = []
+    with closing(Events(work, "prune-structured", work.scratch.name, notes, resumed=False)) as events:
+        for index, each in enumerate(candidates):
+            events.try_out(
+                index,
+                {"mix": each.mix, "blocks": len(each.blocks)},
+                {
+                    "candidate/macs": each.macs / whole,
+                    "candidate/output_error": each.error,
+                    "candidate/ms": None if each.latency is None else each.latency.p50_ms,
+                },
+            )
+    return notes
 
 
 def _best(candidates: list[_Candidate], baseline: Latency | None, speedup: float) -> _Candidate:

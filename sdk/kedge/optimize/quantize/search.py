@@ -14,12 +14,13 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import IncompatibleError
 from ...model.graph import Graph
+from ..events import Events
 from ..work import Result, Work
 from .mixes import Judge, Mix, Prices
 from .sensitivity import measure_sensitivity
@@ -89,10 +90,11 @@ def search_mix(step: Quantize, graph: Graph, work: Work) -> Result:
     prices.int8_time = timer.int8_share(dict.fromkeys(names, "int8")) or prices.int8_time
     judge = Judge(quantizer, work)
     space = _Space(quantizer, sensitivity, prices, kept)
-    mixes = _try(step, work, space, prices, judge, timer)
+    said: list[str] = []
+    mixes = _try(step, work, space, prices, judge, timer, said)
     chosen = _best(step, mixes)
     result = static_result(quantizer, dict(chosen.plan), estimated_drop=chosen.drop, tried=len(mixes))
-    notes = [*result.notes, f"the search judged mixes by {judge.conditions}"]
+    notes = [*result.notes, *said, f"the search judged mixes by {judge.conditions}"]
     if not _fits(step, chosen):
         notes.append("no mix that was tried meets the budget: the nearest one was taken")
     evidence = {
@@ -146,7 +148,9 @@ class _Timer:
         return {name: latency.p50_ms for name, latency in self._work.probe.measure(paths).items()}
 
 
-def _try(step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge, timer: _Timer) -> list[Mix]:
+def _try(
+    step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge, timer: _Timer, notes: list[str]
+) -> list[Mix]:
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -180,7 +184,9 @@ def _try(step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge
             for name, value in known[key].items():
                 trial.set_user_attr(name, value)
             # What was judged is kept, also where the round is interrupted.
-            study.tell(trial, _value(step, mix_of(trial)))
+            mixes.append(mix_of(trial))
+            study.tell(trial, _value(step, mixes[-1]))
+            events.try_out(trial.number, mixes[-1].counts, _figures(mixes[-1], _best(step, mixes)))
 
     def constraints(trial: Any) -> tuple[float, ...]:
         return (_excess(step, mix_of(trial)),)
@@ -204,8 +210,9 @@ def _try(step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge
                 # The round in which the last search was interrupted begins anew.
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         done = _complete(study)
-        for trial in done:
-            known[tuple(mix_of(trial).plan.values())] = dict(trial.user_attrs)
+        mixes = [mix_of(trial) for trial in done]
+        for mix, trial in zip(mixes, done, strict=True):
+            known[tuple(mix.plan.values())] = dict(trial.user_attrs)
         # The corners first: all in four bits, all INT8, all FP32, and the way from one to the other.
         tried = {(trial.params["four_bits"], trial.params["full"]) for trial in done}
         first = [anchor for anchor in _ANCHORS[: step.trials] if anchor not in tried]
@@ -213,14 +220,27 @@ def _try(step: Quantize, work: Work, space: _Space, prices: Prices, judge: Judge
             study.enqueue_trial({"four_bits": four_bits, "full": full})
         left = step.trials - len(done)
         count = min(len(first) or _ROUND, left)
-        while left > 0:
-            judge_round([study.ask() for _ in range(count)])
-            left -= count
-            count = min(_ROUND, left)
-        mixes = [mix_of(trial) for trial in _complete(study)]
+        with contextlib.closing(Events(work, "mixes", work.scratch.name, notes, resumed=bool(done))) as events:
+            while left > 0:
+                judge_round([study.ask() for _ in range(count)])
+                left -= count
+                count = min(_ROUND, left)
     if timer.device:
         journal.unlink(missing_ok=True)
     return mixes
+
+
+def _figures(mix: Mix, best: Mix) -> Mapping[str, float | None]:
+    """What TensorBoard shows of a trial, and of the best one until then."""
+    return {
+        "mix/drop": mix.drop,
+        "mix/time": mix.time,
+        "mix/size": mix.size,
+        "mix/ms": mix.measured_ms,
+        "best/drop": best.drop,
+        "best/time": best.time,
+        "best/size": best.size,
+    }
 
 
 def _complete(study: Any) -> list[Any]:

@@ -17,11 +17,11 @@ from ...errors import BadInputError
 from ...model.graph import made_of
 from ...model.samples import Samples
 from ..evaluate import Accuracy
+from ..events import Events
 from ..work import Work
 from .batches import Batch, Batches, generator, split
 from .checkpoint import load_checkpoint, save_checkpoint
 from .distil import Teacher
-from .events import Events
 from .objective import Objective
 from .outcome import Standing, Trained
 from .parameters import Masks, freeze, make_optimizer
@@ -87,7 +87,7 @@ class _Run:
         resumed = at.epoch
         if self.held is not None and not at.scores:
             at.scores.append(self.objective.right(self.held))
-        with closing(Events(self.work.scratch / "events" / f"{self.step}-{self.key[:16]}", self.notes)) as events:
+        with closing(Events(self.work, self.step, self.key, self.notes, resumed=resumed > 0)) as events:
             while at.epoch < self.settings.epochs and not at.stopped:
                 started = time.monotonic()
                 loss, accuracy = self._epoch(at.epoch)
