@@ -13,7 +13,7 @@ __all__ = ["cache"]
 
 @click.group()
 def cache() -> None:
-    """Engines that were built, releases that were fetched or unpacked, and files that were pushed: to be used again."""
+    """Engines that were built, releases that were fetched or unpacked, files that were pushed; what training wrote."""
 
 
 @cache.command("list")
@@ -76,6 +76,20 @@ def list_command(out: Output) -> None:
         "pushed": pushed,
     }
     out.result(document, render)
+
+
+@cache.command("events")
+@output_options
+def events_command(out: Output) -> None:
+    """Print the folder of TensorBoard's event files, which training and searches wrote.
+
+    To open them: tensorboard --logdir "$(kedge cache events)"
+    """
+    from ..optimize.events import events_folder
+
+    folder = events_folder()
+    runs = sorted({str(file.parent.relative_to(folder)) for file in folder.rglob("events.out.tfevents.*")})
+    out.result({"folder": str(folder), "runs": runs}, lambda: click.echo(str(folder)))
 
 
 @cache.command("gc")
