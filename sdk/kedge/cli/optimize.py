@@ -165,11 +165,14 @@ def optimize(
 
     out.result({**done.document, "artefact": str(result), "report": str(page)}, render)
     if done.passed is False:
+        from ..report.optimize_gate import refusal
+
         gate = done.document["gate"]
         names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in gate["blame"][:3]]
         blamed = f"; most error arises in {', '.join(names)}" if names else ""
-        lost = _lost(done.document)
-        raise GateRefusedError(f"the accuracy gate does not hold: {lost}{blamed}", hint=gate["next"], told=True)
+        raise GateRefusedError(
+            f"the accuracy gate does not hold: {refusal(gate)}{blamed}", hint=gate["next"], told=True
+        )
 
 
 @contextmanager
@@ -200,18 +203,6 @@ def _refuse_overwriting(result: Path, recipe: Recipe, model: str) -> None:
     for written in (result, result.with_suffix(".json"), result.with_suffix(".html")):
         if written.exists() and any(path.exists() and path.samefile(written) for path in given):
             raise BadInputError(f"{written} was given, and may not be overwritten", hint="give another path with -o")
-
-
-def _lost(document: dict[str, Any]) -> str:
-    allowed = document["gate"]["max_drop"] * 100
-    comparison = document["comparison"]
-    if comparison is None:
-        return "accuracy was not measured"
-    if comparison["drop"] is None:
-        agreement = comparison["agreement"]
-        share = "no" if agreement is None else f"{agreement['share'] * 100:.2f} %"
-        return f"{share} agreement with the model as given, {100 - allowed:.2f} % wanted"
-    return f"{comparison['drop'] * 100:.2f} points lost, {allowed:.2f} allowed"
 
 
 def _write_report(model: Path, document: dict[str, Any]) -> Path:

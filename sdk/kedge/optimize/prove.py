@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from ..errors import KedgeError
 from ..model.graph import Graph
 from ..model.preprocess import Preprocess
 from ..model.samples import Samples
+from .gate import Figures, class_names, judge
 from .latency import HostProbe
+from .proof.calibration import CalibrationError, calibration_error, probabilities
 from .proof.compare import Comparison, compare
 from .proof.layers import blame, profile
-from .proof.metrics import measure, user_metric
+from .proof.limits import class_number
+from .proof.metrics import UserMetric, measure, predictions, scores_of, user_metric
+from .proof.per_class import ClassPairs, class_pairs
 from .proof.runner import run_all
 from .prune.counts import count
 from .quantize.simulate import simulation
@@ -45,7 +52,7 @@ class Evaluated:
     """Both models on the evaluation data: METRICS of the report and how they compare, None without such data.
 
     runnable: what stands in for the artefact here, where this host would not compute it alike; else the artefact.
-    simulated: the target's runtime is not this host's.
+    simulated: the target's runtime is not this host's. classes: those that the gate limits, by its names.
     """
 
     runnable: Graph
@@ -53,6 +60,7 @@ class Evaluated:
     before: dict[str, Any] | None = None
     after: dict[str, Any] | None = None
     comparison: Comparison | None = None
+    classes: Mapping[str, ClassPairs] = field(default_factory=dict)
 
     def to_note(self, samples: Samples) -> dict[str, Any]:
         """The accuracy that goes with the file: top-1, F1 and the user's figures, and on what."""
@@ -70,7 +78,9 @@ def _figures(metrics: dict[str, Any] | None) -> dict[str, float]:
         return {}
     shares = {name: metrics[name]["share"] for name in ("top1", "top5") if metrics[name] is not None}
     f1 = {} if metrics["f1_macro"] is None else {"f1_macro": metrics["f1_macro"]}
-    return {**shares, **f1, **metrics["user"]}
+    error = metrics["calibration_error"]
+    calibration = {} if error is None else {"calibration_error": error["error"]}
+    return {**shares, **f1, **calibration, **metrics["user"]}
 
 
 def evaluate(recipe: Recipe, source: Source, final: Graph, work: Work, evaluation: Samples | None) -> Evaluated:
@@ -84,15 +94,53 @@ def evaluate(recipe: Recipe, source: Source, final: Graph, work: Work, evaluatio
     if evaluation is None:
         return Evaluated(runnable, faithful)
     user = tuple(user_metric(reference, recipe.base) for reference in recipe.data.metrics)
+    names = class_names(recipe, evaluation)
     before = run_all(source.graph, evaluation, progress=work.progress, step="evaluating the model as given")
     after = run_all(runnable, evaluation, faithful=faithful, progress=work.progress, step="evaluating the result")
+    comparison = compare(before, after, evaluation.labels)
+    scores, labels = scores_of(before), evaluation.labels
+    # What the model as given answers says what its scores are: quantised, probabilities are no longer quite some.
+    softmax = scores is not None and not probabilities(scores)
     return Evaluated(
         runnable,
         faithful,
-        before=measure(before, evaluation.labels, evaluation.classes, user).to_json(),
-        after=measure(after, evaluation.labels, evaluation.classes, user).to_json(),
-        comparison=compare(before, after, evaluation.labels),
+        before=_metrics(before, evaluation, names, user, softmax=softmax),
+        after=_metrics(after, evaluation, names, user, softmax=softmax),
+        comparison=comparison,
+        classes=_classes(recipe, scores, scores_of(after), labels, names),
     )
+
+
+def _metrics(
+    outputs: Mapping[str, NDArray[Any]],
+    samples: Samples,
+    names: tuple[str, ...],
+    user: tuple[UserMetric, ...],
+    *,
+    softmax: bool,
+) -> dict[str, Any]:
+    scores = scores_of(outputs)
+    error: CalibrationError | None = None
+    if scores is not None and samples.labels is not None:
+        error = calibration_error(scores, samples.labels, softmax=softmax)
+    return {
+        **measure(outputs, samples.labels, names, user).to_json(),
+        "calibration_error": None if error is None else error.to_json(),
+    }
+
+
+def _classes(
+    recipe: Recipe,
+    before: NDArray[Any] | None,
+    after: NDArray[Any] | None,
+    labels: NDArray[Any] | None,
+    names: tuple[str, ...],
+) -> dict[str, ClassPairs]:
+    if before is None or after is None or labels is None:
+        return {}
+    first, second = predictions(before), predictions(after)
+    numbers = {name: class_number(name, names, before.shape[1]) for name in recipe.class_limits}
+    return {name: class_pairs(first, second, labels, number) for name, number in numbers.items()}
 
 
 def prove(
@@ -134,8 +182,14 @@ def prove(
         comparison=None if comparison is None else comparison.to_json(),
         layers=[row.to_json() for row in layers],
         robustness=_robustness(recipe, source, runnable, work, evaluation, faithful=faithful),
-        gate=_gate(recipe, comparison, blame(layers, _BLAMED), stages),
+        gate=judge(recipe, _held(evaluated), blame(layers, _BLAMED), stages),
     )
+
+
+def _held(evaluated: Evaluated) -> Figures:
+    errors = [(side or {}).get("calibration_error") for side in (evaluated.before, evaluated.after)]
+    before, after = (None if error is None else error["error"] for error in errors)
+    return Figures(evaluated.comparison, evaluated.classes, before, after)
 
 
 def _latency(source: Source, out: Path, work: Work, evaluation: Samples | None) -> dict[str, Latency]:
@@ -195,49 +249,3 @@ def pixels_of(preprocess: Preprocess | None) -> Any:
     if preprocess is None:
         return None
     return AffinePixels(preprocess.scale, preprocess.mean, preprocess.std, preprocess.layout, preprocess.mode)
-
-
-def _gate(
-    recipe: Recipe, comparison: Comparison | None, blamed: list[str], stages: list[Stage]
-) -> dict[str, Any] | None:
-    if recipe.max_drop is None:
-        return None
-    if comparison is None:
-        return {
-            "max_drop": recipe.max_drop,
-            "passed": False,
-            "blame": [],
-            "next": "give labelled evaluation data: --evaluate",
-        }
-    # Without labels, what can be gated is how often the result still says what the model said.
-    drop = comparison.drop
-    if drop is None:
-        agreement = comparison.agreement
-        drop = 1 - agreement.share if agreement is not None else 1.0
-    # 19 of 20 alike is a drop of 0.05, though 1 - 0.95 is a little more in binary.
-    passed = drop <= recipe.max_drop + 1e-9
-    return {
-        "max_drop": recipe.max_drop,
-        "passed": passed,
-        "blame": [] if passed else blamed,
-        "next": "" if passed else _next(stages, blamed),
-    }
-
-
-def _next(stages: list[Stage], blamed: list[str]) -> str:
-    kinds = [stage.record["kind"] for stage in stages]
-    quantize = [stage.record for stage in stages if stage.record["kind"] == "quantize"]
-    if any(kind.startswith("prune") or kind == "cluster" for kind in kinds) and "recover" not in kinds:
-        return "add a recover pass after pruning: --recover with --train"
-    if quantize and quantize[-1]["parameters"]["precision"] in ("int8", "w4a8"):
-        parameters = quantize[-1]["parameters"]
-        if parameters["precision"] == "w4a8" and parameters["rounding"] == "nearest":
-            return "round adaptively (--rounding adaround), or mix precisions (--quantize auto)"
-        if not parameters["keep"] and blamed:
-            return f"mix precisions (--quantize auto), or keep the worst layer in FP32 (--keep '{blamed[0]}')"
-        return "mix precisions (--quantize auto), or train with quantisation in the loop (a qat pass)"
-    if quantize and blamed:
-        return f"keep the worst layer in FP32: --keep {blamed[0]!r}, or quantise to more bits"
-    if "recover" in kinds:
-        return "prune less, or recover for more epochs"
-    return "allow a larger --max-drop, or ask for less"

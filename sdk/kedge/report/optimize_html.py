@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import charts, layer_charts
+from .optimize_gate import badge, gate_rows
 from .optimize_sections import (
     classes,
     data_row,
@@ -59,13 +60,12 @@ def optimize_html(document: Mapping[str, Any]) -> str:
         IncompatibleError: jinja2 or matplotlib is not installed.
     """
     gate, found = document["gate"], verdict(document)
-    allowed = points(gate["max_drop"], sign=False) if gate else ""
     view: dict[str, Any] = {
         "d": document,
         "verdict": found,
         "state": found.state if gate else "none",
-        "badge": f"Gate {'passed' if gate['passed'] else 'not passed'}: a drop of {allowed} is allowed" if gate else "",
-        "allowed": allowed,
+        "badge": badge(gate) if gate else "",
+        "gate": gate_rows(gate) if gate else [],
         "sentences": _sentences(found, gate),
         "tiles": _tiles(document),
         "rows": [(row.name, row.before, row.after, row.change) for row in before_after_rows(document)],

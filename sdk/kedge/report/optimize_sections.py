@@ -41,7 +41,7 @@ def data_row(use: str, data: Json | None) -> tuple[Any, ...]:
 
 
 def classes(document: Json) -> list[tuple[Any, ...]]:
-    """Accuracy per class, the largest loss first."""
+    """Sensitivity and specificity per class, the largest loss of sensitivity first."""
     sides = [(document[side]["metrics"] or {}).get("per_class") for side in ("before", "after")]
     if not sides[0] or not sides[1]:
         return []
@@ -50,11 +50,19 @@ def classes(document: Json) -> list[tuple[Any, ...]]:
     for entry in sides[1]:
         was, now = before.get(entry["label"], {}).get("share"), entry["share"]
         change = None if was is None or now is None else now - was
-        rows.append((entry["label"], entry["count"], was, now, change))
+        spared = [(each or {}).get("specificity") for each in (before.get(entry["label"]), entry)]
+        rows.append((entry["label"], entry["count"], was, now, change, spared))
     rows.sort(key=lambda row: (row[4] is None, row[4] or 0.0, row[0]))
     return [
-        (label, cell(f"{count:,}", count), _share(was), _share(now), cell("" if by is None else points(by), by))
-        for label, count, was, now, by in rows
+        (
+            label,
+            cell(f"{count:,}", count),
+            _share(was),
+            _share(now),
+            cell("" if by is None else points(by), by),
+            *(_share(None if each is None else each["share"]) for each in spared),
+        )
+        for label, count, was, now, by, spared in rows
     ]
 
 

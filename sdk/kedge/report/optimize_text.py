@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .optimize_words import before_after_rows, compact, not_measured, points, verdict
+from .optimize_gate import check_line
+from .optimize_words import before_after_rows, compact, not_measured, verdict
 from .tables import key_values, print_table
 
 __all__ = ["show"]
@@ -62,14 +63,9 @@ def _facts(document: Mapping[str, Any], sentences: tuple[str, ...]) -> list[tupl
     facts.extend(("latency", text) for text in conditions)
     gate = document["gate"]
     if gate is None:
-        facts.append(("gate", "none: --max-drop sets one"))
+        facts.append(("gate", "none: --max-drop and --min-sensitivity set one"))
     else:
-        facts.append(
-            (
-                "gate",
-                f"{'passed' if gate['passed'] else 'NOT PASSED'}, drop allowed: {points(gate['max_drop'], sign=False)}",
-            )
-        )
+        facts += [("gate" if index == 0 else "", check_line(check)) for index, check in enumerate(gate["checks"])]
         if gate["blame"]:
             more = f" and {len(gate['blame']) - _BLAMED} more" if len(gate["blame"]) > _BLAMED else ""
             facts.append(("to blame", ", ".join(gate["blame"][:_BLAMED]) + more))

@@ -14,7 +14,7 @@ from ...errors import BadInputError, IncompatibleError
 from ..evaluate import Accuracy
 from .metrics import cosine, mse, predictions, psnr, scores_name
 
-__all__ = ["Comparison", "OutputError", "Paired", "compare"]
+__all__ = ["Comparison", "OutputError", "Paired", "compare", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,16 @@ class Paired:
         return self.both + self.only_before + self.only_after + self.neither
 
     @property
+    def before(self) -> Accuracy:
+        """Of the model as it was given."""
+        return Accuracy(self.both + self.only_before, self.count)
+
+    @property
+    def after(self) -> Accuracy:
+        """Of the model that was made."""
+        return Accuracy(self.both + self.only_after, self.count)
+
+    @property
     def drop(self) -> float:
         """Share of accuracy lost, -1 to 1: positive when the model after is worse."""
         return (self.only_before - self.only_after) / self.count
@@ -44,8 +54,7 @@ class Paired:
         shares, squared and added, with the correlation φ of the pairs, whose numerator is
         continuity-corrected. It keeps its coverage where the usual one has width 0: no discordant pair.
         """
-        n = self.count
-        before, after = Accuracy(self.both + self.only_before, n), Accuracy(self.both + self.only_after, n)
+        before, after = self.before, self.after
         (low1, high1), (low2, high2) = before.interval, after.interval
         down1, up1 = before.share - low1, high1 - before.share
         down2, up2 = after.share - low2, high2 - after.share
@@ -173,7 +182,7 @@ def compare(
         if labels is not None:
             if labels.shape != first.shape:
                 raise BadInputError(f"{first.size} outputs and labels {list(labels.shape)} do not belong together")
-            paired = _pairs(first == labels, second == labels)
+            paired = pairs(first == labels, second == labels)
     floating = [name for name, value in before.items() if np.issubdtype(value.dtype, np.floating) and value.size]
     return Comparison(paired, agreement, tuple(_error(name, before[name], after[name]) for name in floating))
 
@@ -182,7 +191,8 @@ def _classes(value: NDArray[Any]) -> NDArray[np.int64]:
     return predictions(value.reshape(value.shape[:2]))
 
 
-def _pairs(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Paired:
+def pairs(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Paired:
+    """How often both models, one of them, or neither is right, from whether each is [n]."""
     return Paired(
         both=int(np.count_nonzero(before & after)),
         only_before=int(np.count_nonzero(before & ~after)),

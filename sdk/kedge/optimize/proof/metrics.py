@@ -34,11 +34,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class: recall as `accuracy`, F1; both None for a class that no sample has."""
+    """One class: recall (sensitivity) as `accuracy`, F1; both None for a class that no sample has.
+
+    specificity: of the samples of other classes, those that are not taken for this one; None where there are none.
+    """
 
     label: str
     accuracy: Accuracy | None
     f1: float | None
+    specificity: Accuracy | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; of a class that no sample has, the counts are 0 and the figures null."""
@@ -47,7 +51,8 @@ class ClassMetrics:
             if self.accuracy is None
             else self.accuracy.to_json()
         )
-        return {"label": self.label, **shares, "f1": self.f1}
+        specificity = None if self.specificity is None else self.specificity.to_json()
+        return {"label": self.label, **shares, "f1": self.f1, "specificity": specificity}
 
 
 @dataclass(frozen=True)
@@ -155,10 +160,17 @@ def classification(scores: NDArray[Any], labels: NDArray[Any], classes: Sequence
                 if index in f1
                 else None,
                 f1=float(f1[index]) if index in f1 else None,
+                specificity=_specificity(predicted, labels != index, index),
             )
             for index in range(scores.shape[1])
         ),
     )
+
+
+def _specificity(predicted: NDArray[np.int64], others: NDArray[np.bool_], number: int) -> Accuracy | None:
+    # No answer (-1) is wrong, whatever is asked.
+    spared = others & (predicted != number) & (predicted >= 0)
+    return Accuracy(int(spared.sum()), int(others.sum())) if others.any() else None
 
 
 def _within(scores: NDArray[Any], labels: NDArray[Any], k: int) -> int:
