@@ -1,10 +1,10 @@
 """What the way to the model costs: the same request bare, inside the agent, and from the host; and a push.
 
-    python tools/bench/transport.py [--on DEVICE] [--out FILE.json]
+    python tools/bench/transport.py [--on DEVICE] [--smoke] [--out FILE.json]
 
-All of it in one run on one machine, so that the ratios mean something where the times do not. The
-model takes a 602 KB image and does little with it: what is measured is the way. `--on` adds a
-device of the inventory, reached over SSH, and leaves its two test models there.
+All of it in one run on one machine, so that the ratios mean something where the times do not. The model takes a 602 KB
+image and does little with it: what is measured is the way. SSH is an OpenSSH server of its own on loopback, or with
+`--on` a device of the inventory, which keeps the two test models.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
+from facts import ROOT, conditions
 from onnx import TensorProto, helper, numpy_helper
 
 from kedge.bench.run import BenchRules, run_bench
@@ -35,9 +39,21 @@ from kedge.transport.base import Deadline, Transport
 from kedge.transport.local import LocalAgent
 from kedge_agent.formats.latency import summarize
 
-ROUNDS = 3
-PUSH_BYTES = 64_000_000
-RULES = BenchRules(duration_ms=2000)
+sys.path.insert(0, str(ROOT))
+
+from tests.support.sshd import make_sshd, remove_sshd
+
+
+@dataclass(frozen=True)
+class Size:
+    """rounds: of each measurement, and pushes. duration_ms: of a loop. push_bytes: of a model's weights."""
+
+    rounds: int
+    duration_ms: int
+    push_bytes: int
+
+
+FULL, SMOKE = Size(3, 2000, 64_000_000), Size(1, 500, 16_000_000)
 
 
 def image_model(path: Path) -> Path:
@@ -51,9 +67,9 @@ def image_model(path: Path) -> Path:
     return save(path, nodes, ("image", ["batch", 3, 224, 224]), ("scores", ["batch", 8]), {"w": weights})
 
 
-def heavy_model(path: Path, seed: int) -> Path:
-    """x [n] → y [n], with 64 MB of weights that no compression helps."""
-    blob = np.random.default_rng(seed).standard_normal(PUSH_BYTES // 4).astype(np.float32)
+def heavy_model(path: Path, seed: int, size_bytes: int) -> Path:
+    """x [n] → y [n], with so many bytes of weights that no compression helps."""
+    blob = np.random.default_rng(seed).standard_normal(size_bytes // 4).astype(np.float32)
     nodes = [
         helper.make_node("ReduceMax", ["blob"], ["m"], keepdims=0),
         helper.make_node("Add", ["x", "m"], ["y"]),
@@ -73,7 +89,7 @@ def save(path: Path, nodes: list, source: tuple, sink: tuple, weights: dict[str,
     return path
 
 
-def bare(model: Path, image: np.ndarray) -> dict[str, Any]:
+def bare(model: Path, image: np.ndarray, duration_ms: int) -> dict[str, Any]:
     """The same model in a session with the agent's own options, called as people call it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
@@ -83,7 +99,7 @@ def bare(model: Path, image: np.ndarray) -> dict[str, Any]:
     end = time.perf_counter() + 0.2
     while time.perf_counter() < end:
         session.run(None, {"image": image})
-    end = time.perf_counter() + RULES.duration_ms / 1e3
+    end = time.perf_counter() + duration_ms / 1e3
     while time.perf_counter() < end:
         start = time.perf_counter_ns()
         session.run(None, {"image": image})
@@ -91,10 +107,10 @@ def bare(model: Path, image: np.ndarray) -> dict[str, Any]:
     return summarize(samples).to_json()
 
 
-def measure(transport: Transport, small: Release, heavy: list[Release]) -> dict[str, Any]:
+def measure(transport: Transport, small: Release, heavy: Sequence[Release], size: Size) -> dict[str, Any]:
     deploy(transport, small)
-    reports = [run_bench(transport, "image", RULES) for _ in range(ROUNDS)]
-    report = sorted(reports, key=lambda found: found["end_to_end"]["total"]["median_ms"])[ROUNDS // 2]
+    reports = [run_bench(transport, "image", BenchRules(duration_ms=size.duration_ms)) for _ in range(size.rounds)]
+    report = sorted(reports, key=lambda found: found["end_to_end"]["total"]["median_ms"])[size.rounds // 2]
     pushes = [deploy(transport, release) for release in heavy]
     rates = sorted(push.sent_bytes / push.push_s / 1e6 for push in pushes)
     return {
@@ -105,11 +121,40 @@ def measure(transport: Transport, small: Release, heavy: list[Release]) -> dict[
     }
 
 
+@contextmanager
+def over_ssh(folder: Path, device: str | None) -> Iterator[Transport]:
+    """A device over SSH: of the inventory, or with a server and an inventory of this run's own.
+
+    Raises:
+        pytest.skip.Exception: there is no SSH server on this machine; the message says so.
+    """
+    if device is not None:
+        with open_device(device) as (transport, _):
+            yield transport
+        return
+    server = make_sshd()
+    try:
+        os.environ.update({f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("CONFIG", "STATE")})
+        words = (
+            ("add", "ssh", server.address, "--target", host_target().name, "--key", str(server.key)),
+            ("trust", "ssh", "--fingerprint", server.fingerprint()),
+            ("provision", "ssh", "--no-service"),
+        )
+        for each in words:
+            subprocess.run([sys.executable, "-m", "kedge", "device", *each], check=True, stdout=subprocess.DEVNULL)
+        with open_device("ssh") as (transport, _):
+            yield transport
+    finally:
+        remove_sshd(server)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", help="a device of the inventory, measured too")
+    parser.add_argument("--on", help="a device of the inventory, instead of a server on loopback")
+    parser.add_argument("--smoke", action="store_true", help="a round of 0.5 s, a push of 16 MB")
     parser.add_argument("--out", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
+    size, started, missing = SMOKE if arguments.smoke else FULL, os.getloadavg(), {}
     with tempfile.TemporaryDirectory(prefix="kedge-bench-") as name:
         folder = Path(name)
         model = image_model(folder / "image.onnx")
@@ -119,36 +164,35 @@ def main() -> int:
 
         def fresh() -> list[Release]:
             # Other weights every time: what a device has already it is not sent.
-            seeds = [int.from_bytes(os.urandom(4), "big") for _ in range(ROUNDS)]
-            made = [(seed, heavy_model(folder / f"{seed}.onnx", seed)) for seed in seeds]
+            seeds = [int.from_bytes(os.urandom(4), "big") for _ in range(size.rounds)]
+            made = [(seed, heavy_model(folder / f"{seed}.onnx", seed, size.push_bytes)) for seed in seeds]
             return [
                 build_release(path, target, folder / str(seed), BuildOptions("heavy", version)).release
                 for version, (seed, path) in enumerate(made, 1)
             ]
 
-        results = {"bare": bare(model, image)}
+        results = {"bare": bare(model, image, size.duration_ms)}
         agent = LocalAgent(folder / "device", ephemeral=True)
         try:
             agent.start(Deadline.after(60, "starting the agent"))
-            results["local"] = measure(agent, small, fresh())
+            results["local"] = measure(agent, small, fresh(), size)
         finally:
             agent.close()
-        if arguments.on:
-            with open_device(arguments.on) as (transport, _):
-                results["ssh"] = measure(transport, small, fresh())
+        try:
+            with over_ssh(folder, arguments.on) as transport:
+                results["ssh"] = measure(transport, small, fresh(), size)
+        except pytest.skip.Exception as error:
+            missing["kedge, over SSH"] = str(error)
     document = {
         "benchmark": "transport",
         "conditions": {
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-            "processor": processor(),
-            "python": platform.python_version(),
+            **conditions(started),
             "onnxruntime": onnxruntime.__version__,
             "input_bytes": image.nbytes,
-            "push_bytes": PUSH_BYTES,
-            "rounds": ROUNDS,
+            "push_bytes": size.push_bytes,
+            "rounds": size.rounds,
             "loop": "closed, one request at a time, batch 1",
-            "ssh": "OpenSSH on loopback" if arguments.on else "not measured",
+            "ssh": f"device {arguments.on}" if arguments.on else "OpenSSH on loopback",
         },
         "results": results,
         "over_bare_p50": {
@@ -156,20 +200,14 @@ def main() -> int:
             for where, found in results.items()
             if where != "bare"
         },
+        "not_measured": missing,
     }
-    text = json.dumps(document, indent=1)
+    text = json.dumps(document, indent=1, ensure_ascii=False)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+        arguments.out.write_text(text + "\n", encoding="utf-8")
     print(text)
     return 0
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
 
 
 if __name__ == "__main__":
