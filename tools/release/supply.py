@@ -67,14 +67,24 @@ def licences_of(component: dict[str, Any]) -> list[str]:
 
 def allowed(names: Iterable[str]) -> bool:
     """Whether each licence, or of "A OR B" one, is among those that may come along."""
+    from license_expression import ExpressionError, get_spdx_licensing
+
+    spdx = get_spdx_licensing()
+
+    def holds(node: Any) -> bool:
+        if isinstance(node, spdx.AND):
+            return all(holds(part) for part in node.args)
+        if isinstance(node, spdx.OR):
+            return any(holds(part) for part in node.args)
+        return str(getattr(node, "license_symbol", node).key) in _ALLOWED
+
+    def one(name: str) -> bool:
+        try:
+            return holds(spdx.parse(name))
+        except ExpressionError:  # no SPDX: a name that a package made up
+            return name in _ALLOWED
+
     listed = list(names)
-
-    def one(expression: str) -> bool:
-        choices = expression.replace("(", " ").replace(")", " ").split(" OR ")
-        return any(
-            all(part.split(" WITH ")[0].strip() in _ALLOWED for part in choice.split(" AND ")) for choice in choices
-        )
-
     return bool(listed) and all(one(name) for name in listed)
 
 
