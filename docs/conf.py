@@ -19,6 +19,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "tools.docs.docstrings",
+    "tools.docs.outside",
 ]
 
 root_doc = "docs/index"
@@ -32,18 +33,21 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-exclude_patterns = [".*", "build", "dist", "device_agent", "sdk", "targets", "tests", "tools", "**/__pycache__"]
+exclude_patterns = [
+    *(".*", "build", "dist", "device_agent", "sdk", "targets", "tests", "tools", "**/__pycache__"),
+    # What `make bench` leaves: figures of a smaller size, which no page may quote.
+    "benchmarks/results/*.smoke.md",
+]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
-# Markdown is GitHub's: headings have GitHub's anchors, and nothing is read as mathematics or as a substitution.
+# Headings have GitHub's anchors. Nothing else of MyST is asked for in pages that GitHub shows too.
 myst_heading_anchors = 6
-myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_block", "colon_fence"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-# Docstrings are written for people who read the source: `name` is code.
 # What modules import for type checkers alone; any other name must exist, or have a page (tools/docs/docstrings.py).
 nitpick_ignore = [
     ("py:class", name) for name in ("Image", "Markup", "NDArray", "Path", "Rollout", "np.float32", "np.uint8")
@@ -55,3 +59,22 @@ python_maximum_signature_line_length = 100
 
 html_theme = "pydata_sphinx_theme"
 html_title = "kedge"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {
+    "logo": {"text": "kedge"},
+    "navbar_align": "left",
+    "header_links_before_dropdown": 7,
+    "navbar_end": ["theme-switcher"],
+    "show_nav_level": 1,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+# Sections that are one page have nothing to list beside it.
+html_sidebars = {"docs/index": [], "docs/troubleshooting": []}
+copybutton_prompt_text = "$ "
+copybutton_exclude = ".linenos, .gp, .go"

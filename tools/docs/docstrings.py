@@ -84,7 +84,7 @@ def _elsewhere(_app: Sphinx, _env: BuildEnvironment, node: Any, shown: nodes.Tex
     # autodoc splits a generic alias at its comma.
     target = node["reftarget"].partition("[")[0]
     owner, _, name = target.rpartition(".")
-    for module in (owner, node.get("py:module")):
+    for module in (owner or "builtins", node.get("py:module")):
         try:
             getattr(importlib.import_module(module), name or target)
         except (ImportError, AttributeError, TypeError, ValueError):

@@ -63,6 +63,8 @@ def read_pages(folder: Path) -> dict[str, Page]:
     """Every page of a folder, by its path in it."""
     pages = {}
     for path in sorted(folder.rglob("*.html")):
+        if path.is_relative_to(folder / "_static"):  # templates that the theme leaves there
+            continue
         reader = _Reader()
         reader.feed(path.read_text("utf-8"))
         reader.close()

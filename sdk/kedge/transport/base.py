@@ -123,7 +123,8 @@ class Transport(Protocol):
             words: what is asked for, as `kedge_agent.diagnose.command` reads them: letters, digits and hyphens.
 
         Raises:
-            As `open_door`; BadInputError: the agent knows no such words.
+            KedgeError: as `open_door`.
+            BadInputError: the agent knows no such words.
         """
         ...
 
