@@ -13,12 +13,18 @@ from typing import Any
 from ..config import cache_dir
 from .work import Work
 
-__all__ = ["Events", "events_folder"]
+__all__ = ["Events", "events_folder", "events_of"]
 
 
 def events_folder() -> Path:
     """What `tensorboard --logdir` takes: the event files of all runs of this user."""
     return cache_dir() / "optimize" / "events"
+
+
+def events_of(name: str) -> Path | None:
+    """Those of one model; None: neither training nor a search has written any."""
+    folder = events_folder() / name
+    return folder if folder.is_dir() else None
 
 
 class Events:

@@ -86,7 +86,10 @@ def _latency(name: str, before: Json | None, now: Json, loop: str, part: str, ke
         return None if summary is None else float(summary[key])
 
     was, is_now = of(before), of(now)
-    return Row(name, "" if before is None else milliseconds(was), milliseconds(is_now), factor(was, is_now))
+    # Of figures that scatter, a ratio says nothing: the trust below says why there is none.
+    told = before is not None and before[loop]["trust"]["stable"] and now[loop]["trust"]["stable"]
+    change = factor(was, is_now) if told else ""
+    return Row(name, "" if before is None else milliseconds(was), milliseconds(is_now), change)
 
 
 def _memory(before: Json | None, now: Json) -> Row:
@@ -115,4 +118,6 @@ def _facts(document: Json) -> list[tuple[str, str]]:
     if document["reused_passes"]:
         count, of = document["reused_passes"], len(optimised["passes"])
         rows.append(("passes", f"{count} of {of} taken from an earlier run"))
+    if document["events"] is not None:
+        rows.append(("event files", f"tensorboard --logdir {document['events']}"))
     return rows

@@ -23,6 +23,7 @@ from ..deploy.to_device import Sight, deploy_to_device
 from ..errors import BadInputError, ExitCode, IncompatibleError, KedgeError
 from ..fleet.inventory import Device, Inventory, open_device
 from ..fleet.served import serves, what_serves
+from ..optimize.events import events_of
 from ..optimize.pipeline import Optimised, optimise
 from ..optimize.recipe import Recipe, read_recipe
 from ..optimize.written import refusal, refuse_overwriting, write_report
@@ -113,6 +114,7 @@ class Run:
             "folder": str(order.folder),
             "steps": [{"step": name, "state": "waiting", "why": None, "seconds": None, "files": {}} for name in STEPS],
             "reused_passes": None,
+            "events": None,
             "optimize": None,
             "build": None,
             "deploy": None,
@@ -155,7 +157,12 @@ class Run:
     def _optimise(self, step: dict[str, Any], sight: Sight) -> Optimised:
         done = optimise(self._order.recipe, self._model, sight.share)
         page = write_report(self._model, done.document)
-        self.document |= {"optimize": done.document, "reused_passes": done.reused}
+        events = events_of(self._order.recipe.name)
+        self.document |= {
+            "optimize": done.document,
+            "reused_passes": done.reused,
+            "events": None if events is None else str(events),
+        }
         step["files"] = {"model": str(self._model), "report": str(page)}
         if done.passed is False:
             raise refusal(done.document)
