@@ -10,11 +10,14 @@ What this machine lacks is "not checked", with the reason. Exit code 1 where a s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,52 +75,71 @@ def main() -> int:
         release.step("contents", lambda: built.check_contents(files))
         if not given.quick:
             wheels = {path.name.split("-", 1)[0]: path for path in files if path.suffix == ".whl"}
-            _try(release, wheels, stated, out)
+            with tempfile.TemporaryDirectory(prefix="kedge-dist-") as name:
+                tried = Tried(release, wheels, stated, out, samples.make(Path(name)))
+                for python in environments.PYTHONS:
+                    tried.on(python)
+            if tried.bills:
+                release.step("licences", lambda: supply.licences_page(tried.bills, out / "LICENSES.md"))
     document = {"version": stated, "passed": not release.failed, "steps": [step.to_json() for step in release.steps]}
     (out / "checks.json").write_text(json.dumps(document, indent=1) + "\n")
     say(f"{'NOT to be released' if release.failed else 'passed'}: {out}")
     return int(release.failed)
 
 
-def _try(release: Release, wheels: dict[str, Path], stated: str, out: Path) -> None:
-    bills: dict[str, list[dict[str, Any]]] = {}
+@dataclass
+class Tried:
+    """What is tried in each environment, and what comes of it."""
 
-    def billed(made: environments.Environment, extra: str) -> str:
-        name = f"kedge-{stated}{'-' + extra if extra != 'base' else ''}.cdx.json"
-        bills[extra] = supply.write_bill(made, out / name)
-        return f"{name}: {len(bills[extra])} components"
+    release: Release
+    wheels: dict[str, Path]
+    version: str
+    out: Path
+    sample: tuple[Path, Path]
+    bills: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
-    with tempfile.TemporaryDirectory(prefix="kedge-dist-") as name:
-        made_release, inputs = samples.make(Path(name))
+    def on(self, python: str) -> None:
+        """One environment, to which extras come as a user adds them; and one for the agent alone."""
+        with contextlib.ExitStack() as stack:
+            made: list[environments.Environment] = []
 
-        def base(python: str) -> str:
-            with environments.environment(python, str(wheels["kedge"])) as made:
-                if python == environments.DEMO_PYTHON:
-                    release.step("bill of materials, base", lambda: billed(made, "base"))
-                return environments.try_base(made, stated, made_release)
+            def base() -> str:
+                made.append(stack.enter_context(environments.environment(python)))
+                environments.install(made[0], str(self.wheels["kedge"]))
+                return environments.try_base(made[0], self.version, self.sample[0])
 
-        def agent(python: str) -> str:
-            with environments.environment(python, f"{wheels['kedge']}[agent]") as made:
-                return environments.try_agent(made, made_release, inputs)
+            self.release.step(f"kedge, Python {python}", base)
+            if made:
+                self._extras(python, made[0])
+        self.release.step(f"kedge-agent alone, Python {python}", partial(self._alone, python))
 
-        def alone(python: str) -> str:
-            with environments.environment(python, f"{wheels['kedge_agent']}[onnxruntime]") as made:
-                return environments.try_agent_alone(made, stated)
+    def _extras(self, python: str, made: environments.Environment) -> None:
+        step = self.release.step
+        if python == environments.DEMO_PYTHON:
+            step("bill of materials, base", partial(self._billed, made, "base"))
+
+        def agent() -> str:
+            environments.install(made, f"{self.wheels['kedge']}[agent]")
+            return environments.try_agent(made, *self.sample)
 
         def demo() -> str:
-            requirement = f"{wheels['kedge']}[optimize,agent]"
-            with environments.environment(environments.DEMO_PYTHON, requirement, torch=True) as made:
-                release.step("bill of materials, optimize", lambda: billed(made, "optimize"))
-                release.step("known vulnerabilities (pip-audit)", lambda: supply.audit(made))
-                return environments.try_demo(made)
+            environments.install(made, f"{self.wheels['kedge']}[optimize,agent]", torch=True)
+            return environments.try_demo(made)
 
-        for python in environments.PYTHONS:
-            release.step(f"kedge, Python {python}", lambda python=python: base(python))
-            release.step(f"kedge[agent], Python {python}", lambda python=python: agent(python))
-            release.step(f"kedge-agent alone, Python {python}", lambda python=python: alone(python))
-        release.step(f"kedge demo, Python {environments.DEMO_PYTHON}", demo)
-        if bills:
-            release.step("licences", lambda: supply.licences_page(bills, out / "LICENSES.md"))
+        step(f"kedge[agent], Python {python}", agent)
+        if python == environments.DEMO_PYTHON and step(f"kedge demo, Python {python}", demo):
+            step("bill of materials, optimize", partial(self._billed, made, "optimize"))
+            step("known vulnerabilities", partial(supply.audit, made))
+
+    def _alone(self, python: str) -> str:
+        with environments.environment(python) as made:
+            environments.install(made, f"{self.wheels['kedge_agent']}[onnxruntime]")
+            return environments.try_agent_alone(made, self.version)
+
+    def _billed(self, made: environments.Environment, extra: str) -> str:
+        name = f"kedge-{self.version}{'-' + extra if extra != 'base' else ''}.cdx.json"
+        self.bills[extra] = supply.write_bill(made, self.out / name)
+        return f"{name}: {len(self.bills[extra])} components"
 
 
 if __name__ == "__main__":

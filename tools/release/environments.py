@@ -92,30 +92,34 @@ def interpreter(version: str) -> str:
 
 
 @contextmanager
-def environment(version: str, requirement: str, *, torch: bool = False) -> Iterator[Environment]:
-    """An empty environment with one requirement in it; gone afterwards.
+def environment(version: str) -> Iterator[Environment]:
+    """An empty environment, which has not even pip; gone afterwards."""
+    python = interpreter(version)
+    with tempfile.TemporaryDirectory(prefix="kedge-dist-") as name:
+        made = Environment(Path(name) / "venv", Path(name) / "home")
+        made.home.mkdir()
+        shell([python, "-m", "venv", "--without-pip", made.folder])
+        yield made
+
+
+def install(made: Environment, requirement: str, *, torch: bool = False) -> None:
+    """One requirement, and nothing that would have to be compiled.
 
     Args:
         requirement: a path of a wheel, with extras: kedge-0.1.0-py3-none-any.whl[agent].
         torch: the CPU build first, as the set-up does it.
     """
-    python = interpreter(version)
-    with tempfile.TemporaryDirectory(prefix="kedge-dist-") as name:
-        folder = Path(name)
-        made = Environment(folder / "venv", folder / "home")
-        made.home.mkdir()
-        shell([python, "-m", "venv", made.folder])
-        pip = [made.python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        shell([*pip, "--upgrade", "--constraint", CONSTRAINTS, "pip"])
-        if torch:
-            command = (
-                "from tools.setup.make_venv import install_torch; import sys; install_torch(sys.argv[1:], sys.argv[1])"
-            )
-            words = [made.python, "-m", "pip", "--disable-pip-version-check"]
-            shell([sys.executable, "-c", command, *words])
-        shell([*pip, "--constraint", CONSTRAINTS, "--only-binary", ":all:", requirement])
-        shell([made.python, "-m", "pip", "check"])
-        yield made
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(made.python)]
+    if torch:
+        command = (
+            "import sys; from pathlib import Path; from tools.setup.make_venv import install_torch; "
+            "install_torch(sys.argv[2:], Path(sys.argv[1]))"
+        )
+        shell([sys.executable, "-c", command, str(made.python), *pip])
+    # Compiling what is installed takes longer than all that is tried here.
+    words = ["install", "--quiet", "--no-compile", "--constraint", CONSTRAINTS, "--only-binary", ":all:", requirement]
+    shell([*pip, *words])
+    shell([*pip, "check"])
 
 
 def try_base(made: Environment, version: str, release: Path) -> str:
