@@ -17,8 +17,9 @@ each takes 17 to 20 µs, which is the node itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from ..formats.strings import as_text
 from ..formats.tensors import BYTES, DYNAMIC, TensorSpec
 from ..wire import WireError
 from .base import Buffers, Shapes, Split
+from .onnx_arena import SharedArena, shrinking
 from .peak import Peak
 
 __all__ = ["BoundBinding", "Served", "StringBinding", "first_line"]
@@ -44,41 +46,44 @@ _OTHER_SHAPE = ("provided for output", "invalid dimensions for output", "shape v
 class Served:
     """What all slots of a model share.
 
+    shared: the arena that it computes in together with others; None: it has its own.
     misdeclared: outputs whose shape turned out to be another than the one that follows from what the model says.
-    arena: of onnxruntime, by the input bytes of the runs.
+    peak: by the input bytes of the runs.
     """
 
     session: Any
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    shared: SharedArena | None = None
     misdeclared: set[str] = field(default_factory=set)
-    arena: Peak = field(default_factory=Peak)
+    peak: Peak = field(default_factory=Peak)
 
-    def run_options(self, input_bytes: int) -> Any:
-        """What a run of so many bytes of input is to be given: None, or that the arena gives memory back after it.
+    def run(self, call: Callable[[Any], Any], input_bytes: int) -> Any:
+        """Run `call`, which is given onnxruntime's RunOptions or None, and see that the arena gives memory back.
 
         Without its arena onnxruntime asks the system for every activation, from every thread: MobileNetV2 then runs a
         hundredth slower, and the process comes to twice the memory. With it, one large request would keep its peak for
         years. So a run gives back what an earlier one needed, when enough have passed that needed less.
         """
-        if not self.arena.passed(input_bytes):
-            return None
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas())
-        return options
+        passed = self.peak.passed(input_bytes)
+        if self.shared is None:
+            return call(shrinking(self._arenas()) if passed else None)
+        self.shared.enter()
+        try:
+            return call(None)
+        finally:
+            self.shared.leave(give_back=passed)
 
     @property
     def elsewhere(self) -> bool:
         """Whether another provider than the CPU's takes part, which may have memory of its own."""
         return any(name != CPU for name in self.session.get_providers())
 
-    def _arenas(self) -> str:
+    def _arenas(self) -> list[str]:
         """The arenas of this session, as onnxruntime names them: the CPU's, and those of its GPUs."""
         given = self.session.get_provider_options()
         numbers = {given[name].get("device_id", "0") for name in _CUDA if name in given}
-        return ";".join(["cpu:0", *(f"gpu:{number}" for number in sorted(numbers))])
+        return ["cpu:0", *(f"gpu:{number}" for number in sorted(numbers))]
 
     @property
     def has_strings(self) -> bool:
@@ -121,6 +126,7 @@ class BoundBinding:
         self._allocated = self._order[len(results) :]
         self.input_bytes = sum(array.nbytes for array in inputs.values())
         self._io = served.session.io_binding()
+        self._run = partial(served.session.run_with_iobinding, self._io)
         self._elsewhere = served.elsewhere
         self._bind_inputs()
         for name, array in results.items():
@@ -165,7 +171,7 @@ class BoundBinding:
         # What onnxruntime allocated for the last run has that run's size: it must allocate again.
         for name in self._allocated:
             self._io.bind_output(name, "cpu")
-        self._served.session.run_with_iobinding(self._io, self._served.run_options(self.input_bytes))
+        self._served.run(self._run, self.input_bytes)
         if self._allocated:
             values = self._io.get_outputs_as_ortvaluevector()
             first = len(self._order) - len(self._allocated)
@@ -212,7 +218,7 @@ class StringBinding:
         feed = {name: _text(name, array) if array.dtype == object else array for name, array in self.inputs.items()}
         names = [spec.name for spec in self._served.outputs]
         try:
-            values = self._served.session.run(names, feed, self._served.run_options(sum(map(_bytes, feed.values()))))
+            values = self._served.run(partial(self._served.session.run, names, feed), sum(map(_bytes, feed.values())))
         except Exception as error:  # onnxruntime raises many unrelated classes
             raise _failed(error) from error
         self.outputs = {

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AgentError
+from ..formats.providers import CPU
 from ..formats.tensors import BYTES, DYNAMIC, TensorSpec
 from .base import Buffers, LayerTime, LoadOptions, MemoryItem
+from .onnx_arena import SharedArena, arena_of_process
 from .onnx_binding import Served, first_line
 from .onnx_profile import MAX_PROFILED_RUNS, read_profile
 from .onnx_providers import chosen
@@ -110,6 +112,10 @@ def _load(path: Path, options: LoadOptions, profile: Path | None = None) -> Onnx
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Errors are raised, and said where they are handled; a line of each on standard error would fill whatever takes it.
     settings.log_severity_level = 4
+    # Other providers than the CPU's bring arenas of their own; beside those, sharing has not been tried.
+    arena = arena_of_process() if [name for name, _ in providers] == [CPU] else None
+    if arena is not None:
+        arena.share(settings)
     if profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
@@ -121,7 +127,7 @@ def _load(path: Path, options: LoadOptions, profile: Path | None = None) -> Onnx
             kind="incompatible",
             hint="check the model's opset and IR version against the device's onnxruntime",
         ) from error
-    return OnnxModel(session, options)
+    return OnnxModel(session, options, arena)
 
 
 def _spec(argument: Any) -> TensorSpec:
@@ -143,11 +149,12 @@ def _spec(argument: Any) -> TensorSpec:
 class OnnxModel:
     """A session and the specifications of its inputs and outputs."""
 
-    def __init__(self, session: Any, options: LoadOptions) -> None:
+    def __init__(self, session: Any, options: LoadOptions, arena: SharedArena | None) -> None:
         self.in_flight = options.workers
         self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
         self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
-        self._served: Served | None = Served(session, self.inputs, self.outputs)
+        self._served: Served | None = Served(session, self.inputs, self.outputs, arena)
+        self._arena = arena
         self._guard = threading.Lock()
         self._slots: weakref.WeakSet[OnnxSlot] = weakref.WeakSet()
         self._facts = {
@@ -155,6 +162,7 @@ class OnnxModel:
             "providers": list(session.get_providers()),
             "threads": options.threads,
             "bound": not self._served.has_strings,
+            "arena": "own" if arena is None else "shared",
         }
 
     def slot(self) -> OnnxSlot:
@@ -170,14 +178,15 @@ class OnnxModel:
         """What onnxruntime tells of its memory, which is nothing, and the slots' buffers."""
         with self._guard:
             sizes = [slot.buffer_bytes for slot in self._slots]
+        arena = "an arena of its own" if self._arena is None else "the one arena of all models here"
         return (
             MemoryItem("weights", None, "onnxruntime does not tell"),
-            MemoryItem("activations", None, "onnxruntime does not tell; freed after each run"),
+            MemoryItem("activations", None, f"onnxruntime does not tell; free after each run, in {arena}"),
             MemoryItem("buffers", sum(sizes), f"the blocks of {len(list(filter(None, sizes)))} slots, counted"),
         )
 
     def facts(self) -> dict[str, Any]:
-        """Execution providers, asked for and in use, threads, and whether tensors are bound in place."""
+        """Execution providers, asked for and in use, threads, whether tensors are bound in place, and whose arena."""
         return dict(self._facts)
 
     def end_profile(self) -> Path:
@@ -192,4 +201,7 @@ class OnnxModel:
 
     def close(self) -> None:
         """Drop the session; its memory goes when the last slot does."""
-        self._served = None
+        if self._served is not None:
+            self._served = None
+            if self._arena is not None:
+                self._arena.give_back()
