@@ -12,6 +12,7 @@ import pytest
 
 from kedge.optimize.evaluate import Accuracy
 from kedge.report import charts, layer_charts
+from kedge.report.optimize_gate import refusal
 from kedge.report.optimize_html import optimize_html
 from kedge.report.optimize_text import show
 from kedge.report.optimize_words import before_after_rows, compact, not_measured, verdict
@@ -32,8 +33,12 @@ def accuracy(correct: int, count: int = 1000) -> dict[str, Any]:
 
 
 def side(size: int, correct: int, p50_ms: float) -> dict[str, Any]:
-    classes = [{"label": name, **accuracy(correct // 10, 100), "f1": 0.9} for name in ("cat", "dog")]
-    classes.append({"label": "none", "correct": 0, "count": 0, "share": None, "interval_95": None, "f1": None})
+    spared = accuracy(870, 900)
+    classes = [
+        {"label": name, **accuracy(correct // 10, 100), "f1": 0.9, "specificity": spared} for name in ("cat", "dog")
+    ]
+    absent = {"correct": 0, "count": 0, "share": None, "interval_95": None, "f1": None, "specificity": None}
+    classes.append({"label": "none", **absent})
     return {
         "bytes": size,
         "parameters": 272_474,
@@ -43,10 +48,25 @@ def side(size: int, correct: int, p50_ms: float) -> dict[str, Any]:
             "top5": accuracy(990),
             "f1_macro": correct / 1000,
             "per_class": classes,
+            "calibration_error": {"error": 0.031, "bins": 15, "softmax": True},
             "user": {"mine:balanced": 0.9},
         },
         "latency": {"p50_ms": p50_ms, "p90_ms": 1.1 * p50_ms, "samples": 400, "conditions": "onnxruntime, 1 thread"},
     }
+
+
+def check(figure: str, limit: float, value: float | None, **more: Any) -> dict[str, Any]:
+    bound = "min" if figure in ("sensitivity", "specificity") else "max"
+    rest = dict.fromkeys(("class", "given", "interval_95", "correct", "count", "only_before", "only_after"))
+    passed = value is not None and (value >= limit if bound == "min" else value <= limit)
+    body = {"figure": figure, "bound": bound, "limit": limit, "value": value, "passed": passed, "reason": ""}
+    return {**rest, **body, **more}
+
+
+def gate(*checks: dict[str, Any], **more: Any) -> dict[str, Any]:
+    drop = next((each["limit"] for each in checks if each["figure"] == "drop"), None)
+    passed = all(each["passed"] for each in checks)
+    return {"max_drop": drop, "passed": passed, "checks": list(checks), "blame": [], "next": "", **more}
 
 
 def full(layers: int = 5) -> dict[str, Any]:
@@ -133,7 +153,7 @@ def full(layers: int = 5) -> dict[str, Any]:
             "clean": {"before": accuracy(917), "after": accuracy(915)},
             "not_measured": [{"kind": "fgsm", "reason": "no gradient"}],
         },
-        "gate": {"max_drop": 0.01, "passed": True, "blame": [], "next": ""},
+        "gate": gate(check("drop", 0.01, 0.002, interval_95=[-0.0045, 0.0085], count=1000)),
     }
 
 
@@ -170,7 +190,11 @@ def hostile(name: str) -> dict[str, Any]:
     document = replaced(document)
     document["passes"][0]["kind"] = name
     document["layers"] = document["layers"][:1]
-    document["gate"] = {"max_drop": 0.001, "passed": False, "blame": [name], "next": name}
+    document["gate"] = gate(
+        check("sensitivity", 0.9, 0.8, **{"class": name, "correct": 8, "count": 10, "reason": name}),
+        blame=[name],
+        next=name,
+    )
     return document
 
 
@@ -334,7 +358,7 @@ def test_without_labels_the_headline_is_how_often_both_answer_alike() -> None:
     document = full()
     document |= {"histograms": [], "robustness": None, "search": None, "sensitivity": None, "layers": []}
     for which in ("before", "after"):
-        document[which]["metrics"] |= {"top1": None, "top5": None, "f1_macro": None, "per_class": None}
+        document[which]["metrics"] |= dict.fromkeys(("top1", "top5", "f1_macro", "per_class", "calibration_error"))
     document["comparison"] |= {"drop": None, "drop_interval_95": None, "mcnemar": None}
     validate(document, "optimize")
     assert verdict(document).headline == "Same answer as before on 98.50 % of the samples"
@@ -354,11 +378,52 @@ def test_latencies_under_different_conditions_get_no_ratio() -> None:
 
 def test_the_gate_says_whom_to_blame_and_what_to_try() -> None:
     document = minimal()
-    document["gate"] = {"max_drop": 0.001, "passed": False, "blame": ["/layer4/Conv"], "next": "keep it in fp16"}
+    document["gate"] = gate(check("drop", 0.001, 0.002), blame=["/layer4/Conv"], next="keep it in fp16")
     page = Page(optimize_html(document))
     assert "✗ Gate not passed: a drop of 0.10 points is allowed" in page.words
     assert "Next: keep it in fp16" in page.words
     assert ("code", "/layer4/Conv") in page.texts
+
+
+def limited() -> dict[str, Any]:
+    lost = {"class": "malignant", "count": 56, "only_before": 9, "only_after": 0, "interval_95": [0.08, 0.28]}
+    found = {"class": "malignant", "correct": 45, "count": 56, "given": 0.9643, "interval_95": [0.681, 0.887]}
+    return full() | {
+        "gate": gate(
+            check("drop", 0.02, 0.016, count=512, only_before=9, only_after=1),
+            check("calibration_error", 0.05, 0.0312, given=0.02),
+            check("sensitivity", 0.9, 45 / 56, **found),
+            check("sensitivity_drop", 0.02, 9 / 56, **lost),
+            check("specificity", 0.9, None, reason="no output of the model is scores of classes"),
+        )
+    }
+
+
+def test_each_condition_of_a_gate_has_its_figure_limit_and_verdict_on_page_and_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    document = limited()
+    validate(document, "optimize")
+    page = Page(optimize_html(document))
+    show(document)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Gate not passed: sensitivity of 'malignant'; drop of sensitivity of 'malignant'; specificity" in page.words
+    for words in ("45 of 56, 95 % interval 68.10 to 88.70 %", "at least 90.00 %", "at most 2.00 points"):
+        assert words in page.words
+        assert words in printed
+    assert "of 56 samples 9 right only before, 0 only after, 95 % interval 8.00 to 28.00 points" in printed
+    assert "calibration error: 0.0312, at most 0.05: passed" in printed
+    assert "specificity: not measured (no output of the model is scores of classes), at least 90.00 %" in printed
+    assert "Sensitivity before" in page.words
+
+
+def test_a_refusal_names_the_class_the_figure_and_the_limit() -> None:
+    assert refusal(limited()["gate"]) == (
+        "sensitivity of 'malignant' is 80.36 % (45 of 56, 95 % interval 68.10 to 88.70 %), at least 90.00 % wanted; "
+        "16.07 points of the sensitivity of 'malignant' lost (of 56 samples 9 right only before, 0 only after, "
+        "95 % interval 8.00 to 28.00 points), 2.00 allowed; "
+        "specificity was not measured: no output of the model is scores of classes"
+    )
 
 
 def test_the_worst_layers_come_first_and_an_exact_one_is_called_so() -> None:
@@ -443,7 +508,7 @@ def test_the_terminal_shows_every_document(name: str, capsys: pytest.CaptureFixt
 
 def test_the_terminal_shows_table_passes_proof_and_gate(capsys: pytest.CaptureFixture[str]) -> None:
     document = full()
-    document["gate"] |= {"passed": False, "blame": [f"/l{i}" for i in range(8)], "next": "--quantize auto"}
+    document["gate"] = gate(check("drop", 0.001, 0.002), blame=[f"/l{i}" for i in range(8)], next="--quantize auto")
     show(document)
     printed = capsys.readouterr().out
     for words in (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import Output, inventory_option, long_output_options, path_type, read_inventory
+from .optimize_recipe import recipe_of
 
 if TYPE_CHECKING:
     from ..fleet.executor import Workers
@@ -28,6 +29,18 @@ def _bits_or_scheduler(text: str) -> int | str:
     if text not in tuple("12345678"):
         raise click.BadParameter(f"{text!r} is neither 1 to 8 bits nor an address as tcp://scheduler:8786")
     return int(text)
+
+
+def _class_and_share(text: str) -> tuple[str, float]:
+    """A class by its name or number, and a share between 0 and 1."""
+    name, _, share = text.rpartition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = -1.0
+    if not name or not 0 <= value <= 1:
+        raise click.BadParameter(f"{text!r} is not as in malignant=0.95: a class, and a share between 0 and 1")
+    return name, value
 
 
 @click.command()
@@ -83,6 +96,25 @@ def _bits_or_scheduler(text: str) -> int | str:
     "--max-drop", type=click.FloatRange(0, 1), help="Gate: accuracy that may be lost, as a share (0.01: 1 point)."
 )
 @click.option(
+    "--min-sensitivity",
+    multiple=True,
+    type=_class_and_share,
+    metavar="CLASS=SHARE",
+    help="Gate: share of the class's samples that must be found (recall); may be repeated.",
+)
+@click.option(
+    "--min-specificity",
+    multiple=True,
+    type=_class_and_share,
+    metavar="CLASS=SHARE",
+    help="Gate: share of the other samples that must not be taken for the class; may be repeated.",
+)
+@click.option(
+    "--max-calibration-error",
+    type=click.FloatRange(0, 1),
+    help="Gate: expected calibration error of the result's confidence (0.05: 5 points).",
+)
+@click.option(
     "--max-time",
     type=click.FloatRange(0, 10),
     default=0.0,
@@ -126,11 +158,12 @@ def optimize(
 
     MODEL is an ONNX file, a torch.export program (.pt2) or package.module:factory; a RECIPE is a .toml file,
     which states everything the options do and more. Beside the model, OUT.json and OUT.html report what was
-    done. Exit 5 when --max-drop does not hold.
+    done. Exit 5 when a gate does not hold (--max-drop, --min-sensitivity, …).
     """
     from ..errors import BadInputError, GateRefusedError
     from ..optimize.pipeline import optimise
     from ..optimize.recipe import read_recipe
+    from ..optimize.written import refuse_overwriting, write_report
 
     bits = [each for each in cluster_or_workers if isinstance(each, int)]
     schedulers = [each for each in cluster_or_workers if isinstance(each, str)]
@@ -140,11 +173,11 @@ def optimize(
     options["cluster"] = bits[0] if bits else None
     if model.endswith(".toml") and given:
         raise BadInputError(f"a recipe states its own {given[0]}", hint="change the recipe, or give a model")
-    recipe = read_recipe(Path(model)) if model.endswith(".toml") else _recipe(model, options, given)
+    recipe = read_recipe(Path(model)) if model.endswith(".toml") else recipe_of(model, options, given)
     result = destination or Path(f"{_stem(recipe, model)}-optimized.onnx")
     if result.suffix != ".onnx":
         raise BadInputError(f"{result} is no name for a model", hint="end it in .onnx; the report lies beside it")
-    _refuse_overwriting(result, recipe, model)
+    refuse_overwriting(result, recipe, model)
     with out.progress() as progress, ExitStack() as stack:
         probe = None
         if measure_on is not None:
@@ -154,7 +187,7 @@ def optimize(
         helpers = stack.enter_context(_helpers(schedulers[0], out)) if schedulers else None
         done = optimise(recipe, result, progress.share, probe, helpers)
         progress.step("writing the report")
-        page = _write_report(result, done.document)
+        page = write_report(result, done.document)
 
     def render() -> None:
         from ..report.optimize_text import show
@@ -195,107 +228,7 @@ def _given(options: dict[str, Any]) -> list[str]:
     return [name.replace("_", "-") for name in options if context.get_parameter_source(name) is not default]
 
 
-def _refuse_overwriting(result: Path, recipe: Recipe, model: str) -> None:
-    from ..errors import BadInputError
-
-    data = (recipe.data.calibration, recipe.data.train, recipe.data.evaluation)
-    given = [Path(model), *((recipe.base or Path()) / each for each in (recipe.source, *data) if each)]
-    for written in (result, result.with_suffix(".json"), result.with_suffix(".html")):
-        if written.exists() and any(path.exists() and path.samefile(written) for path in given):
-            raise BadInputError(f"{written} was given, and may not be overwritten", hint="give another path with -o")
-
-
-def _write_report(model: Path, document: dict[str, Any]) -> Path:
-    import json
-
-    from ..report.optimize_html import optimize_html
-
-    model.with_suffix(".json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    page = model.with_suffix(".html")
-    page.write_text(optimize_html(document), encoding="utf-8")
-    return page
-
-
 def _stem(recipe: Recipe, model: str) -> str:
     if recipe.name:
         return recipe.name
     return model.rsplit(":", 1)[-1] if ":" in model else Path(model).stem
-
-
-def _recipe(model: str, options: dict[str, Any], given: list[str]) -> Recipe:
-    from ..errors import BadInputError
-    from ..optimize.passes import make_pass
-    from ..optimize.recipe import Data, Recipe, RobustnessSettings
-
-    if not options["target"]:
-        raise BadInputError("no target was named", hint="give --target; see: kedge targets list")
-    for name, needed, value in (
-        ("qat", "quantize", None),
-        ("keep", "quantize", None),
-        ("max-time", "quantize", "auto"),
-        ("max-size", "quantize", "auto"),
-        ("trials", "quantize", "auto"),
-    ):
-        if name in given and (options[needed] is None or value not in (None, options[needed])):
-            raise BadInputError(f"--{name} says nothing without --{needed}", hint=f"add --{needed} {value or 'int8'}")
-    passes = [make_pass(kind, parameters) for kind, parameters in _steps(options)]
-    if not passes:
-        raise BadInputError("nothing was asked for", hint="give --quantize, --prune, --cluster or a recipe")
-    shape = options["input_shape"]
-    try:
-        dims = tuple(int(dim) for dim in shape.split(",")) if shape else None
-    except ValueError as error:
-        raise BadInputError(f"{shape!r} is no shape", hint="whole numbers, as in 1,3,224,224") from error
-    return Recipe(
-        source=model,
-        target=options["target"],
-        passes=tuple(passes),
-        data=Data(options["calibration"], options["train"], options["evaluate"]),
-        seed=options["seed"],
-        input_shape=dims,
-        max_drop=options["max_drop"],
-        robustness=RobustnessSettings(options["robustness"], min(options["robustness"], 200)),
-    )
-
-
-def _steps(options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    steps: list[tuple[str, dict[str, Any]]] = []
-    if options["prune"]:
-        steps.append(_pruning(options["prune"]))
-    if options["recover"]:
-        steps.append(("recover", {"epochs": options["recover"], "distil": 0.7}))
-    if options["cluster"]:
-        steps.append(("cluster", {"bits": options["cluster"]}))
-    if options["quantize"]:
-        parameters: dict[str, Any] = {
-            "precision": options["quantize"],
-            "keep": list(options["keep"]),
-            "calibrator": options["calibrator"],
-            "rounding": options["rounding"],
-        }
-        if options["qat"]:
-            del parameters["rounding"]  # is learnt
-            steps.append(("qat", {**parameters, "epochs": options["qat"]}))
-        else:
-            if options["quantize"] == "auto":
-                parameters |= {key: options[key] for key in ("max_time", "max_size", "trials")}
-                if options["max_drop"] is not None:
-                    parameters["max_drop"] = options["max_drop"]
-            steps.append(("quantize", parameters))
-    return steps
-
-
-def _pruning(text: str) -> tuple[str, dict[str, Any]]:
-    from ..errors import BadInputError
-
-    kind, _, amount = text.partition("=")
-    keys = {"magnitude": "ratio", "channels": "macs", "blocks": "macs", "heads": "ratio", "structured": "macs"}
-    if kind == "2:4" and not amount:
-        return "prune-2:4", {}
-    try:
-        return f"prune-{kind}", {keys[kind]: float(amount)}
-    except (KeyError, ValueError) as error:
-        raise BadInputError(
-            f"--prune {text} is not known",
-            hint="magnitude=0.5, 2:4, channels=0.5, blocks=0.5, heads=0.25 or structured=0.5",
-        ) from error
