@@ -151,9 +151,9 @@ def _metric_rows(before: Json | None, after: Json | None) -> list[Row]:
     first, second = was.get("f1_macro"), now.get("f1_macro")
     if first is not None or second is not None:
         rows.append(Row("F1, mean of classes", _figure(first), _figure(second), _difference(first, second)))
-    errors = [(side.get("calibration_error") or {}).get("error") for side in (was, now)]
-    if errors != [None, None]:
-        rows.append(Row("calibration error", *map(_figure, errors), _difference(*errors)))
+    first, second = ((side.get("calibration_error") or {}).get("error") for side in (was, now))
+    if first is not None or second is not None:
+        rows.append(Row("calibration error", _figure(first), _figure(second), _difference(first, second)))
     for name in dict.fromkeys([*was.get("user", {}), *now.get("user", {})]):
         first, second = (side.get("user", {}).get(name) for side in (was, now))
         rows.append(Row(name, _figure(first), _figure(second), _difference(first, second)))
