@@ -74,6 +74,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
+html_context = {"default_mode": "auto"}
 # Sections that are one page have nothing to list beside it.
 html_sidebars = {"docs/index": [], "docs/troubleshooting": []}
 copybutton_prompt_text = "$ "

@@ -22,6 +22,8 @@ __all__ = ["setup", "to_rst"]
 
 _SECTION = re.compile(r"^(Args|Attributes|Example|Examples|Note|Raises|Returns|Yields):$")
 _ITEM = re.compile(r"^(\*{0,2}[a-z_]\w*(?:(?:, | and )\*{0,2}[a-z_]\w*)*): (.*)$")
+#: Short items may share a line: "name: what. version: what".
+_NEXT_ITEM = re.compile(rf"(?<=[.;]) (?={_ITEM.pattern[1:-1]})")
 _CODE = re.compile(r"(`+[^`]+`+)")
 _MARKUP = re.compile(r"[*|\\]|(?<=\w)_(?!\w)")
 _NAPOLEON = Config(napoleon_use_rtype=False, napoleon_use_ivar=True)
@@ -42,6 +44,7 @@ def to_rst(lines: Sequence[str], what: str) -> list[str]:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx's way in."""
     app.connect("autodoc-process-docstring", _process)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("missing-reference", _elsewhere)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -60,11 +63,9 @@ def _paragraph(lines: list[str]) -> list[str]:
     if all(line.startswith("    ") for line in lines):
         return ["::", "", *lines]
     if _ITEM.match(lines[0]) and all(_ITEM.match(line) or line.startswith("    ") for line in lines):
-        listed: list[str] = []
-        for line in lines:
-            item = _ITEM.match(line)
-            listed.append(f"* `{item[1]}`: {_escaped(item[2])}" if item else f"  {_escaped(line.strip())}")
-        return listed
+        joined = "".join(f"\n{line}" if _ITEM.match(line) else f" {line.strip()}" for line in lines)
+        items = [_ITEM.match(line) for line in _NEXT_ITEM.sub("\n", joined).split("\n")]
+        return [f"* `{item[1]}`: {_escaped(item[2])}" for item in items if item]
     return _escaped("\n".join(lines)).split("\n")
 
 
@@ -75,6 +76,13 @@ def _escaped(text: str) -> str:
 
 def _process(_app: Sphinx, what: str, _name: str, _of: object, _options: object, lines: list[str]) -> None:
     lines[:] = to_rst(lines, what)
+
+
+def _signature(
+    _app: Sphinx, _what: str, _name: str, _of: object, _options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """What a dataclass makes anew has no text that is Python; without one, nothing of the signature would be read."""
+    return signature and signature.replace("<factory>", "..."), returned
 
 
 def _elsewhere(_app: Sphinx, _env: BuildEnvironment, node: Any, shown: nodes.TextElement) -> nodes.TextElement | None:
