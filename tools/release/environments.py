@@ -140,7 +140,7 @@ def try_base(made: Environment, version: str, release: Path) -> str:
     refused = json.loads(made.run("kedge", "infer", "m", "--on", "nowhere", "--input", "x.npy", "--json", expect=(3,)))
     if not refused["error"]["hint"]:
         raise BrokenError("an error came without a hint")
-    return f"{commands} commands' --help, {len(targets)} targets, release {shown['digest'][:12]}"
+    return f"{commands} commands' --help, {len(targets)} targets, release {shown['release'][:12]}"
 
 
 def try_agent(made: Environment, release: Path, inputs: Path) -> str:
@@ -160,10 +160,11 @@ def try_agent(made: Environment, release: Path, inputs: Path) -> str:
 
 def try_demo(made: Environment) -> str:
     """`kedge demo`, from the wheel."""
+    before = set(made.home.rglob("*"))
     document = json.loads(made.run("kedge", "demo", "--json", timeout_s=600))
-    left = [path for path in (made.home / ".local").rglob("*") if path.is_file()]
+    left = {path for path in made.home.rglob("*") if ".cache" not in path.parts} - before
     if left:
-        raise BrokenError(f"the demo left {left[0]} behind")
+        raise BrokenError(f"the demo left {min(left)} behind")
     said = ", ".join(f"{name.upper()} {one['accuracy']['share']:.2%}" for name, one in document["results"].items())
     return f"demo in {document['seconds']:.0f} s: {said}"
 
