@@ -1,0 +1,153 @@
+"""The documentation site: a broken link is found, docstrings become what docutils reads, and all of it builds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tools.docs import api, links, site
+from tools.docs.docstrings import to_rst
+
+from tests.support import models
+from tests.support.browser import launched, screenshot, serious_faults, wider_than_the_window
+
+
+def faults_of(folder: Path, **pages: str) -> list[str]:
+    for name, body in pages.items():
+        (folder / f"{name}.html").write_text(f"<!doctype html><html><body>{body}</body></html>")
+    return [str(fault) for fault in links.check(folder, links.read_pages(folder))]
+
+
+def test_a_site_whose_links_all_lead_somewhere_has_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "a b.txt").write_text("")
+    index = '<h1 id="top">x</h1><a href="#top">x</a> <a href="other.html#part">x</a> <a href="a%20b.txt">x</a>'
+    other = '<p id="part"><a href="https://example.com/x#y">elsewhere</a></p>'
+    assert not faults_of(tmp_path, index=index, other=other)
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ('<a href="gone.html">x</a>', "index.html: gone.html leads nowhere"),
+        ('<a href="index.html#gone">x</a>', "index.html: index.html#gone: index.html has no such anchor"),
+        ('<a href="#gone">x</a>', "index.html: #gone: index.html has no such anchor"),
+        ('<img src="gone.svg" alt="">', "index.html: gone.svg leads nowhere"),
+        ('<a href="/docs/x.html">x</a>', "outside where the site does not lie at the root"),
+        ('<script src="https://cdn.example/x.js"></script>', "index.html: fetches https://cdn.example/x.js"),
+        ('<link rel="stylesheet" href="//fonts.example/x.css">', "index.html: fetches //fonts.example/x.css"),
+    ],
+)
+def test_what_is_broken_is_found_and_named(tmp_path: Path, body: str, fault: str) -> None:
+    (found,) = faults_of(tmp_path, index=body)
+    assert fault in found
+
+
+def test_a_page_that_no_page_leads_to_is_found(tmp_path: Path) -> None:
+    assert faults_of(tmp_path, index="x", lost='<a href="index.html">x</a>') == ["lost.html: no page leads to it"]
+
+
+def test_a_font_that_a_style_sheet_fetches_from_elsewhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "x.css").write_text("@font-face { src: url('https://fonts.example/x.woff2') } a { b: url(data:x) }")
+    assert faults_of(tmp_path, index="x") == ["x.css: fetches https://fonts.example/x.woff2"]
+
+
+def test_links_to_other_sites_are_listed_once_with_their_pages(tmp_path: Path) -> None:
+    body = '<a href="https://a.example/x#1">1</a> <a href="https://a.example/x#2">2</a> <a href="index.html">here</a>'
+    faults_of(tmp_path, index=body, other=body)
+    assert links.external(links.read_pages(tmp_path)) == {"https://a.example/x": ["index.html", "other.html"]}
+
+
+def test_a_paragraph_of_names_becomes_a_list_and_an_indented_one_stands_as_it_is() -> None:
+    text = "What it is.\n\nname: who. version: its\n    number.\nrows, columns: of it.\n\n    a   table"
+    assert to_rst(text.split("\n"), "class") == [
+        *("What it is.", "", "* `name`: who.", "* `version`: its number.", "* `rows, columns`: of it.", ""),
+        *("::", "", "    a   table", ""),
+    ]
+
+
+def test_what_would_be_markup_by_chance_is_text_and_code_is_left() -> None:
+    assert to_rst(["max |a - b| of *all* `x_ | y` in foo_"], "function") == [
+        r"max \|a - b\| of \*all\* `x_ | y` in foo\_",
+        "",
+    ]
+
+
+def test_sections_become_fields() -> None:
+    text = "Do it.\n\nArgs:\n    path: where *to*.\n\nRaises:\n    OSError: it is not there."
+    lines = to_rst(text.split("\n"), "function")
+    assert r":param path: where \*to\*." in lines
+    assert ":raises OSError: it is not there." in lines
+
+
+def test_each_module_of_the_python_reference_says_what_it_shows_and_stands_once() -> None:
+    modules = [module for part in api.FACE.values() for module in part.modules]
+    assert len(modules) == len(set(modules))
+    assert all(api.names_of(module) for module in modules)
+
+
+def test_a_folder_that_holds_something_else_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(FileExistsError):
+        site.clear(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def built(folder: Path) -> Path:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.docs", "--out", str(folder)],
+        cwd=site.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_site_builds_strictly_asks_nobody_and_can_be_read_by_everyone(tmp_path: Path) -> None:
+    folder = built(tmp_path / "site")
+    asked: list[str] = []
+    with launched() as browser:
+        for page, width, scheme in (
+            ("docs/index", 1400, "light"),
+            ("docs/index", 1400, "dark"),
+            ("docs/index", 390, "light"),
+            ("docs/agent", 390, "dark"),
+            ("docs/generated/api/build", 390, "light"),
+        ):
+            context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+            opened = context.new_page()
+            opened.on("request", lambda request: asked.append(request.url))
+            opened.goto((folder / f"{page}.html").as_uri())
+            screenshot(opened, f"site-{page.replace('/', '-')}-{width}-{scheme}")
+            assert wider_than_the_window(opened) <= 0, (page, width)
+            if page == "docs/index":
+                assert not serious_faults(opened), scheme
+            context.close()
+        # The search needs no server: its index is a script.
+        opened = browser.new_page()
+        opened.on("request", lambda request: asked.append(request.url))
+        opened.goto((folder / "search.html").as_uri() + "?q=probation")
+        opened.wait_for_selector("#search-results li a")
+    assert all(url.startswith((folder.as_uri(), "data:", "blob:")) for url in asked), asked
+
+
+@pytest.mark.slow
+def test_the_program_on_the_page_on_python_runs_as_it_stands(tmp_path: Path) -> None:
+    text = (site.ROOT / "docs" / "python-api.md").read_text("utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "digits").mkdir()
+    models.classifier(tmp_path / "digits" / "digits-fp32.onnx")
+    np.save(tmp_path / "digits" / "calibration.npy", models.images())
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^[0-9a-f]{64} [\d.]+ (True|False)$", done.stdout, re.MULTILINE)
