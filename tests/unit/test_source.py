@@ -167,6 +167,46 @@ def test_a_module_that_insists_on_its_batch_is_exported_with_it(folder: Path, tm
     assert source.graph.output_names == ["output_0", "output_1"]
 
 
+def test_axes_that_a_module_calls_dynamic_stay_free(folder: Path, tmp_path: Path) -> None:
+    body = (
+        "class M(nn.Embedding):\n"
+        "    dynamic_axes = {'tokens': {1: 'words'}}\n"
+        "    example_input = torch.ones(1, 6, dtype=torch.int64)\n"
+        "    def forward(self, tokens):\n"
+        "        return torch.softmax(super().forward(tokens), dim=1).sum(1)\n"
+        "def make():\n    torch.manual_seed(0)\n    return M(9, 4)"
+    )
+    source = load_source(made(folder, "source_words", body), tmp_path, base=folder)
+    assert source.spec.inputs[0].shape == (-1, -1)
+    assert source.spec.inputs[0].symbols == ("batch", "words")
+    model = ReferenceModel(source.graph.proto.SerializeToString())
+    for words in (1, 2, 40):
+        (got,) = model.run({"tokens": np.ones((3, words), np.int64)}).values()
+        np.testing.assert_allclose(got.sum(axis=1), got[0].sum(), rtol=1e-5)
+        assert got.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("axes", "words", "reason"),
+    [
+        ({"text": {1: "words"}}, 6, "no input 'text'"),
+        ({"tokens": {2: "words"}}, 6, "give 2 of 'tokens'"),
+        ({"tokens": {0: "batch"}}, 6, "give 0 of 'tokens'"),
+        ({"tokens": {1: "how many"}}, 6, "the name 'how many'"),
+        ({"tokens": {1: "words"}}, 1, "one entry along axis 1"),
+        (["tokens"], 6, "dynamic_axes of .* are"),
+    ],
+)
+def test_dynamic_axes_that_do_not_fit_the_example_are_refused(
+    folder: Path, tmp_path: Path, axes: object, words: int, reason: str
+) -> None:
+    body = f"def make():\n    m = M()\n    m.dynamic_axes = {axes!r}\n    return m, torch.ones(2, {words})"
+    network = "class M(nn.Module):\n    def forward(self, tokens):\n        return tokens.sum(1)\n"
+    name = f"source_axes_{abs(hash((str(axes), words)))}"
+    with pytest.raises(BadInputError, match=reason):
+        load_source(made(folder, name, network + body), tmp_path, base=folder)
+
+
 @pytest.fixture(scope="module")
 def program(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "m.pt2"

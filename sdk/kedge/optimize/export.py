@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ def export_onnx(
     input_names: Sequence[str] | None = ("input",),
     output_names: Sequence[str] | None = ("output",),
     free_batch: bool = True,
+    free_axes: Mapping[str, Mapping[int, str]] | None = None,
     keep_batch_norm: bool = False,
 ) -> None:
     """Export a module, or a program of torch.export, to one ONNX file.
@@ -39,6 +40,8 @@ def export_onnx(
             takes a batch of one for a constant. Not used for a program, which has its own.
         input_names, output_names: or None for torch's.
         free_batch: the first dimension of every input is free. A program has decided that already.
+        free_axes: other dimensions that are free, by input name and axis; those of one name are alike. The example
+            needs two entries there at least, as for the batch.
         keep_batch_norm: leave BatchNormalization nodes, which training and pruning want; else they
             are folded into convolutions, for running.
 
@@ -53,9 +56,7 @@ def export_onnx(
     options["output_names"] = None if output_names is None else list(output_names)
     if isinstance(module, torch.nn.Module):
         module.eval()
-        if free_batch:
-            batch = torch.export.Dim("batch")
-            options["dynamic_shapes"] = tuple({0: batch} for _ in examples)
+        options["dynamic_shapes"] = _dynamic_shapes(torch, input_names, len(examples), free_batch, free_axes or {})
     else:
         examples = ()
     try:
@@ -75,6 +76,17 @@ def export_onnx(
             f"torch cannot export this module: {first_line(cause)}",
             hint="try torch.onnx.export on it directly for the whole report",
         ) from error
+
+
+def _dynamic_shapes(
+    torch: Any, names: Sequence[str] | None, count: int, free_batch: bool, free_axes: Mapping[str, Mapping[int, str]]
+) -> tuple[dict[int, Any], ...] | None:
+    """What torch.export calls each free dimension; None where none is."""
+    dims = {name: torch.export.Dim(name) for axes in free_axes.values() for name in axes.values()}
+    batch = {0: torch.export.Dim("batch")} if free_batch else {}
+    named = [*(names or ()), *[""] * count][:count]
+    shapes = tuple(batch | {axis: dims[name] for axis, name in free_axes.get(each, {}).items()} for each in named)
+    return shapes if any(shapes) else None
 
 
 @contextlib.contextmanager

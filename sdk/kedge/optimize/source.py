@@ -61,7 +61,8 @@ def load_source(
     Args:
         reference: an `.onnx` file (weights in files beside it are read too), a `.pt2` program of torch.export,
             or `package.module:factory`: called with nothing, it returns an nn.Module, or (module, example),
-            example a tensor or a tuple of tensors. The module may carry it as `example_input` instead.
+            example a tensor or a tuple of tensors. The module may carry it as `example_input` instead, and as
+            `dynamic_axes` the dimensions besides the batch that are free: {"tokens": {1: "words"}}.
         scratch: a folder for the exported ONNX, which is named source.onnx.
         base: the folder that paths and modules are relative to, or None for the current one.
         input_shape: shape of a module's float input, batch included, or a list of shapes for several inputs;
@@ -117,22 +118,61 @@ def _from_factory(reference: str, scratch: Path, base: Path | None, input_shape:
 
         with torch.no_grad():
             outputs = module(*example)
-    names = {
-        "input_names": list(inspect.signature(module.forward).parameters)[: len(example)],
-        "output_names": _output_names(outputs),
-    }
+    inputs = list(inspect.signature(module.forward).parameters)[: len(example)]
+    names = {"input_names": inputs, "output_names": _output_names(outputs)}
     sizes = {tensor.shape[0] if tensor.ndim else 0 for tensor in example}
     free = len(sizes) == 1 and 0 not in sizes
+    given = dict(zip(inputs, example, strict=False))
+    axes = _free_axes(reference, module, given)
     several = tuple(torch.cat([tensor, tensor]) for tensor in example) if sizes == {1} else example
     try:
-        export_onnx(module, several, exported, **names, free_batch=free, keep_batch_norm=True)
+        export_onnx(module, several, exported, **names, free_batch=free, free_axes=axes, keep_batch_norm=True)
     except BadInputError:
         if not free:
             raise
         # Some modules insist on the batch of their example: they are exported as they are.
-        export_onnx(module, example, exported, **names, free_batch=False, keep_batch_norm=True)
+        export_onnx(module, example, exported, **names, free_batch=False, free_axes=axes, keep_batch_norm=True)
     _require_same(reference, exported, module, example)
+    if axes:
+        # At another size than the exporter saw: a size that got into the graph as a constant shows here.
+        halved = tuple(_halved(tensor, axes.get(name, {})) for name, tensor in given.items())
+        _require_same(reference, exported, module, halved)
     return _exported(reference, exported, hash_file(exported).sha256, "module")
+
+
+def _free_axes(
+    reference: str, module: torch.nn.Module, example: Mapping[str, torch.Tensor]
+) -> dict[str, dict[int, str]]:
+    """The module's `dynamic_axes`, checked against its example."""
+    given = getattr(module, "dynamic_axes", None)
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(axes, Mapping) for axes in given.values()):
+        raise BadInputError(f"the dynamic_axes of {reference} are {given!r}", hint='as in {"tokens": {1: "words"}}')
+    for name, axes in given.items():
+        if name not in example:
+            raise BadInputError(
+                f"{reference} has no input {name!r}, which its dynamic_axes name",
+                hint=f"its inputs: {', '.join(example)}",
+            )
+        for axis, size_name in axes.items():
+            if type(axis) is not int or not 0 < axis < example[name].ndim or not str(size_name).isidentifier():
+                raise BadInputError(
+                    f"the dynamic_axes of {reference} give {axis!r} of {name!r} the name {size_name!r}",
+                    hint="an axis after the batch's, and a name that Python would take",
+                )
+            if example[name].shape[axis] < 2:
+                raise BadInputError(
+                    f"the example of {reference} has one entry along axis {axis} of {name!r}, which is to be free",
+                    hint="give an example of two entries there or more: torch takes one for a constant",
+                )
+    return {name: dict(axes) for name, axes in given.items()}
+
+
+def _halved(tensor: torch.Tensor, axes: Mapping[int, str]) -> torch.Tensor:
+    for axis in axes:
+        tensor = tensor.narrow(axis, 0, max(1, tensor.shape[axis] // 2))
+    return tensor
 
 
 def _made(
