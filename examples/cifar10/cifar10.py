@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 
 SHARED = Path(os.environ.get("KEDGE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 
@@ -80,10 +79,10 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n, inputs, h, w] → [n, outputs, h / stride, w / stride]."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        y = self.bn2(self.conv2(nn.functional.relu(self.bn1(self.conv1(x)))))
         if self.added:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added, self.added))
-        return F.relu(y + x)
+            x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added, self.added))
+        return nn.functional.relu(y + x)
 
 
 class ResNet(nn.Module):
@@ -106,6 +105,6 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n, 3, 32, 32] → logits [n, 10]."""
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = nn.functional.relu(self.bn1(self.conv1(x)))
         y = self.layer3(self.layer2(self.layer1(y)))
-        return self.linear(F.adaptive_avg_pool2d(y, 1).flatten(1))
+        return self.linear(nn.functional.adaptive_avg_pool2d(y, 1).flatten(1))
