@@ -59,14 +59,17 @@ python_maximum_signature_line_length = 100
 
 html_theme = "pydata_sphinx_theme"
 html_title = "kedge"
+templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "kedge"},
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
+    "navbar_persistent": ["search-open"],
     "navbar_end": ["theme-switcher"],
     "show_nav_level": 1,
     "show_toc_level": 2,
