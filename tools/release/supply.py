@@ -37,6 +37,8 @@ _NAMES = {
     "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
     "python software foundation license": "PSF-2.0",
 }
+# Read by us in the package itself, whose metadata have no form that a tool knows.
+_READ = {"protobuf": "BSD-3-Clause"}
 
 
 def write_bill(made: Environment, path: Path) -> list[dict[str, Any]]:
@@ -62,7 +64,8 @@ def licences_of(component: dict[str, Any]) -> list[str]:
             continue  # the licence's own words, which are kept with the package
         name = name.removeprefix("License :: OSI Approved :: ").removeprefix("License :: ")
         stated.append(_NAMES.get(name.lower(), name))
-    return sorted({name for name in stated if name and name not in ("OSI Approved", "declared license file")})
+    found = sorted({name for name in stated if name and name not in ("OSI Approved", "declared license file")})
+    return found or [_READ[name] for name in (component["name"],) if name in _READ]
 
 
 def allowed(names: Iterable[str]) -> bool:
