@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import kedge.errors
@@ -131,6 +131,7 @@ class _Walk:
         try:
             texts = patterns(message, scope)
             kinds = [""] if kind is None else _safe(kind, scope) or ["{kind}"]
+            hints = [] if hint is None else _safe(hint, scope)
         except NeedsCallers as needs:
             self._callers(needs.function, (name, parts), scope, depth)
             return
@@ -140,28 +141,26 @@ class _Walk:
         except Unknown as unknown:
             self._lost(name, said, str(unknown))
             return
-        hints = " / ".join(each for each in _safe(hint, scope) if each) if hint is not None else ""
         for text in texts:
             own = re.search(r"[^\W\d_]", re.sub(r"\{[^}]*\}", "", text))
             for word in kinds:
-                (self.entries if own else self.carried).append(self._entry(name, text, hints, word, said))
+                entry = self._entry(name, text, " / ".join(each for each in hints if each), word, said)
+                (self.entries if own else self.carried).append(entry)
 
     def _callers(
         self, function: Function, what: tuple[str, tuple[ast.expr | None, ...]], scope: Scope, depth: int
     ) -> None:
         name, parts = what
-        called = function.owner if function.name == "__init__" else function.name
-        calls = [
-            (where, call)
-            for where, call in self.sources.calls.get(called, [])
-            if where.module is function.module or not called.startswith("_")
-        ]
+        calls = self.sources.callers(function)
         if depth >= _CALLERS_DEPTH or not calls:
+            if scope.asks:  # it may be said without them, as far as it goes
+                self._say(name, parts, replace(scope, asks=False), depth, function)
+                return
             self._lost(name, function, "nobody calls it by name")
             return
         for where, call in calls:
             bound = arguments_of(call, function, Scope(self.sources, where))
-            self._say(name, parts, Scope(self.sources, scope.function, {**scope.bound, **bound}), depth + 1, where)
+            self._say(name, parts, replace(scope, bound={**scope.bound, **bound}), depth + 1, where)
 
     def _entry(self, name: str, text: str, hint: str, kind: str, said: Function) -> Entry:
         function = f"{said.owner}.{said.name}".strip(".")
@@ -186,5 +185,9 @@ def _places(call: ast.Call) -> tuple[ast.expr | None, ast.expr | None, ast.expr 
 def _safe(node: ast.expr, scope: Scope) -> list[str]:
     try:
         return patterns(node, scope)
-    except (Carried, NeedsCallers, Unknown):
+    except NeedsCallers:
+        if scope.asks:
+            raise
+        return []
+    except (Carried, Unknown):
         return []

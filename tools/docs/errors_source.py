@@ -59,15 +59,19 @@ class Function:
 
 @dataclass(eq=False)
 class Module:
-    """One file. name: dotted. path: from the repository's root. constants: module-level names by their values."""
+    """One file. name: dotted. path: from the repository's root. constants: module-level names by their values.
+
+    imports: names that it takes from other modules.
+    """
 
     name: str
     path: str
     functions: list[Function] = field(default_factory=list)
     constants: dict[str, ast.expr] = field(default_factory=dict)
+    imports: frozenset[str] = frozenset()
 
 
-@dataclass
+@dataclass(eq=False)
 class Sources:
     """All modules, and over them: functions by name, names of classes of exceptions with their base's.
 
@@ -78,6 +82,16 @@ class Sources:
     functions: dict[str, list[Function]]
     bases: dict[str, str]
     calls: dict[str, list[tuple[Function, ast.Call]]]
+
+    def callers(self, function: Function) -> list[tuple[Function, ast.Call]]:
+        """Calls of a function by name: in its module, and where it is imported. A class is called by its own name."""
+        made = function.name == "__init__"
+        name = function.owner if made else function.name
+        return [
+            (where, call)
+            for where, call in self.calls.get(name, [])
+            if where.module is function.module or (name in where.module.imports and (made or not function.owner))
+        ]
 
     def line(self, name: str) -> list[str]:
         """A class of exceptions and those that it is a kind of, itself first."""
@@ -116,6 +130,9 @@ def read_sources(root: Path = _ROOT) -> Sources:
 def _module(tree: ast.Module, name: str, path: str) -> Module:
     module = Module(name, path)
     module.functions = [Function(module, tree), *_functions(module, tree, "", None)]
+    module.imports = frozenset(
+        alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    )
     for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             module.constants[node.targets[0].id] = node.value

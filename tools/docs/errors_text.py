@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .errors_source import Function, Sources
 
@@ -13,6 +13,7 @@ __all__ = ["Carried", "NeedsCallers", "Scope", "Unknown", "arguments_of", "patte
 
 _DEPTH = 8
 _MOST = 24
+_FEW_LETTERS = 12
 # What a message is passed through, which leaves its words as they are.
 _THROUGH = ("str", "printable", "first_line", "strip", "rstrip", "lower", "capitalize", "removesuffix", "removeprefix")
 _OF_ERRORS = ("message", "hint", "args", "strerror", "reason", "why", "text")
@@ -36,12 +37,16 @@ class Unknown(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Scope:
-    """Where an expression stands. bound: parameters of the function, by the argument and the scope it stands in."""
+    """Where an expression stands. bound: parameters of the function, by the argument and the scope it stands in.
+
+    asks: callers are asked also for a parameter that is a part of the message only, where little else is said.
+    """
 
     sources: Sources
     function: Function
     bound: Mapping[str, tuple[ast.expr, Scope]] = field(default_factory=dict)
     depth: int = 0
+    asks: bool = True
 
 
 def arguments_of(call: ast.Call, function: Function, scope: Scope) -> dict[str, tuple[ast.expr, Scope]]:
@@ -75,6 +80,8 @@ def _patterns(node: ast.expr, scope: Scope) -> Iterator[str]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.JoinedStr):
+        if scope.asks:
+            _ask(node, scope)
         parts = [_part(value, scope) for value in node.values]
         yield from ("".join(chosen) for chosen in itertools.product(*parts))
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -114,6 +121,20 @@ def _any(nodes: list[ast.expr], scope: Scope) -> Iterator[str]:
         raise carried
 
 
+def _ask(node: ast.JoinedStr, scope: Scope) -> None:
+    """Turn to the callers for what is filled in, where the f-string itself has hardly a word."""
+    own = "".join(str(value.value) for value in node.values if isinstance(value, ast.Constant))
+    filled = {
+        value.value.id
+        for value in node.values
+        if isinstance(value, ast.FormattedValue) and isinstance(value.value, ast.Name)
+    }
+    if sum(letter.isalpha() for letter in own) < _FEW_LETTERS and filled & {*scope.function.parameters} - {
+        *scope.bound
+    }:
+        raise NeedsCallers(scope.function)
+
+
 def _part(node: ast.expr, scope: Scope) -> list[str]:
     """One piece of an f-string: text, or what is filled in, spelled out where it is one of a few texts."""
     if isinstance(node, ast.Constant):
@@ -127,8 +148,10 @@ def _part(node: ast.expr, scope: Scope) -> list[str]:
             pass
     elif isinstance(inner, ast.Name) and inner.id in scope.bound:
         value, where = scope.bound[inner.id]
-        if isinstance(value, ast.Constant | ast.JoinedStr):
-            return patterns(value, where) if isinstance(value, ast.JoinedStr) else [str(value.value)]
+        if isinstance(value, ast.Constant):
+            return [str(value.value)]
+        if isinstance(value, ast.JoinedStr | ast.IfExp):
+            return patterns(value, replace(where, asks=False))
     elif isinstance(inner, ast.Name) and (written := _written_out(inner.id, scope)):
         return written
     return ["{" + _label(inner) + "}"]

@@ -17,7 +17,7 @@ __all__ = ["agent_commands", "cli_pages", "commands", "option_names"]
 _INDEX = """# Command line
 
 Every command and option, as the program itself has them (`kedge COMMAND --help`). When one wants which, with cases and
-output, is in [the commands' own pages](../commands/index.md).
+output, is in [the commands' own pages](../how-to.md).
 
 ```{toctree}
 :hidden:
