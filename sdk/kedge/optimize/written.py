@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError, GateRefusedError
+from ..report.optimize_gate import refusal as missed
 from ..report.optimize_html import optimize_html
 from .recipe import Recipe
 
@@ -45,20 +46,8 @@ def write_report(model: Path, document: dict[str, Any]) -> Path:
 
 
 def refusal(document: dict[str, Any]) -> GateRefusedError:
-    """The error of a report whose gate does not hold: what was lost, where most of it arises, what to try next."""
+    """The error of a report whose gate does not hold: what is missed, where most error arises, what to try next."""
     gate = document["gate"]
     names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in gate["blame"][:3]]
     blamed = f"; most error arises in {', '.join(names)}" if names else ""
-    return GateRefusedError(f"the accuracy gate does not hold: {_lost(document)}{blamed}", hint=gate["next"], told=True)
-
-
-def _lost(document: dict[str, Any]) -> str:
-    allowed = document["gate"]["max_drop"] * 100
-    comparison = document["comparison"]
-    if comparison is None:
-        return "accuracy was not measured"
-    if comparison["drop"] is None:
-        agreement = comparison["agreement"]
-        share = "no" if agreement is None else f"{agreement['share'] * 100:.2f} %"
-        return f"{share} agreement with the model as given, {100 - allowed:.2f} % wanted"
-    return f"{comparison['drop'] * 100:.2f} points lost, {allowed:.2f} allowed"
+    return GateRefusedError(f"the accuracy gate does not hold: {missed(gate)}{blamed}", hint=gate["next"], told=True)
