@@ -38,6 +38,8 @@ FACE: Mapping[str, Part] = {
             "kedge.optimize.passes",
             "kedge.optimize.evaluate",
             "kedge.optimize.prove",
+            "kedge.optimize.gate",
+            "kedge.optimize.events",
             "kedge.optimize.latency",
         ),
     ),
@@ -108,6 +110,11 @@ FACE: Mapping[str, Part] = {
             "kedge.deploy.releases",
             "kedge.deploy.history",
         ),
+    ),
+    "run": Part(
+        "kedge.run",
+        "A recipe's whole way in one call, and a recipe to begin with.",
+        ("kedge.run.steps", "kedge.run.settings", "kedge.run.starter"),
     ),
     "bench": Part(
         "kedge.bench",
