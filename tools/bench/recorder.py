@@ -51,11 +51,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load (default: 60)")
     parser.add_argument("--requests-per-s", type=float, default=1000.0, help="of both models (default: 1000)")
-    parser.add_argument("--smoke", action="store_true", help="6 s of each load, 200 requests a second")
+    parser.add_argument("--smoke", action="store_true", help="4 s of each load, 200 requests a second")
     parser.add_argument("--out", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.seconds, arguments.requests_per_s = 6.0, 200.0
+        arguments.seconds, arguments.requests_per_s = 4.0, 200.0
     started = os.getloadavg()
     loads = {"idle": 0.0, "two cameras": CAMERAS_PER_S, "loaded": arguments.requests_per_s}
     with tempfile.TemporaryDirectory(prefix="kedge-bench-") as name:
