@@ -1,0 +1,153 @@
+"""Benchmarks one after the other: what fails, lacks something or takes too long is named, and the others go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tools.bench import __main__ as command
+from tools.bench.catalogue import BENCHMARKS, Benchmark
+from tools.bench.facts import ROOT
+from tools.bench.runner import FAILED, MEASURED, NOT_MEASURED, Size, run_all
+
+GOOD = 'import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text("{}")'
+
+
+def benchmark(folder: Path, name: str, program: str) -> Benchmark:
+    path = folder / f"{name}.py"
+    path.write_text(program, encoding="utf-8")
+    return Benchmark(name, name.title(), f"what {name} does", (str(path),), smoke=())
+
+
+def size(folder: Path, *, smoke: bool = True, limit_s: float | None = None) -> Size:
+    return Size(smoke, folder / "peers", folder / "results", limit_s)
+
+
+def test_one_that_fails_is_named_with_its_last_word_and_the_others_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    chosen = [
+        benchmark(tmp_path, "bad", 'import sys; print("first", file=sys.stderr); raise ValueError("it fell over")'),
+        benchmark(tmp_path, "silent", "raise SystemExit(3)"),
+        benchmark(tmp_path, "idle", "pass"),
+        benchmark(tmp_path, "good", GOOD),
+    ]
+    outcomes = run_all(chosen, size(tmp_path), said.append)
+    assert [each.outcome for each in outcomes.values()] == [FAILED, FAILED, FAILED, MEASURED]
+    assert outcomes["bad"].reason == "ValueError: it fell over (exit status 1)"
+    assert outcomes["silent"].reason == "it said nothing (exit status 3)"
+    assert outcomes["idle"].reason == "it ended well and wrote no figures"
+    assert "    first" in said
+    assert said[0] == "[1 of 4] bad: what bad does"
+    assert said[-1].startswith("[4 of 4] good: measured after")
+
+
+def test_what_the_machine_lacks_is_not_measured_and_no_failure(tmp_path: Path) -> None:
+    program = 'import sys; print("not measured: no GPU here", file=sys.stderr); sys.exit(7)'
+    needy = replace(benchmark(tmp_path, "needy", GOOD), needs=("models/nothing-of-this-name.onnx",))
+    outcomes = run_all([benchmark(tmp_path, "gpu", program), needy], size(tmp_path), lambda _: None)
+    assert (outcomes["gpu"].outcome, outcomes["gpu"].reason) == (NOT_MEASURED, "no GPU here")
+    assert outcomes["needy"].outcome == NOT_MEASURED
+    assert "shared/models/nothing-of-this-name.onnx is not there" in outcomes["needy"].reason
+
+
+@pytest.mark.slow
+def test_one_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
+    child = 'import os, subprocess, sys; p = subprocess.Popen(["sleep", "600"]); '
+    child += f'open({str(tmp_path / "pid")!r}, "w").write(str(p.pid)); p.wait()'
+    slow = replace(benchmark(tmp_path, "slow", child), smoke_s=5.0)
+    outcomes = run_all([slow, benchmark(tmp_path, "good", GOOD)], size(tmp_path), lambda _: None)
+    assert outcomes["slow"].reason == "it was stopped after 5 s, its limit in this size"
+    assert outcomes["good"].outcome == MEASURED
+    stat = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
+    for _ in range(100):
+        if not stat.exists() or " Z " in stat.read_text():
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("what it started runs on")
+
+
+def test_beyond_the_time_of_all_together_nothing_more_is_begun(tmp_path: Path) -> None:
+    outcomes = run_all([benchmark(tmp_path, "late", GOOD)], size(tmp_path, limit_s=1.0), lambda _: None)
+    assert outcomes["late"].outcome == NOT_MEASURED
+    assert not (tmp_path / "results" / "late.smoke.json").exists()
+
+
+def test_a_smoke_run_that_fails_leaves_no_figures_of_another_day_and_a_full_one_keeps_them(tmp_path: Path) -> None:
+    bad = benchmark(tmp_path, "bad", "raise SystemExit(1)")
+    (tmp_path / "results").mkdir()
+    for name in ("bad.json", "bad.smoke.json", "bad.smoke.md"):
+        (tmp_path / "results" / name).write_text("{}")
+    for smoke in (True, False):
+        run_all([bad], size(tmp_path, smoke=smoke), lambda _: None)
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
+        "bad.json",
+        "runs.json",
+        "runs.smoke.json",
+    ]
+
+
+def test_outcomes_of_benchmarks_that_do_not_run_again_are_kept(tmp_path: Path) -> None:
+    run_all([benchmark(tmp_path, "first", "raise SystemExit(1)")], size(tmp_path, smoke=False), lambda _: None)
+    run_all([benchmark(tmp_path, "second", GOOD)], size(tmp_path, smoke=False), lambda _: None)
+    outcomes = json.loads((tmp_path / "results" / "runs.json").read_text())["outcomes"]
+    assert outcomes["first"]["outcome"] == FAILED
+    assert outcomes["second"] | {"seconds": 0, "at": ""} == {
+        "outcome": MEASURED,
+        "reason": "",
+        "peers": "",
+        "seconds": 0,
+        "at": "",
+        "command": "python -m tools.bench --only second",
+    }
+
+
+def test_peers_that_are_not_there_are_not_made_in_the_smoke_size_unless_there_is_time(tmp_path: Path) -> None:
+    recipe = 'import sys, pathlib; pathlib.Path(sys.argv[sys.argv.index("--out") + 1]).write_text(str(sys.argv))'
+    compared = replace(benchmark(tmp_path, "compared", recipe), peers="modelopt", peers_smoke_s=0.0)
+    without = run_all([compared], size(tmp_path), lambda _: None)["compared"]
+    assert without.outcome == MEASURED
+    assert "made in the full size alone" in without.peers
+    assert "--make-peers" not in (tmp_path / "results" / "compared.smoke.json").read_text()
+    (tmp_path / "peers" / "modelopt").mkdir(parents=True)
+    (tmp_path / "peers" / "modelopt" / "done").touch()
+    assert run_all([compared], size(tmp_path), lambda _: None)["compared"].peers == ""
+    assert "--make-peers" in (tmp_path / "results" / "compared.smoke.json").read_text()
+
+
+def test_the_command_ends_with_1_where_a_benchmark_failed_and_makes_the_page_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = BENCHMARKS[0].name
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    for program, expected in (("raise SystemExit(2)", 1), (GOOD.replace("{}", '{\\"commands\\": {}}'), 0)):
+        chosen = replace(benchmark(tmp_path, name, program), smoke=())
+        monkeypatch.setattr(command, "BENCHMARKS", (chosen,))
+        assert command.main(["--smoke", "--only", name]) == expected
+        assert (tmp_path / "README.md").exists()
+        assert (f"{name} failed: it said nothing" in capsys.readouterr().err) == bool(expected)
+
+
+@pytest.mark.slow
+def test_every_program_explains_itself_and_takes_its_smoke_options() -> None:
+    """Its own parser is asked: no benchmark is run."""
+    for each in BENCHMARKS:
+        words = [sys.executable, *each.program, "--help"]
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, cwd=ROOT, env=environment(), timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        for option in (*[word for word in each.smoke if word.startswith("--")], "--out"):
+            assert option in done.stdout, (each.name, option)
+        assert ("--make-peers" in done.stdout) == bool(each.peers), each.name
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
