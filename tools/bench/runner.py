@@ -102,9 +102,9 @@ def _run(benchmark: Benchmark, size: Size, left_s: float | None, say: Say) -> Ou
 
     if left_s is not None and left_s < _LEAST_S:
         return ended(NOT_MEASURED, "the time of all benchmarks together was over")
-    for path in benchmark.needs:
-        if not (SHARED / path).exists():
-            return ended(NOT_MEASURED, f"shared/{path} is not there (KEDGE_SHARED names the folder)")
+    for needed in benchmark.needs:
+        if not (SHARED / needed).exists():
+            return ended(NOT_MEASURED, f"shared/{needed} is not there (KEDGE_SHARED names the folder)")
     end = None if left_s is None else begin + left_s
     if benchmark.peers:
         peers = _make_peers(benchmark, size, end, say)
