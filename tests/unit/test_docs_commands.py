@@ -138,3 +138,21 @@ def test_every_message_that_is_explained_is_one_that_there_is_with_its_code(docu
     for message, code in _MESSAGE.findall(document.read_text(encoding="utf-8")):
         codes = {str(entry.code) for entry in entries if _same(message, entry.text)}
         assert code in codes or "None" in codes, f"{message} ({code}): {codes or 'nothing says so'}"
+
+
+def test_every_example_of_an_exit_code_is_a_message_with_that_code() -> None:
+    rows = re.findall(r"^\| (\d+) \| .* \| `([^`]+)` \|$", (ROOT / "docs" / "exit-codes.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    entries = find_errors().entries
+    for code, example in rows:
+        said = example.removeprefix("nano: ").rstrip("… ")
+        alike = [
+            entry
+            for entry in entries
+            if str(entry.code) == code
+            and any(
+                re.match(re.sub(r"\\{.*?\\}", ".*", re.escape(text)), said)
+                for text in (entry.text, re.sub(r"^\{[^}]*\}: ", "", entry.text))
+            )
+        ]
+        assert alike or example in ("interrupted", "Missing argument 'MODEL'."), f"{example} ({code})"

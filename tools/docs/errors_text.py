@@ -158,16 +158,25 @@ def _part(node: ast.expr, scope: Scope) -> list[str]:
 
 
 def _written_out(name: str, scope: Scope) -> list[str]:
-    """What a name may hold, where that is a few constants: of a loop over them, or a module's."""
+    """What a name may hold, where that is a few texts: of a loop over them, of a condition, or a module's."""
     values = list(_assigned(scope.function, name))
-    if (not values and name.isupper()) or name.startswith("_"):
+    if not values and (name.isupper() or name.startswith("_")):
         try:
             values = [_constant(name, scope)]
         except Unknown:
             return []
-    if values and len(values) <= _MOST and all(isinstance(value, ast.Constant) and value.value for value in values):
-        return [str(value.value) for value in values if isinstance(value, ast.Constant)]
-    return []
+    if len(values) > _MOST or not all(isinstance(value, ast.Constant | ast.IfExp | ast.JoinedStr) for value in values):
+        return []
+    try:
+        return [text for value in values for text in _plain(value, replace(scope, asks=False)) if text]
+    except (Carried, NeedsCallers, Unknown):
+        return []
+
+
+def _plain(value: ast.expr, scope: Scope) -> list[str]:
+    if isinstance(value, ast.Constant):
+        return [str(value.value)] if value.value else []
+    return patterns(value, replace(scope, depth=scope.depth + 1))
 
 
 def _label(node: ast.expr) -> str:
