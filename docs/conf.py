@@ -68,7 +68,7 @@ html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "kedge"},
     "navbar_align": "left",
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 9,
     "navbar_persistent": ["search-open"],
     "navbar_end": ["theme-switcher"],
     "show_nav_level": 1,
