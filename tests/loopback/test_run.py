@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from kedge.bench.rules import BenchRules
 from kedge.cli import main
@@ -66,6 +68,16 @@ def change(old: str, new: str) -> None:
     text = recipe.read_text()
     assert text.count(old) == 1, old
     recipe.write_text(text.replace(old, new))
+
+
+def write_device(target: str) -> None:
+    """`cam`, at a port where nobody listens."""
+    config_dir().mkdir(parents=True, exist_ok=True)
+    key = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    (config_dir() / "devices.toml").write_text(
+        f'[cam]\nhost = "127.0.0.1"\nport = 1\nuser = "nobody"\nstate = "/nowhere"\n'
+        f'target = "{target}"\nhost_key = "{key}"\n'
+    )
 
 
 def kedge(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
@@ -155,6 +167,21 @@ def test_what_served_before_is_measured_before_it_is_replaced(
 
 
 @pytest.mark.slow
+def test_a_device_that_is_down_does_not_keep_the_others_from_the_release(
+    here: Path, short: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_device(HERE)
+    code, document, _ = kedge(capsys, "run", "--to", "cam,local", "--max-failures", "1")
+    assert code == ExitCode.FLEET
+    validate(document, "run")
+    assert document["device"] == "cam"
+    before = next(step for step in document["steps"] if step["step"] == "bench-before")
+    assert before["state"] == "skipped"
+    assert "cam (nobody@127.0.0.1:1)" in before["why"]
+    assert {each["device"]: each["state"] for each in document["rollout"]["devices"]}["local"] == "updated"
+
+
+@pytest.mark.slow
 def test_the_text_tells_what_was_lost_gained_and_measured(
     here: Path, short: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,10 +233,7 @@ def test_a_device_of_another_platform_is_refused_before_an_hour_of_training(
     bare: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = "cpu-generic-aarch64" if HERE == "cpu-generic-x86_64" else "cpu-generic-x86_64"
-    config_dir().mkdir(parents=True, exist_ok=True)
-    (config_dir() / "devices.toml").write_text(
-        f'[cam]\nhost = "127.0.0.1"\nport = 1\nuser = "nobody"\ntarget = "{other}"\n'
-    )
+    write_device(other)
     code, document, _ = kedge(capsys, "run", "--to", "cam,local")
     assert code == ExitCode.INCOMPATIBLE
     assert f"cam is {other}" in document["error"]["message"]

@@ -138,7 +138,7 @@ class Run:
         with self._step("build") as step, watch() as sight:
             release = self._build(step, sight, optimised)
         with self._step("bench-before") as step, watch() as sight:
-            is_there = self._look(step, sight, release)
+            is_there = self._look(step, sight, release, alone=roll_out is None)
         with self._step("deploy") as step:
             if roll_out is not None:
                 code = self._roll_out(step, release, roll_out)
@@ -181,9 +181,22 @@ class Run:
         step["files"] = {"release": str(folder), "report": self.document["build"]["report"]}
         return open_release(folder)
 
-    def _look(self, step: dict[str, Any], sight: Sight, release: Release) -> bool:
-        """Measure what is to be replaced; whether nothing is, for the device serves the release."""
+    def _look(self, step: dict[str, Any], sight: Sight, release: Release, *, alone: bool) -> bool:
+        """Measure what is to be replaced; whether nothing is, for the device serves the release.
+
+        Args:
+            alone: there is no other device. Else one that cannot be asked is no reason to leave the others as they are.
+        """
         sight.step("asking what serves")
+        try:
+            return self._measure_before(step, sight, release)
+        except KedgeError as error:
+            if alone:
+                raise
+            step |= {"state": "skipped", "why": error.message}
+            return False
+
+    def _measure_before(self, step: dict[str, Any], sight: Sight, release: Release) -> bool:
         device, model = self._device, self._order.model
         with open_device(device, self._inventory) as (transport, _):
             client = AgentClient(transport, _ANSWER_S)
