@@ -34,6 +34,8 @@ _CODES = """# Exit codes and their errors
 Which errors end with which code. What to do about each code, with an example, is in [exit codes](../exit-codes.md).
 """
 
+_NO_CODE = 1000
+
 
 def error_pages() -> dict[str, str]:
     """Pages by path below docs/generated: errors.md, one an area, and exit-codes.md."""
@@ -87,8 +89,14 @@ def _title(area: str) -> str:
 def _page(area: str, texts: dict[str, list[Entry]]) -> str:
     known = anchors()
     lines = [f"# Errors of {_title(area)}", "", "`{name}` stands for what is filled in.", ""]
+    by_code: dict[int, list[str]] = {}
     for text, entries in texts.items():
-        lines += [f"({known[area, text]})=", f"## {_code(text)}", "", *_facts(entries), ""]
+        by_code.setdefault(min(_NO_CODE if entry.code is None else entry.code for entry in entries), []).append(text)
+    for code, listed in sorted(by_code.items()):
+        heading = "Within other messages" if code == _NO_CODE else f"Exit code {code}: {ExitCode(code).name}"
+        lines += [f"## {heading}", ""]
+        for text in listed:
+            lines += [f"({known[area, text]})=", f"### {_code(text)}", "", *_facts(texts[text]), ""]
     passed = [entry for entry in find_errors().carried if _area(entry) == area]
     if passed:
         lines += ["## Passed on", "", "Here another error's words are said again, or what the other side told:", ""]
