@@ -80,7 +80,7 @@ def accuracy(example: Example, proof: dict[str, Any]) -> None:
 
 
 def deploy(example: Example) -> dict[str, Any]:
-    """Deploy, and once more where this machine was too busy to keep the p99 just then: the device keeps what was pushed."""
+    """Deploy, and again where this machine was too busy just then for the p99: the device keeps what was pushed."""
     for _ in range(ATTEMPTS):
         deployed = example.kedge("deploy", "road.release", "--to", "local", expect=(0, 5))
         if "error" not in deployed:
