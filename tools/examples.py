@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EXAMPLES", "check", "command_of", "differences", "names", "rendered", "run"]
+__all__ = ["EXAMPLES", "check", "command_of", "committed", "differences", "measured", "names", "rendered", "run"]
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -35,6 +35,11 @@ _HEADLINES = 2
 def names() -> list[str]:
     """The worked examples: folders with a run.py."""
     return sorted(path.parent.name for path in EXAMPLES.glob("*/run.py"))
+
+
+def measured() -> list[str]:
+    """Those that have a result."""
+    return [name for name in names() if (EXAMPLES / name / "result.json").is_file()]
 
 
 def command_of(name: str) -> str:
@@ -111,7 +116,7 @@ def rendered(document: Mapping[str, Any]) -> str:
 
 def _overview() -> str:
     rows = []
-    for name in names():
+    for name in measured():
         title = (EXAMPLES / name / "README.md").read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
         document = committed(name)
         kept = [f"{each['name']}: {figure_text(each['value'], each['unit'])}" for each in document["figures"]]
@@ -121,7 +126,7 @@ def _overview() -> str:
 
 def _pages() -> dict[Path, str]:
     """Every README with a block, and what its block is to say."""
-    pages = {EXAMPLES / name / "README.md": rendered(committed(name)) for name in names()}
+    pages = {EXAMPLES / name / "README.md": rendered(committed(name)) for name in measured()}
     return {**pages, EXAMPLES / "README.md": _overview()}
 
 
