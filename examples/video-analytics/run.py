@@ -1,0 +1,165 @@
+"""Three models on one box, for eight cameras: trained, made INT8, batched, and one of them replaced while all serve."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import model
+from cameras import Cameras, Played
+from example import Example
+
+from kedge.deploy.push import deploy
+from kedge.release.bundle import open_release
+from kedge.transport.base import Deadline
+from kedge.transport.client import AgentClient
+from kedge.transport.local import LocalAgent
+from kedge_agent.store.layout import socket_directory
+
+MODELS = tuple(model.TASKS)
+PLAY_S = 4.0
+FRAMES = 64
+# A core a model that computes; with eight cameras, no more than eight requests of a model are there at a time.
+ALONE = {"threads": 1}
+BATCHED = {"threads": 1, "models": {"*": {"max_batch": 48, "max_delay_us": 500}}}
+
+
+def main() -> None:
+    """From scans and photographs to figures."""
+    with Example(__file__) as example:
+        example.say(
+            "Three networks, trained on frames composed of scans and photographs, each made INT8 by its recipe."
+        )
+        for name in MODELS:
+            optimised(example, name)
+            built(example, name, version=1)
+
+        example.say("One box: an agent with all three, which share the memory that they compute in.")
+        example.local(ALONE)
+        for name in MODELS:
+            example.kedge("deploy", f"{name}-1.release", "--to", "local")
+        example.say(f"Eight cameras, {PLAY_S:.0f} s. First, each request is computed alone.")
+        alone = cameras(example).play(PLAY_S)
+        example.say("Now requests that come at nearly the same time are joined: max_batch in the agent's settings.")
+        example.local(BATCHED)
+        batched = cameras(example).play(PLAY_S, alone.answers)
+        throughput(example, alone, batched)
+        together = pss_bytes(example.local())
+
+        replaced(example, alone)
+        apart(example, together)
+        example.finish()
+
+
+def optimised(example: Example, name: str, version: int = 1) -> None:
+    """Train where there are no weights, quantise, and judge on held-out frames."""
+    recipe = example.source / f"recipe-{name}.toml"
+    proof = example.kedge("optimize", recipe, "-o", f"{name}-{version}.onnx")
+    judged = proof["before"]["metrics"]["top1"]["count"]
+    of = name if version == 1 else f"{name}, release {version}"
+    for precision, side in (("FP32", "before"), ("INT8", "after")):
+        share = proof[side]["metrics"]["top1"]["share"]
+        example.figure(f"accuracy, {of}, {precision}", share, "share", ("abs", 0.03), f"{judged} held-out crops")
+    if version == 1:
+        ratio = proof["after"]["bytes"] / proof["before"]["bytes"]
+        example.figure(f"bytes, {name}, INT8 : FP32", ratio, "ratio", ("abs", 0.03))
+
+
+def built(example: Example, name: str, version: int) -> None:
+    """A release with golden inputs that no pass has seen."""
+    crops, _ = getattr(model, f"{name}_held_out")()
+    np.save(f"{name}.npy", crops[:8])
+    words = ["--name", name, "--model-version", version, "--golden", f"{name}.npy", "-o", f"{name}-{version}.release"]
+    example.kedge("build", f"{name}-{version}.onnx", "--target", example.target, *words)
+
+
+def cameras(example: Example, *names: str, agent: LocalAgent | None = None) -> Cameras:
+    """The cameras before an agent; of held-out frames, what these models look at."""
+    shown, _ = model.frames("held-out", model.HELD_OUT_FRAMES, seed=3)
+    crops = {}
+    for name in names or MODELS:
+        task = model.TASKS[name]
+        each = model.crops(shown[:FRAMES], task)
+        crops[name] = each.reshape(FRAMES, task.repeats, *each.shape[1:])
+    return Cameras(socket_directory((agent or example.local()).state) / "infer.sock", crops)
+
+
+def throughput(example: Example, alone: Played, batched: Played) -> None:
+    """Frames of all cameras, and how many crops a run of each model computed."""
+    example.figure("frames a second, all cameras, each request alone", alone.frames_per_s, "/s")
+    example.figure("frames a second, all cameras, batched", batched.frames_per_s, "/s")
+    ratio = batched.frames_per_s / alone.frames_per_s
+    example.figure(
+        "frames a second, batched : alone", ratio, "ratio", note="depends on the machine, and what else it does"
+    )
+    with closing(AgentClient(example.local())) as client:
+        statistics = client.get("/v2/models/stats", "infer")["model_stats"]
+    for each in sorted(statistics, key=lambda each: MODELS.index(each["name"])):
+        crops = each["inference_count"] / each["execution_count"]
+        sent = model.TASKS[each["name"]].repeats
+        example.figure(f"crops a run, {each['name']}", crops, "", note=f"a request has {sent}")
+    example.figure("answers that batching changed", sum(batched.changed.values()), "", ("abs", 0))
+    example.figure("requests that failed", alone.failed + batched.failed, "", ("abs", 0), "before any deploy")
+
+
+def replaced(example: Example, before: Played) -> None:
+    """A new release of one model goes live, and back, while all three serve."""
+    example.say("The plate reader is trained for twice as long, and becomes release 2.")
+    model.train("plate", epochs=2 * model.TASKS["plate"].epochs)
+    optimised(example, "plate", version=2)
+    built(example, "plate", version=2)
+    example.say("It is deployed while the cameras film, and taken back; the other two serve on.")
+    with cameras(example).playing(before.answers) as played:
+        example.kedge("deploy", "plate-2.release", "--to", "local")
+        during = versions(example)
+        example.kedge("rollback", "plate", "--on", "local")
+        after = versions(example)
+    if (during, after) != ({**dict.fromkeys(MODELS, 1), "plate": 2}, dict.fromkeys(MODELS, 1)):
+        sys.exit(f"the releases that served were {during}, then {after}")
+    example.say(f"{played.frames} frames meanwhile, {played.frames_per_s:.0f} a second.")
+    example.figure("requests that failed in a deploy and a rollback", played.failed, "", ("abs", 0))
+    others = sum(count for name, count in played.changed.items() if name != "plate")
+    example.figure("answers of the other models that it changed", others, "", ("abs", 0))
+
+
+def versions(example: Example) -> dict[str, int]:
+    """What serves now."""
+    status = example.kedge("status", "--on", "local")
+    return {each["name"]: int(each["version"]) for each in status["models"]}
+
+
+def apart(example: Example, together: int) -> None:
+    """The same three models in three agents, which run at the same time."""
+    example.say("For comparison, the same releases in three agents, one each.")
+    example.stop()
+    with ExitStack() as stack:
+        agents = []
+        for name in MODELS:
+            agents.append(LocalAgent(example.folder / f"agent-{name}", ephemeral=True, threads=1))
+            stack.callback(agents[-1].close)
+            agents[-1].start(Deadline.after(60, "starting an agent"))
+            deploy(agents[-1], open_release(example.folder / f"{name}-1.release"), remember=False)
+        for name, agent in zip(MODELS, agents, strict=True):
+            cameras(example, name, agent=agent).play(1.0)
+        three = sum(map(pss_bytes, agents))
+    note = "PSS: what processes have in common is counted once"
+    example.figure("memory of one agent with three models", together, "bytes", note=note)
+    example.figure("memory of three agents with one each", three, "bytes", note=note)
+    example.figure("memory, one agent : three", together / three, "ratio", ("abs", 0.1))
+
+
+def pss_bytes(agent: LocalAgent) -> int:
+    """An agent's share of the machine's memory."""
+    with closing(AgentClient(agent)) as client:
+        memory: dict[str, Any] = client.get("/kedge/v1/info")["memory"]
+    return int(memory["pss_bytes"])
+
+
+if __name__ == "__main__":
+    main()
