@@ -26,7 +26,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 from example import RESULT_FORMAT, figure_text, tolerance_text  # noqa: E402
 
-_BLOCK = re.compile(r"(<!-- result -->\n).*?(\n<!-- /result -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- result -->\n).*?(?<=\n)(<!-- /result -->)", re.DOTALL)
 _SH = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # An example's first figures are what it kept of its accuracy.
 _HEADLINES = 2
@@ -132,7 +132,7 @@ def _pages() -> dict[Path, str]:
 
 def _filled(page: Path, block: str) -> str:
     text = page.read_text(encoding="utf-8")
-    out, count = _BLOCK.subn(lambda found: f"{found[1]}{block}{found[2]}", text)
+    out, count = _BLOCK.subn(lambda found: f"{found[1]}\n{block}\n\n{found[2]}", text)
     if count != 1:
         raise ValueError(f"{page} has {count} blocks <!-- result --> … <!-- /result -->, not one")
     return out
