@@ -144,6 +144,9 @@ class Example:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+        if kind is KeyboardInterrupt:
+            print(f"{self.name}: interrupted", file=sys.stderr)  # noqa: T201
+            sys.exit(130)
 
     def say(self, text: str) -> None:
         """A paragraph for whoever watches."""
