@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -101,8 +101,9 @@ class Sources:
         return found
 
 
+@cache
 def read_sources(root: Path = _ROOT) -> Sources:
-    """Read everything that is shipped."""
+    """Read everything that is shipped; once in a process."""
     modules = []
     bases: dict[str, str] = {}
     for package in _PACKAGES:
@@ -110,10 +111,12 @@ def read_sources(root: Path = _ROOT) -> Sources:
             relative = path.relative_to(root)
             parts = relative.with_suffix("").parts[1:]
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            modules.append(_module(tree, ".".join(part for part in parts if part != "__init__"), str(relative)))
+            nodes = list(ast.walk(tree))
+            name = ".".join(part for part in parts if part != "__init__")
+            modules.append(_module(tree, nodes, name, str(relative)))
             bases |= {
                 node.name: _last(node.bases[0])
-                for node in ast.walk(tree)
+                for node in nodes
                 if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and node.bases
             }
     every = [function for module in modules for function in module.functions]
@@ -127,12 +130,10 @@ def read_sources(root: Path = _ROOT) -> Sources:
     return Sources(modules, functions, bases, calls)
 
 
-def _module(tree: ast.Module, name: str, path: str) -> Module:
+def _module(tree: ast.Module, nodes: Iterable[ast.AST], name: str, path: str) -> Module:
     module = Module(name, path)
     module.functions = [Function(module, tree), *_functions(module, tree, "", None)]
-    module.imports = frozenset(
-        alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
-    )
+    module.imports = frozenset(alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names)
     for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             module.constants[node.targets[0].id] = node.value
@@ -149,7 +150,7 @@ def _functions(module: Module, node: ast.AST, owner: str, outer: Function | None
             yield from _functions(module, child, "", function)
         elif isinstance(child, ast.ClassDef):
             yield from _functions(module, child, child.name, outer)
-        else:
+        elif isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
             yield from _functions(module, child, owner, outer)
 
 
