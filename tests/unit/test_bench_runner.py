@@ -35,16 +35,20 @@ def test_one_that_fails_is_named_with_its_last_word_and_the_others_run(tmp_path:
         benchmark(tmp_path, "bad", 'import sys; print("first", file=sys.stderr); raise ValueError("it fell over")'),
         benchmark(tmp_path, "silent", "raise SystemExit(3)"),
         benchmark(tmp_path, "idle", "pass"),
+        benchmark(tmp_path, "garbled", GOOD.replace("{}", "{")),
         benchmark(tmp_path, "good", GOOD),
     ]
     outcomes = run_all(chosen, size(tmp_path), said.append)
-    assert [each.outcome for each in outcomes.values()] == [FAILED, FAILED, FAILED, MEASURED]
+    assert [each.outcome for each in outcomes.values()] == [FAILED, FAILED, FAILED, FAILED, MEASURED]
     assert outcomes["bad"].reason == "ValueError: it fell over (exit status 1)"
     assert outcomes["silent"].reason == "it said nothing (exit status 3)"
     assert outcomes["idle"].reason == "it ended well and wrote no figures"
+    assert outcomes["garbled"].reason.startswith("its figures are no JSON")
+    conditions = json.loads((tmp_path / "results" / "good.smoke.json").read_text())["conditions"]
+    assert {"processor", "cores", "python", "commit", "load_average"} <= conditions.keys()
     assert "    first" in said
-    assert said[0] == "[1 of 4] bad: what bad does"
-    assert said[-1].startswith("[4 of 4] good: measured after")
+    assert said[0] == "[1 of 5] bad: what bad does"
+    assert said[-1].startswith("[5 of 5] good: measured after")
 
 
 def test_what_the_machine_lacks_is_not_measured_and_no_failure(tmp_path: Path) -> None:
@@ -109,7 +113,8 @@ def test_outcomes_of_benchmarks_that_do_not_run_again_are_kept(tmp_path: Path) -
 
 
 def test_peers_that_are_not_there_are_not_made_in_the_smoke_size_unless_there_is_time(tmp_path: Path) -> None:
-    recipe = 'import sys, pathlib; pathlib.Path(sys.argv[sys.argv.index("--out") + 1]).write_text(str(sys.argv))'
+    recipe = "import json, sys, pathlib; out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1]); "
+    recipe += "out.write_text(json.dumps({'argv': sys.argv}))"
     compared = replace(benchmark(tmp_path, "compared", recipe), peers="modelopt", peers_smoke_s=0.0)
     without = run_all([compared], size(tmp_path), lambda _: None)["compared"]
     assert without.outcome == MEASURED

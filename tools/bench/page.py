@@ -109,7 +109,7 @@ def _section(benchmark: Benchmark, full: Found, small: Found | None) -> list[str
     lines += [f"By `python {program}`; `python -m tools.bench --only {benchmark.name}`.", ""]
     lines.append(f"{conditions(document) if document is not None else 'In the full size: ' + NONE + '.'}")
     if other is not None:
-        lines.append(f"Smoke size: {conditions(other)}")
+        lines += ["", f"Smoke size: {conditions(other)}"]
     lines.append("")
     tables = _tables(_panels(benchmark, full), _panels(benchmark, small), wide=small is not None)
     if tables:
@@ -120,6 +120,8 @@ def _section(benchmark: Benchmark, full: Found, small: Found | None) -> list[str
     if gaps:
         lines += ["Not measured:", "", *(f"- {gap}." for gap in gaps), ""]
     files = [f"[{name}.json](results/{name}.json)" for name in benchmark.files if name in full.documents]
+    if benchmark.name in full.pages:
+        files.insert(0, f"[{benchmark.name}.md](results/{benchmark.name}.md)")
     if files:
         lines += [f"All of it: {', '.join(files)}.", ""]
     return lines

@@ -84,13 +84,13 @@ def _startup(document: Documents) -> list[Panel]:
     rows = document["commands"]
     groups: dict[str, list[tuple[str, float]]] = {}
     for name, row in rows.items():
-        groups.setdefault(row["group"], []).append((name, row["seconds"]["median"]))
-    return [Panel(group, "s", _bars(values)) for group, values in groups.items()]
+        groups.setdefault(row["group"], []).append((name, row["seconds"]["median"] * 1e3))
+    return [Panel(group, "ms", _bars(values)) for group, values in groups.items()]
 
 
 def _serving(document: Documents) -> list[Panel]:
     out = []
-    for key in ("mobilenetv2", "mnist"):
+    for key in ("mobilenetv2", "mnist", "image", "tiny"):
         model = document["models"].get(key)
         if model is not None:
             ways = [(name, way["p50_ms"]["median"]) for name, way in model["ways"].items()]
@@ -202,8 +202,7 @@ def _demo(document: Documents) -> list[Panel]:
 
 def _soak(document: Documents) -> list[Panel]:
     times = [(name, document["latency"][f"{name}_ms"]) for name in ("median", "p90", "p99", "max")]
-    title = f"latency of {document['requests']:,} requests, {document['activations']} switches"
-    return [Panel(title, "ms", _bars(times))]
+    return [Panel("latency at half of capacity, releases switched every 10 s", "ms", _bars(times))]
 
 
 def _gpu(document: Documents) -> list[Panel]:

@@ -18,10 +18,15 @@ Documents = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Found:
-    """Of one size. documents: by name of the file. outcomes: how the last run of each benchmark ended, by its name."""
+    """Of one size.
+
+    documents: by name of the file. outcomes: how the last run of each benchmark ended, by its name. pages: names of
+    those that have a page of tables beside their figures.
+    """
 
     documents: Documents
     outcomes: Documents
+    pages: frozenset[str] = frozenset()
 
     def of(self, benchmark: Benchmark) -> Any | None:
         """The first of a benchmark's documents; None where there is none."""
@@ -45,7 +50,7 @@ def read(folder: Path, suffix: str) -> Found:
     outcomes: Documents = {}
     with contextlib.suppress(FileNotFoundError):
         outcomes = json.loads((folder / f"runs{suffix}.json").read_text(encoding="utf-8"))["outcomes"]
-    return Found(documents, outcomes)
+    return Found(documents, outcomes, frozenset(path.stem for path in folder.glob("*.md")))
 
 
 def date(document: Documents | None) -> str:

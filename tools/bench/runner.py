@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from tools.bench.catalogue import DONE, MISSING, ROOT, SMOKE_S, Benchmark
-from tools.bench.facts import SHARED
+from tools.bench.facts import SHARED, conditions
 
 __all__ = ["FAILED", "MEASURED", "NOT_MEASURED", "Outcome", "Size", "run_all"]
 
@@ -117,6 +117,7 @@ def _run(benchmark: Benchmark, size: Size, left_s: float | None, say: Say) -> Ou
         for path in files:
             for old in size.results.glob(f"{path.stem}.*"):
                 old.unlink()
+    load = os.getloadavg()
     limit_s = None if end is None else max(min(end - time.monotonic(), benchmark.smoke_s), _LEAST_S)
     try:
         code, said = _process([sys.executable, *words], limit_s, say)
@@ -127,9 +128,23 @@ def _run(benchmark: Benchmark, size: Size, left_s: float | None, say: Say) -> Ou
         return ended(NOT_MEASURED, told[-1] if told else "it does not say why")
     if code not in (benchmark.smoke_codes if size.smoke else (0,)):
         return ended(FAILED, f"{said[-1] if said else 'it said nothing'} (exit status {code})")
-    if not any(path.exists() and path.stat().st_mtime_ns != before.get(path) for path in files):
+    written = [path for path in files if path.exists() and path.stat().st_mtime_ns != before.get(path)]
+    if not written:
         return ended(FAILED, "it ended well and wrote no figures")
+    try:
+        for path in written:
+            _state_conditions(path, load)
+    except ValueError as error:
+        return ended(FAILED, f"its figures are no JSON: {error}")
     return ended(MEASURED)
+
+
+def _state_conditions(path: Path, load: tuple[float, float, float]) -> None:
+    """Where and of what a program's figures are, where it does not say so itself; load: the average before."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if "conditions" not in document:
+        document = {"conditions": conditions(load), **document}
+        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _make_peers(benchmark: Benchmark, size: Size, end: float | None, say: Say) -> str:

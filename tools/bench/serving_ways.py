@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 from facts import SHARED
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from serving_client import Address, Connection, prepare
 from serving_servers import Server, fastapi, floor, kedge, kedge_empty, mlserver
 
@@ -60,7 +61,34 @@ def cases(folder: Path) -> list[Case]:
     def image(*shape: int) -> Tensor:
         return draw.uniform(-1, 1, shape).astype(np.float32)
 
+    identity = Case(
+        "identity",
+        "no work at all: 1 × 3 × 224 × 224 in, the same out",
+        _identity(folder / "identity.onnx"),
+        "x",
+        image(1, 3, 224, 224),
+    )
     models = SHARED / "models"
+    if not models.is_dir():
+        # What a server adds does not depend on what the weights are.
+        made = "weights drawn at random, for want of a real model"
+        return [
+            Case(
+                "image",
+                f"six convolutions, {made}: 1 × 3 × 224 × 224 in, 8 values out",
+                _convolutions(folder / "image.onnx", (3, 32, 64, 64, 64, 64), 2),
+                "x",
+                image(1, 3, 224, 224),
+            ),
+            Case(
+                "tiny",
+                f"two convolutions, {made}: 1 × 1 × 28 × 28 in, 8 values out",
+                _convolutions(folder / "tiny.onnx", (1, 8), 1),
+                "x",
+                image(1, 1, 28, 28),
+            ),
+            identity,
+        ]
     return [
         Case(
             "mobilenetv2",
@@ -76,14 +104,33 @@ def cases(folder: Path) -> list[Case]:
             "Input3",
             image(1, 1, 28, 28),
         ),
-        Case(
-            "identity",
-            "no work at all: 1 × 3 × 224 × 224 in, the same out",
-            _identity(folder / "identity.onnx"),
-            "x",
-            image(1, 3, 224, 224),
-        ),
+        identity,
     ]
+
+
+def _convolutions(path: Path, channels: Sequence[int], halvings: int) -> Path:
+    """x [batch, channels[0], size, size] → y [batch, 8]: 3 × 3 kernels, the first `halvings` of stride 2; mean."""
+    draw = np.random.default_rng(0)
+    weights, nodes, last = [], [], "x"
+    for number, (source, sink) in enumerate(pairwise([*channels, 8])):
+        kernel = draw.standard_normal((sink, source, 3, 3)).astype(np.float32) / np.float32(3 * source**0.5)
+        weights.append(numpy_helper.from_array(kernel, f"w{number}"))
+        stride = [2, 2] if number < halvings else [1, 1]
+        nodes.append(helper.make_node("Conv", [last, f"w{number}"], [f"c{number}"], pads=[1] * 4, strides=stride))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
+        last = f"r{number}"
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["mean"]))
+    nodes.append(helper.make_node("Flatten", ["mean"], ["y"]))
+    size = 224 if channels[0] == 3 else 28
+    graph = helper.make_graph(
+        nodes,
+        "convolutions",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", channels[0], size, size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
 
 
 def _identity(path: Path) -> Path:
