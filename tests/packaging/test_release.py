@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tools.release.built import build_all, check_contents, check_descriptions
 from tools.release.steps import ROOT, BrokenError, NotCheckedError
-from tools.release.supply import allowed, licences_of, licences_page
+from tools.release.supply import allowed, licences_of, licences_page, verdict
 from tools.release.version import changes_of, require_entry, stated_version
 
 import kedge
@@ -99,3 +99,13 @@ def test_a_python_that_is_not_here_is_not_checked_rather_than_passed() -> None:
 
     with pytest.raises(NotCheckedError, match=r"no Python 2\.9 on this machine"):
         interpreter("2.9")
+
+
+def test_an_audit_of_which_nothing_is_known_is_not_taken_for_a_clean_one() -> None:
+    clean, skipped = {"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found on PyPI"}
+    assert verdict([clean]) == "1 packages, nothing known against them"
+    assert verdict([clean, skipped]).endswith("not asked: b")
+    with pytest.raises(NotCheckedError, match="told nothing of 2 of 3 packages: not found on PyPI"):
+        verdict([clean, skipped, skipped])
+    with pytest.raises(BrokenError, match="a 1: CVE-2026-1"):
+        verdict([{**clean, "vulns": [{"id": "CVE-2026-1"}]}, skipped, skipped])

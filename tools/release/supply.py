@@ -11,7 +11,7 @@ from typing import Any
 from .environments import Environment
 from .steps import ROOT, BrokenError, NotCheckedError, shell
 
-__all__ = ["allowed", "audit", "licences_of", "licences_page", "write_bill"]
+__all__ = ["allowed", "audit", "licences_of", "licences_page", "verdict", "write_bill"]
 
 # Licences whose terms a user keeps by installing the package unchanged. LGPL: as a library of its own, as pip does it.
 _ALLOWED = {
@@ -135,11 +135,22 @@ def audit(made: Environment) -> str:
         found = json.loads(said)["dependencies"]
     except (BrokenError, ValueError, KeyError) as error:
         raise NotCheckedError(f"pip-audit could not ask PyPI: {str(error).splitlines()[-1][:150]}") from error
+    return verdict(found)
+
+
+def verdict(found: list[dict[str, Any]]) -> str:
+    """What pip-audit's list of dependencies says.
+
+    Raises:
+        BrokenError: something is known against one. NotCheckedError: PyPI told nothing of most of them.
+    """
     known = [f"{one['name']} {one['version']}: {vuln['id']}" for one in found for vuln in one.get("vulns", [])]
-    own = [one for one in found if one["name"].startswith("kedge")]
     if known:
         raise BrokenError(f"known vulnerabilities: {'; '.join(known)}")
-    skipped = [one["name"] for one in found if "skip_reason" in one and one not in own]
-    return f"{len(found) - len(skipped)} packages, none known" + (
-        f"; not known to PyPI: {', '.join(skipped)}" if skipped else ""
-    )
+    skipped = [one for one in found if "skip_reason" in one and not one["name"].startswith("kedge")]
+    asked = len([one for one in found if "skip_reason" not in one])
+    if len(skipped) > asked:
+        why = str(skipped[0]["skip_reason"])[:120]
+        raise NotCheckedError(f"PyPI told nothing of {len(skipped)} of {len(found)} packages: {why}")
+    said = f"{asked} packages, nothing known against them"
+    return said + (f"; not asked: {', '.join(one['name'] for one in skipped)}" if skipped else "")
