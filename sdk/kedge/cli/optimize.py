@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["optimize"]
 
-_NAME = 48
 _PRECISIONS = ("int8", "int8-dynamic", "w4a8", "int4", "fp16", "bf16", "fp8", "auto")
 
 
@@ -160,10 +159,10 @@ def optimize(
     which states everything the options do and more. Beside the model, OUT.json and OUT.html report what was
     done. Exit 5 when a gate does not hold (--max-drop, --min-sensitivity, …).
     """
-    from ..errors import BadInputError, GateRefusedError
+    from ..errors import BadInputError
     from ..optimize.pipeline import optimise
     from ..optimize.recipe import read_recipe
-    from ..optimize.written import refuse_overwriting, write_report
+    from ..optimize.written import refusal, refuse_overwriting, write_report
 
     bits = [each for each in cluster_or_workers if isinstance(each, int)]
     schedulers = [each for each in cluster_or_workers if isinstance(each, str)]
@@ -198,14 +197,7 @@ def optimize(
 
     out.result({**done.document, "artefact": str(result), "report": str(page)}, render)
     if done.passed is False:
-        from ..report.optimize_gate import refusal
-
-        gate = done.document["gate"]
-        names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in gate["blame"][:3]]
-        blamed = f"; most error arises in {', '.join(names)}" if names else ""
-        raise GateRefusedError(
-            f"the accuracy gate does not hold: {refusal(gate)}{blamed}", hint=gate["next"], told=True
-        )
+        raise refusal(done.document)
 
 
 @contextmanager
