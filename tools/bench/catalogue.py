@@ -27,7 +27,7 @@ class Benchmark:
     compares with, a name of tools/bench/peers.py, or none. results: names of its files, without ending; several where
     it takes a folder. smoke_s, peers_smoke_s: seconds that it, and the making of its peers, may take in the smoke size;
     the full one has all the time. smoke_codes: exit statuses that are no failure in the smoke size. needs: files of
-    `shared` that it cannot do without.
+    `shared` that it cannot do without. note: what is to be known beside its figures, to be fair to the others.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Benchmark:
     peers_smoke_s: float = 0.0
     smoke_codes: tuple[int, ...] = (0,)
     needs: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -70,6 +71,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "a request to the agent beside MLServer, FastAPI and the bare model: latency, throughput, memory, start",
         _script("serving"),
         peers="serving",
+        note="MLServer's REST takes JSON alone, and its gRPC was not measured; kedge and `FastAPI, bytes` are sent bytes. "
+        "The floor is the least that a Python process can do behind a Unix socket.",
         peers_smoke_s=150.0,
     ),
     Benchmark(
@@ -84,6 +87,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "a file to a device by kedge, scp, sftp, rsync, paramiko and asyncssh; what a second version and a cut cost",
         _script("push"),
         peers="push",
+        note="Links but `0 ms` are a proxy of ours, whose delay hides congestion control. kedge's time holds the sha256 "
+        "of every byte and the release's acceptance; the others leave their bytes to the kernel.",
         peers_smoke_s=60.0,
     ),
     Benchmark(
@@ -92,6 +97,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "static INT8 by kedge, onnxruntime's own tool and ModelOpt: accuracy, size, latency, seconds",
         _script("optimize"),
         peers="modelopt",
+        note="ModelOpt's Q/DQ is made for TensorRT: what it costs on this CPU is not what it is for, and its speed on a "
+        "GPU was not measured here.",
     ),
     Benchmark(
         "recipes",

@@ -107,6 +107,7 @@ def _section(benchmark: Benchmark, full: Found, small: Found | None) -> list[str
     lines = [f"## {benchmark.title}", "", f"Measured: {benchmark.what}."]
     program = "-m " + benchmark.program[1] if benchmark.program[0] == "-m" else benchmark.program[0]
     lines += [f"By `python {program}`; `python -m tools.bench --only {benchmark.name}`.", ""]
+    lines += [benchmark.note, ""] if benchmark.note else []
     lines.append(f"{conditions(document) if document is not None else 'In the full size: ' + NONE + '.'}")
     if other is not None:
         lines += ["", f"Smoke size: {conditions(other)}"]

@@ -17,7 +17,7 @@ __all__ = ["plot"]
 
 _COLOURS = {"kedge": BLUE, "peer": GREY, "reference": MUTED}
 _WIDTH_PX, _BAR_PX, _PANEL_PX = 720, 22, 40
-_LABEL, _TITLE = 34, 58
+_LABEL, _TITLE = 34, 66
 # Beyond this ratio the shorter bars would be a line each.
 _LOGARITHMIC = 30
 _PAGES = ("#ffffff", "#14181f")
