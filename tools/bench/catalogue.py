@@ -71,8 +71,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "a request to the agent beside MLServer, FastAPI and the bare model: latency, throughput, memory, start",
         _script("serving"),
         peers="serving",
-        note="MLServer's REST takes JSON alone, and its gRPC was not measured; kedge and `FastAPI, bytes` are sent bytes. "
-        "The floor is the least that a Python process can do behind a Unix socket.",
+        note="MLServer's REST takes JSON alone, and its gRPC was not measured; kedge and `FastAPI, bytes` are sent "
+        "bytes. The floor is the least that a Python process can do behind a Unix socket.",
         peers_smoke_s=150.0,
     ),
     Benchmark(
@@ -87,8 +87,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "a file to a device by kedge, scp, sftp, rsync, paramiko and asyncssh; what a second version and a cut cost",
         _script("push"),
         peers="push",
-        note="Links but `0 ms` are a proxy of ours, whose delay hides congestion control. kedge's time holds the sha256 "
-        "of every byte and the release's acceptance; the others leave their bytes to the kernel.",
+        note="Links but `0 ms` are a proxy of ours, whose delay hides congestion control. kedge's time holds the "
+        "sha256 of every byte and the release's acceptance; the others leave their bytes to the kernel.",
         peers_smoke_s=60.0,
     ),
     Benchmark(
@@ -97,8 +97,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "static INT8 by kedge, onnxruntime's own tool and ModelOpt: accuracy, size, latency, seconds",
         _script("optimize"),
         peers="modelopt",
-        note="ModelOpt's Q/DQ is made for TensorRT: what it costs on this CPU is not what it is for, and its speed on a "
-        "GPU was not measured here.",
+        note="ModelOpt's Q/DQ is made for TensorRT: what it costs on this CPU is not what it is for, and its speed on "
+        "a GPU was not measured here.",
     ),
     Benchmark(
         "recipes",
