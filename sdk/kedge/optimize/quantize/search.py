@@ -186,7 +186,9 @@ def _try(
             # What was judged is kept, also where the round is interrupted.
             mixes.append(mix_of(trial))
             study.tell(trial, _value(step, mixes[-1]))
-            events.try_out(trial.number, mixes[-1].counts, _figures(mixes[-1], _best(step, mixes)))
+            counts = dict.fromkeys(("fp32", *_PRECISIONS), 0) | mixes[-1].counts
+            events.try_out(trial.number, counts, {**_figures("mix", mixes[-1]), "mix/ms": mixes[-1].measured_ms})
+            events.add(trial.number, _figures("best", _best(step, mixes)))
 
     def constraints(trial: Any) -> tuple[float, ...]:
         return (_excess(step, mix_of(trial)),)
@@ -230,17 +232,9 @@ def _try(
     return mixes
 
 
-def _figures(mix: Mix, best: Mix) -> Mapping[str, float | None]:
-    """What TensorBoard shows of a trial, and of the best one until then."""
-    return {
-        "mix/drop": mix.drop,
-        "mix/time": mix.time,
-        "mix/size": mix.size,
-        "mix/ms": mix.measured_ms,
-        "best/drop": best.drop,
-        "best/time": best.time,
-        "best/size": best.size,
-    }
+def _figures(which: str, mix: Mix) -> Mapping[str, float | None]:
+    """What TensorBoard shows of a trial, or of the best one until then."""
+    return {f"{which}/drop": mix.drop, f"{which}/time": mix.time, f"{which}/size": mix.size}
 
 
 def _complete(study: Any) -> list[Any]:
