@@ -131,7 +131,7 @@ def replaced(example: Example, before: Played) -> None:
 def versions(example: Example) -> dict[str, int]:
     """What serves now."""
     status = example.kedge("status", "--on", "local")
-    return {each["name"]: int(each["version"]) for each in status["models"]}
+    return {each["model"]: int(each["version"]) for each in status["models"]}
 
 
 def apart(example: Example, together: int) -> None:

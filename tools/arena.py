@@ -1,0 +1,92 @@
+"""What models of onnxruntime take in one arena, and in arenas of their own: the figures of docs/agent.md.
+
+    python tools/arena.py mobilenetv2.onnx yolox_nano.onnx ultraface.onnx
+
+Each way runs in a process of its own. Resident memory is read after malloc_trim, and is of this machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+_RUNS = 12
+_LARGE = 32
+_FREE = 224  # pixels, where a model leaves a side free
+
+
+def main() -> None:
+    """Print a table, one row a moment."""
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(_measured(sys.argv[2] == "shared", [Path(path) for path in sys.argv[3:]])))
+        return
+    found = {}
+    for way in ("own", "shared"):
+        command = [sys.executable, __file__, "--child", way, *sys.argv[1:]]
+        found[way] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    for moment, own in found["own"].items():
+        print(f"{moment:<60} own {own / 1e6:6.1f} MB   shared {found['shared'][moment] / 1e6:6.1f} MB")
+
+
+def _measured(shared: bool, paths: list[Path]) -> dict[str, int]:
+    from kedge_agent.measure.memory import read_memory
+    from kedge_agent.runtime import onnxruntime as runtime
+    from kedge_agent.runtime.base import LoadOptions
+
+    if not shared:
+        runtime.arena_of_process = lambda: None
+    models = [runtime.OnnxRuntime().load(path, LoadOptions(threads=1)) for path in paths]
+    slots = [model.slot() for model in models]
+    out: dict[str, int] = {}
+
+    def note(moment: str) -> None:
+        ctypes.CDLL(None).malloc_trim(0)
+        out[moment] = read_memory().rss_bytes or 0
+
+    def run(index: int, batch: int = 1) -> None:
+        shapes = {
+            spec.name: tuple(dim if dim > 0 else (batch if at == 0 else _FREE) for at, dim in enumerate(spec.shape))
+            for spec in models[index].inputs
+        }
+        binding = slots[index].bind(shapes)
+        binding.submit()
+        binding.wait()
+
+    def loop(index: int, stop: threading.Event, times: int) -> None:
+        while times and not stop.is_set():
+            run(index)
+            times -= 1
+
+    def at_once(first: int, times: int) -> tuple[threading.Event, list[threading.Thread]]:
+        stop = threading.Event()
+        threads = [threading.Thread(target=loop, args=(index, stop, times)) for index in range(first, len(models))]
+        for thread in threads:
+            thread.start()
+        return stop, threads
+
+    note("loaded")
+    for _ in range(4):
+        for index in range(len(models)):
+            run(index)
+    note("after runs one after another")
+    for thread in at_once(0, _RUNS)[1]:
+        thread.join()
+    note("after runs at the same time")
+    run(0, _LARGE)
+    note(f"after a request of {_LARGE} to the first")
+    stop, threads = at_once(1, -1)
+    for _ in range(200):
+        run(0)
+    note("after 200 of one, while the others run without pause")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return out
+
+
+if __name__ == "__main__":
+    main()
