@@ -24,10 +24,10 @@ PATCH = 16
 
 _FIELD = 128
 _STRONG_DAB, _STRONG_AREA = 0.14, 0.2
-_SOME_DAB, _UNSTAINED_AREA = 0.05, 0.05
+_SOME_DAB, _UNSTAINED_AREA = 0.05, 0.01
 _EPOCHS, _BATCH, _LEARNING_RATE = 12, 64, 5e-3
-# A strong patch that is missed costs as much as three weak ones that are taken for strong.
-_WEIGHTS = (1.0, 3.0)
+# A strong patch that is missed costs as much as five weak ones that are taken for strong.
+_WEIGHTS = (1.0, 5.0)
 
 Patches = NDArray[np.uint8]
 Labels = NDArray[np.int64]

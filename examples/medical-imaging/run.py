@@ -54,22 +54,27 @@ def main() -> None:
         figures(example, wrong, right)
         example.figure("found on the device", found, "strong patches", ("abs", 4), f"of {(labels == STRONG).sum()}")
         latency = next(gate["figures"] for gate in deployed["gates"] if gate["gate"] == "latency")
-        example.figure("p99 of one patch on the device", float(latency["p99_ms"]), "ms", note="gate: 25 ms")
+        example.figure("p99 on the device", float(latency["p99_ms"]), "ms", note="gate: 100 ms")
         example.finish()
 
 
 def figures(example: Example, wrong: Mapping[str, Any], right: Mapping[str, Any]) -> None:
     """What the two reports say of the network, of the INT8 model that was refused, and of the one that passed."""
-    for side, document, key in (("FP32", right, "before"), ("INT8", right, "after"), ("INT8, refused", wrong, "after")):
-        metrics = document[key]["metrics"]
-        strong = metrics["per_class"][STRONG]
-        refused = document is wrong
-        example.figure(f"sensitivity, {side}", strong["share"], "share", ("abs", 0.15 if refused else 0.07), on(strong))
-        spared = strong["specificity"]
+    sides = (("FP32", right["before"]), ("INT8", right["after"]), ("INT8, refused", wrong["after"]))
+    for side, of in sides:
+        strong = of["metrics"]["per_class"][STRONG]
+        # How much the mistake costs depends on the training; that it is refused does not.
+        tolerance = 0.15 if of is wrong["after"] else 0.07
+        example.figure(f"sensitivity, {side}", strong["share"], "share", ("abs", tolerance), on(strong))
+    for side, of in sides:
+        spared = of["metrics"]["per_class"][STRONG]["specificity"]
         example.figure(f"specificity, {side}", spared["share"], "share", ("abs", 0.02), on(spared))
-        example.figure(f"accuracy, {side}", metrics["top1"]["share"], "share", ("abs", 0.02), on(metrics["top1"]))
-        error = metrics["calibration_error"]["error"]
-        example.figure(f"calibration error, {side}", error, "", ("abs", 0.02), "15 bins, softmax of the scores")
+    for side, of in sides:
+        top1 = of["metrics"]["top1"]
+        example.figure(f"accuracy, {side}", top1["share"], "share", ("abs", 0.02), on(top1))
+    for side, of in sides:
+        error = of["metrics"]["calibration_error"]["error"]
+        example.figure(f"calibration error, {side}", error, "", ("abs", 0.02), "limit: 0.05")
     for side, document, tolerance in (("INT8", right, 1), ("INT8, refused", wrong, 8)):
         lost = condition(document, "sensitivity_drop")["only_before"]
         example.figure(f"found by FP32 and missed, {side}", lost, "strong patches", ("abs", tolerance))
