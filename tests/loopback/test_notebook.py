@@ -21,8 +21,6 @@ def accuracy_of(printed: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-# The kernel's own transport says what it thinks of loopback, and jupyter_client where its files will be.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_cell_runs_the_accuracy_is_the_one_that_is_shown_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
