@@ -65,7 +65,8 @@ def faults(text: str, results: Path) -> list[str]:
         try:
             expected = _expected(results, mark)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            out.append(_at(text, mark.start(), f"{mark['file']} # {mark['place']}: {str(error) or type(error).__name__}"))
+            why = str(error) or type(error).__name__
+            out.append(_at(text, mark.start(), f"{mark['file']} # {mark['place']}: {why}"))
             continue
         if not before.endswith(expected) or before[: -len(expected)][-1:].isdigit():
             said = before.rpartition("\n")[2][-_BESIDE:]

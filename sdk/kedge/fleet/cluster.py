@@ -185,7 +185,7 @@ class _Cluster:
                 )
 
     def share(self, value: Any) -> Any:
-        """A task rather than scattered data: dask keeps one copy of those, and cancels all that waits when it is lost."""
+        """A task rather than scattered data: dask keeps one copy of those, and when it is lost, cancels what waits."""
         import dask
 
         # It warns of tasks that carry much, for each may carry it again: this one does once.
