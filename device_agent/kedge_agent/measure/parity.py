@@ -99,7 +99,7 @@ def failures(gate: ParityGate, results: Mapping[str, OutputParity]) -> list[str]
     for name, result in results.items():
         limits = gate.of(name)
         if not result.cosine >= limits.cosine_min:
-            out.append(f"output {name!r}: cosine {result.cosine:.6f} is below {limits.cosine_min:g}")
+            out.append(f"output {name!r}: cosine {result.cosine:.6f} is below {limits.cosine_min:.9g}")
         if not result.relative_error <= limits.relative_error_max:
             out.append(
                 f"output {name!r}: relative error {result.relative_error:.6g} is above {limits.relative_error_max:g}"
