@@ -90,7 +90,7 @@ def memory(example: Example, refused: Mapping[str, Any], deployed: Mapping[str, 
     peak = "peak of a process that runs it"
     example.figure(f"{peak}, FP32", int(found[1]), "bytes", None, "refused by the memory gate, exit code 5")
     example.figure(f"{peak}, INT8", gates["memory"]["peak_bytes"], "bytes", None, "serves")
-    example.figure("the limit", BUDGET_BYTES, "bytes", ("abs", 0))
+    example.figure("the limit", BUDGET_BYTES, "bytes", ("abs", 0), "96 MiB")
     example.figure("agent without a model", agent_bytes, "bytes")
     example.figure("agent that serves INT8", rss_bytes(example), "bytes")
     p99_ms = float(gates["latency"]["p99_ms"])

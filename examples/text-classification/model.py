@@ -63,13 +63,18 @@ class Text:
         return _share(f"held out? {self.module}") < _HELD_OUT
 
 
+def words(text: str) -> list[str]:
+    """The words, digits and signs of a text in lower case; what names a library is masked."""
+    found = (word.lower() for word in _WORD.findall(text))
+    return [_MASK if word in _NAMES else word for word in found]
+
+
 def tokens(text: str) -> NDArray[np.int64]:
     """A text as bucket numbers 1 to 4095, one a word, digit or sign, at most LONGEST of them.
 
     Words are hashed (CRC-32), so there is no vocabulary to keep: words that nobody has seen have a bucket too.
     """
-    words = [word.lower() for word in _WORD.findall(text)[:LONGEST]]
-    masked = [_MASK if word in _NAMES else word for word in words]
+    masked = words(text)[:LONGEST]
     return np.array([1 + zlib.crc32(word.encode()) % (_BUCKETS - 1) for word in masked], np.int64)
 
 
