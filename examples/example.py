@@ -145,12 +145,12 @@ class Example:
     ) -> None:
         self._stack.close()
         if kind is KeyboardInterrupt:
-            print(f"{self.name}: interrupted", file=sys.stderr)  # noqa: T201
+            print(f"{self.name}: interrupted", file=sys.stderr)
             sys.exit(130)
 
     def say(self, text: str) -> None:
         """A paragraph for whoever watches."""
-        print(f"\n{textwrap.fill(' '.join(text.split()), _WIDTH)}")  # noqa: T201
+        print(f"\n{textwrap.fill(' '.join(text.split()), _WIDTH)}")
 
     def kedge(self, *words: object, expect: int | tuple[int, ...] = 0) -> dict[str, Any]:
         """Run the real command line, and return its JSON document; its progress and errors go to standard error.
@@ -164,7 +164,7 @@ class Example:
             SystemExit: it ended otherwise.
         """
         given = [str(word) for word in words]
-        print(f"\n$ {shlex.join(['kedge', *map(self._shown, given)])}")  # noqa: T201
+        print(f"\n$ {shlex.join(['kedge', *map(self._shown, given)])}")
         if "local" in given:
             self.local()
         began = time.monotonic()
@@ -173,7 +173,7 @@ class Example:
         )
         if done.returncode not in (expect if isinstance(expect, tuple) else (expect,)):
             sys.exit(f"{self.name}: kedge {given[0]} ended with {done.returncode}, expected was {expect}")
-        print(f"  exit code {done.returncode}, {time.monotonic() - began:.1f} s")  # noqa: T201
+        print(f"  exit code {done.returncode}, {time.monotonic() - began:.1f} s")
         document: dict[str, Any] = json.loads(done.stdout)
         return document
 
@@ -188,7 +188,7 @@ class Example:
             self.stop()
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
             (state / "agent.json").write_text(json.dumps(settings))
-            print(f"\nagent.json of `local`: {json.dumps(settings)}")  # noqa: T201
+            print(f"\nagent.json of `local`: {json.dumps(settings)}")
         if self._local is None:
             self._local = LocalAgent(state)
             self._local.start(Deadline.after(_START_S, "starting the local agent"))
@@ -211,9 +211,9 @@ class Example:
         seconds = time.monotonic() - self._began
         rows = [(each.name, figure_text(each.value, each.unit), each.note) for each in self._figures]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        print(f"\n{self.name}, {seconds:.0f} s\n")  # noqa: T201
+        print(f"\n{self.name}, {seconds:.0f} s\n")
         for name, value, note in rows:
-            print(f"  {name:{widths[0]}}  {value:>{widths[1]}}  {note}".rstrip())  # noqa: T201
+            print(f"  {name:{widths[0]}}  {value:>{widths[1]}}  {note}".rstrip())
         if self._out is None:
             return
         document = {

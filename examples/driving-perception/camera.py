@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 _OK, _BUSY = 200, 503
 # More than the agent lets in at a time, so that a frame waits there and not here.
-_CONNECTIONS = 80
+_CONNECTIONS = 120
 
 
 @dataclass(frozen=True)
