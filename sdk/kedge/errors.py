@@ -84,7 +84,7 @@ class UnreachableError(KedgeError):
 
 
 class GateRefusedError(KedgeError):
-    """A condition checked on the device did not hold; nothing was switched."""
+    """A condition did not hold: on the device, where nothing was switched then, or of the accuracy that was kept."""
 
     exit_code = ExitCode.GATE
 
