@@ -70,9 +70,14 @@ def accuracy(example: Example, proof: dict[str, Any]) -> None:
     if iou["FP32"] - iou["INT8"] > MOST_LOST:
         sys.exit(f"mean IoU fell from {iou['FP32']:.4f} to {iou['INT8']:.4f}")
     note = f"{model.HELD_OUT_FRAMES} frames of the held-out part"
-    for name, values in (("mean IoU", iou), ("cells that are right", cells), ("surface ahead that is right", ahead)):
+    figures = (
+        ("mean IoU", iou, 0.02),
+        ("cells that are right", cells, 0.02),
+        ("surface ahead that is right", ahead, 0.05),
+    )
+    for name, values, tolerance in figures:
         for side, value in values.items():
-            example.figure(f"{name}, {side}", value, "share", ("abs", 0.02), note)
+            example.figure(f"{name}, {side}", value, "share", ("abs", tolerance), note)
     example.figure("mean IoU that INT8 lost", iou["FP32"] - iou["INT8"], "share", ("abs", 0.01), "at most 1 point")
     example.figure("bytes, INT8 : FP32", after["bytes"] / before["bytes"], "ratio", ("abs", 0.02))
     speed = after["latency"]["p50_ms"] / before["latency"]["p50_ms"]
