@@ -2,20 +2,28 @@
 
     python tools/arena.py mobilenetv2.onnx yolox_nano.onnx ultraface.onnx
 
-Each way runs in a process of its own. Resident memory is read after malloc_trim, and is of this machine.
+Memory is that of a process for each way, resident after malloc_trim. Run times are of one process, in turns with and
+without: lower quartiles of the thread's own time, which other work moves least.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import statistics
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kedge_agent.runtime.base import LoadedModel, Slot
 
 _RUNS = 12
 _LARGE = 32
+_TURNS, _INNER = 60, 3
 _FREE = 224  # pixels, where a model leaves a side free
 
 
@@ -30,6 +38,9 @@ def main() -> None:
         found[way] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     for moment, own in found["own"].items():
         print(f"{moment:<60} own {own / 1e6:6.1f} MB   shared {found['shared'][moment] / 1e6:6.1f} MB")
+    for path in map(Path, sys.argv[1:]):
+        own, shared = _times_ms(path)
+        print(f"{path.stem:<60} own {own:6.3f} ms   shared {shared:6.3f} ms   {shared / own:.3f} ×")
 
 
 def _measured(shared: bool, paths: list[Path]) -> dict[str, int]:
@@ -48,13 +59,7 @@ def _measured(shared: bool, paths: list[Path]) -> dict[str, int]:
         out[moment] = read_memory().rss_bytes or 0
 
     def run(index: int, batch: int = 1) -> None:
-        shapes = {
-            spec.name: tuple(dim if dim > 0 else (batch if at == 0 else _FREE) for at, dim in enumerate(spec.shape))
-            for spec in models[index].inputs
-        }
-        binding = slots[index].bind(shapes)
-        binding.submit()
-        binding.wait()
+        _run(models[index], slots[index], batch)
 
     def loop(index: int, stop: threading.Event, times: int) -> None:
         while times and not stop.is_set():
@@ -86,6 +91,34 @@ def _measured(shared: bool, paths: list[Path]) -> dict[str, int]:
     for thread in threads:
         thread.join()
     return out
+
+
+def _times_ms(path: Path) -> tuple[float, float]:
+    from kedge_agent.runtime import onnxruntime as runtime
+    from kedge_agent.runtime.base import LoadOptions
+
+    shared, models, times = runtime.arena_of_process, [], ([], [])
+    for way in (lambda: None, shared):
+        runtime.arena_of_process = way
+        models.append(runtime.OnnxRuntime().load(path, LoadOptions(threads=1)))
+    slots = [model.slot() for model in models]
+    for turn in range(2 * _TURNS):
+        way = (turn + turn // 2) % 2
+        began = time.thread_time()
+        for _ in range(_INNER):
+            _run(models[way], slots[way], 1)
+        times[way].append((time.thread_time() - began) / _INNER * 1e3)
+    return statistics.quantiles(times[0])[0], statistics.quantiles(times[1])[0]
+
+
+def _run(model: LoadedModel, slot: Slot, batch: int) -> None:
+    shapes = {
+        spec.name: tuple(dim if dim > 0 else (batch if at == 0 else _FREE) for at, dim in enumerate(spec.shape))
+        for spec in model.inputs
+    }
+    binding = slot.bind(shapes)
+    binding.submit()
+    binding.wait()
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 Left to itself, each session has an arena of its own and keeps in it what its largest run needed, though models seldom
 compute at the same moment. In one arena, what one model computes in serves the next as well.
 
-Measured (x86-64, onnxruntime 1.32 and 1.23; MobileNetV2, YOLOX nano and UltraFace; resident memory of the process):
-after runs one after another 97 MB where arenas of their own come to 120 MB (1.23: 89 and 107), after runs at the same
-time 111 and 120 (101 and 107), one model alone 83 and 83 (74 and 72). Run times are the same within the noise of 2 %;
-`enter` and `leave` cost a run 0.6 µs (1 µs with Python 3.10). `kSameAsRequested`, which onnxruntime's documents name
-for arenas that shrink, takes 10 MB more than the default, and a third more at the peak of a large request.
+Measured (tools/arena.py; docs/agent.md has the table): a process with three models that ran one after another takes
+102 MB where arenas of their own come to 124 MB, and 117 and 125 MB after they ran at the same time; one model alone
+takes the same. Run times are 0.99 to 1.02 of each other; `enter` and `leave` cost a run 0.6 µs (1 µs with Python 3.10). `kSameAsRequested`, which onnxruntime's documents name for arenas that shrink, takes 10 MB more than the default,
+and a third more at the peak of a large request.
 
 Three things follow from sharing:
 
