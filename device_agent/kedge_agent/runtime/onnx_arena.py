@@ -5,8 +5,9 @@ compute at the same moment. In one arena, what one model computes in serves the 
 
 Measured (tools/arena.py; docs/agent.md has the table): a process with three models that ran one after another takes
 102 MB where arenas of their own come to 124 MB, and 117 and 125 MB after they ran at the same time; one model alone
-takes the same. Run times are 0.99 to 1.02 of each other; `enter` and `leave` cost a run 0.6 µs (1 µs with Python 3.10). `kSameAsRequested`, which onnxruntime's documents name for arenas that shrink, takes 10 MB more than the default,
-and a third more at the peak of a large request.
+takes the same. Run times are 0.99 to 1.02 of each other; `enter` and `leave` cost a run 0.6 µs (1 µs with Python 3.10).
+`kSameAsRequested`, which onnxruntime's documents name for arenas that shrink, takes 10 MB more than the default, and a
+third more at the peak of a large request.
 
 Three things follow from sharing:
 
