@@ -23,7 +23,8 @@ test: $(VENV)/.dev ## the tests that take a moment each; what this machine canno
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/.dev ## all tests, as CI runs them: KEDGE_REQUIRE turns skips for what it names into failures
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 --ignore tests/loopback/test_examples.py
+	@$(BIN)/python -m pytest -q -n 0 --durations=5 tests/loopback/test_examples.py # by themselves: their gates measure times
 
 check: $(VENV)/.dev lint ## formatting, lint, types, import rules, target profiles
 	@$(BIN)/mypy sdk device_agent targets
