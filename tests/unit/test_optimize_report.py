@@ -57,7 +57,7 @@ def side(size: int, correct: int, p50_ms: float) -> dict[str, Any]:
 
 def check(figure: str, limit: float, value: float | None, **more: Any) -> dict[str, Any]:
     bound = "min" if figure in ("sensitivity", "specificity") else "max"
-    rest = dict.fromkeys(("class", "given", "interval_95", "correct", "count", "only_before", "only_after"))
+    rest = dict.fromkeys(("class", "metric", "given", "interval_95", "correct", "count", "only_before", "only_after"))
     passed = value is not None and (value >= limit if bound == "min" else value <= limit)
     body = {"figure": figure, "bound": bound, "limit": limit, "value": value, "passed": passed, "reason": ""}
     return {**rest, **body, **more}

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import BadInputError
+from ..model.graph import Graph
 from ..model.samples import Samples
 from .evaluate import Accuracy
 from .proof.compare import Comparison, Paired
-from .proof.limits import class_number
+from .proof.limits import MetricLimits, class_number
+from .proof.metrics import scores_of
 from .proof.per_class import ClassPairs
+from .proof.runner import run_all
 from .recipe import Recipe
 from .stages import Stage
 
-__all__ = ["Figures", "class_names", "judge", "require_judgeable"]
+__all__ = ["Figures", "class_names", "judge", "require_judgeable", "require_scores"]
 
 # 19 of 20 alike is a drop of 0.05, though 1 - 0.95 is a little more in binary.
 _ROUNDING = 1e-9
+_NO_DATA = "there are no evaluation data"
 _NOT_LABELLED = "there are no labelled evaluation data"
 _NO_SCORES = "no output of the model is scores of classes"
 
@@ -29,22 +33,31 @@ class Figures:
 
     comparison: None without such data. classes: by the name that the gate has; empty without labels and scores.
     calibration_before, calibration_after: expected calibration errors; None where not measured.
+    metrics: before and after, of the user's metrics that the gate limits, by the name that it has; empty without data.
     """
 
     comparison: Comparison | None
     classes: Mapping[str, ClassPairs]
     calibration_before: float | None
     calibration_after: float | None
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Check:
-    """One condition of the gate, as docs/optimize-report.md states it. given: the same figure of the model as given."""
+    """One condition of the gate, as docs/optimize-report.md states it.
+
+    given: the same figure of the model as given. least: whether the limit is the least value; else it is the largest.
+    size: of the numbers that the value was computed from, whose last digits do not decide.
+    """
 
     figure: str
     limit: float
     value: float | None
     of_class: str | None = None
+    metric: str | None = None
+    least: bool = False
+    size: float = 1.0
     given: float | None = None
     interval_95: tuple[float, float] | None = None
     correct: int | None = None
@@ -52,11 +65,6 @@ class _Check:
     only_before: int | None = None
     only_after: int | None = None
     reason: str = ""
-
-    @property
-    def least(self) -> bool:
-        """Whether the limit is the least value; else it is the largest."""
-        return self.figure in ("sensitivity", "specificity")
 
     @property
     def passed(self) -> bool:
@@ -71,17 +79,20 @@ class _Check:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         body = asdict(self)
+        del body["size"]
         return {
             "figure": body.pop("figure"),
             "class": body.pop("of_class"),
-            "bound": "min" if self.least else "max",
+            "metric": body.pop("metric"),
+            "bound": "min" if body.pop("least") else "max",
             "passed": self.passed,
             **body,
             "interval_95": None if self.interval_95 is None else list(self.interval_95),
         }
 
     def _keeps(self, value: float) -> bool:
-        return value >= self.limit - _ROUNDING if self.least else value <= self.limit + _ROUNDING
+        rounding = _ROUNDING * self.size
+        return value >= self.limit - rounding if self.least else value <= self.limit + rounding
 
 
 def class_names(recipe: Recipe, evaluation: Samples) -> tuple[str, ...]:
@@ -106,10 +117,14 @@ def require_judgeable(recipe: Recipe, evaluation: Samples | None, classes: int |
         classes: how many the model has, None: not known.
 
     Raises:
-        BadInputError: no labels; a class that is not known, or of which there are no samples, or no others.
+        BadInputError: no data; no labels; a class that is not known, or of which there are no samples, or no others.
     """
     if evaluation is not None:
         names = class_names(recipe, evaluation)
+    elif recipe.metric_limits:
+        raise BadInputError(
+            f"the gate limits metrics, and {_NO_DATA}", hint="give some: evaluation in [data], or --evaluate"
+        )
     if not recipe.class_limits and recipe.max_calibration_error is None:
         return
     if evaluation is None or evaluation.labels is None:
@@ -126,6 +141,22 @@ def require_judgeable(recipe: Recipe, evaluation: Samples | None, classes: int |
                     f"{evaluation.name} has no sample {whose} among {evaluation.count}",
                     hint=f"add samples {whose} to the evaluation data, or take the limit out of the gate",
                 )
+
+
+def require_scores(recipe: Recipe, model: Graph, evaluation: Samples | None) -> None:
+    """Refuse a gate on right and wrong answers of a model that gives none, before anything is done to it.
+
+    Raises:
+        BadInputError: no output is scores of classes; the data do not run.
+    """
+    asked = recipe.max_drop is not None or recipe.max_calibration_error is not None or recipe.class_limits
+    if not asked or evaluation is None or scores_of(run_all(model, evaluation.first(1))) is not None:
+        return
+    what = "max_drop looks" if recipe.max_drop is not None else "the gate looks"
+    raise BadInputError(
+        f"{what} at which answers are right, and {_NO_SCORES}",
+        hint="gate a metric of yours: list it in [data] metrics of a recipe, and limit it in [gate.metrics.NAME]",
+    )
 
 
 def judge(recipe: Recipe, figures: Figures, blamed: list[str], stages: Sequence[Stage]) -> dict[str, Any] | None:
@@ -165,6 +196,23 @@ def _checks(recipe: Recipe, figures: Figures) -> Iterator[_Check]:
             figure = key.removeprefix("min_").removeprefix("max_")
             paired = None if found is None else getattr(found, figure.removesuffix("_drop"))
             yield _of_class(figure, name, limit, paired)
+    for name, bounds in recipe.metric_limits.items():
+        yield from _of_metric(name, bounds, figures.metrics.get(name))
+
+
+def _of_metric(name: str, limits: MetricLimits, found: tuple[float, float] | None) -> Iterator[_Check]:
+    for key, limit in limits.stated.items():
+        figure, least = key.replace("max_", "metric_") if "_" in key else "metric", key == "min"
+        if found is None:
+            yield _Check(figure, limit, None, metric=name, least=least, reason=_NO_DATA)
+            continue
+        before, after = found
+        size = max(abs(before), abs(after))
+        if figure == "metric":
+            yield _Check(figure, limit, after, metric=name, least=least, size=size, given=before)
+        else:
+            change = before - after if figure == "metric_drop" else after - before
+            yield _Check(figure, limit, change, metric=name, size=size)
 
 
 def _drop(limit: float, comparison: Comparison | None) -> _Check:
@@ -188,7 +236,7 @@ def _other(alike: Accuracy) -> tuple[float, float]:
 
 def _of_class(figure: str, name: str, limit: float, paired: Paired | None) -> _Check:
     if paired is None:
-        return _Check(figure, limit, None, name, reason=_NO_SCORES)
+        return _Check(figure, limit, None, name, least=not figure.endswith("_drop"), reason=_NO_SCORES)
     if figure.endswith("_drop"):
         return _lost(figure, name, limit, paired)
     after = paired.after
@@ -197,6 +245,7 @@ def _of_class(figure: str, name: str, limit: float, paired: Paired | None) -> _C
         limit,
         after.share,
         name,
+        least=True,
         given=paired.before.share,
         interval_95=after.interval,
         correct=after.correct,
@@ -224,18 +273,22 @@ def _next(failed: Sequence[_Check], stages: Sequence[Stage], blamed: list[str], 
         return "give labelled evaluation data: --evaluate"
     before = next((check for check in failed if check.failed_before), None)
     if before is not None:
-        what = before.figure.replace("_", " ") + (f" of {before.of_class!r}" if before.of_class else "")
-        how = (
-            "scale its scores by a temperature before it is exported (Guo et al. 2017)"
-            if before.figure == "calibration_error"
-            else "train it on more samples of the class, or ask for less"
-        )
-        return f"the model as given misses the {what} itself, with {before.given:.4g}: {how}"
+        what, how = _beforehand(before)
+        return f"the model as given misses {what} itself, with {before.given:.4g}: {how}"
     usual = _change(stages, blamed)
     lost = next((check for check in failed if check.of_class is not None), None)
     if lost is None or not any(stage.record["kind"] in ("quantize", "qat") for stage in stages):
         return usual
     return f"calibrate with samples of {lost.of_class!r} among the rest, as there are in use; else {usual}"
+
+
+def _beforehand(check: _Check) -> tuple[str, str]:
+    """What the model as given misses, and what helps."""
+    if check.metric is not None:
+        return check.metric, "train it further, or ask for less"
+    if check.of_class is not None:
+        return f"the {check.figure} of {check.of_class!r}", "train it on more samples of the class, or ask for less"
+    return "the calibration error", "scale its scores by a temperature before it is exported (Guo et al. 2017)"
 
 
 def _change(stages: Sequence[Stage], blamed: list[str]) -> str:

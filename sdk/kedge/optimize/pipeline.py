@@ -19,7 +19,7 @@ from ..model.notes import write_notes
 from ..model.onnx_io import require_float
 from ..model.samples import Samples
 from ..targets import Target, load_target
-from .gate import require_judgeable
+from .gate import require_judgeable, require_scores
 from .latency import HostProbe
 from .proof.guard import refuse_overlap
 from .prove import Evaluated, Proof, evaluate, prove
@@ -182,6 +182,7 @@ def _load(recipe: Recipe, scratch: Path, progress: Progress) -> _Loaded:
     require_judgeable(recipe, evaluation, classes)
     if evaluation is not None:
         refuse_overlap(evaluation, calibration=calibration, train=train)
+    require_scores(recipe, source.graph, evaluation)
     return _Loaded(source, target, calibration, train, evaluation)
 
 

@@ -19,7 +19,7 @@ from .latency import HostProbe
 from .proof.calibration import CalibrationError, calibration_error, probabilities
 from .proof.compare import Comparison, compare
 from .proof.layers import blame, profile
-from .proof.limits import class_number
+from .proof.limits import class_number, metric_reference
 from .proof.metrics import UserMetric, measure, predictions, scores_of, user_metric
 from .proof.per_class import ClassPairs, class_pairs
 from .proof.runner import run_all
@@ -182,14 +182,19 @@ def prove(
         comparison=None if comparison is None else comparison.to_json(),
         layers=[row.to_json() for row in layers],
         robustness=_robustness(recipe, source, runnable, work, evaluation, faithful=faithful),
-        gate=judge(recipe, _held(evaluated), blame(layers, _BLAMED), stages),
+        gate=judge(recipe, _held(recipe, evaluated), blame(layers, _BLAMED), stages),
     )
 
 
-def _held(evaluated: Evaluated) -> Figures:
-    errors = [(side or {}).get("calibration_error") for side in (evaluated.before, evaluated.after)]
-    before, after = (None if error is None else error["error"] for error in errors)
-    return Figures(evaluated.comparison, evaluated.classes, before, after)
+def _held(recipe: Recipe, evaluated: Evaluated) -> Figures:
+    before, after = evaluated.before, evaluated.after
+    if before is None or after is None:
+        return Figures(evaluated.comparison, evaluated.classes, None, None)
+    errors = [side["calibration_error"] for side in (before, after)]
+    given, made = (None if error is None else error["error"] for error in errors)
+    references = {name: metric_reference(name, recipe.data.metrics) for name in recipe.metric_limits}
+    metrics = {name: (before["user"][each], after["user"][each]) for name, each in references.items()}
+    return Figures(evaluated.comparison, evaluated.classes, given, made, metrics)
 
 
 def _latency(source: Source, out: Path, work: Work, evaluation: Samples | None) -> dict[str, Latency]:

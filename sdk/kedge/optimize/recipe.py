@@ -7,13 +7,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import BadInputError, first_line
 from ..model.gates import GateOptions
 from ..model.preprocess import Preprocess
 from .passes import make_pass
-from .proof.limits import ClassLimits, class_number
+from .proof.limits import ClassLimits, MetricLimits, class_number, metric_reference
 from .recipe_keys import read_table
 from .work import Pass
 
@@ -27,6 +27,7 @@ __all__ = ["Data", "Recipe", "RobustnessSettings", "read_recipe"]
 _MAX_BYTES = 1 << 20
 # numpy, torch and optuna take these alike.
 _MAX_SEED = 2**32 - 1
+_L = TypeVar("_L", ClassLimits, MetricLimits)
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class Recipe:
     """One model's way through optimisation.
 
     base: the folder that references are relative to.
-    max_drop, max_calibration_error, class_limits: the gate on the result's accuracy: the top-1 accuracy that may be
-        lost, as a share of samples; the expected calibration error it may have; limits by the name of a class or its
-        number. None and nothing: no gate.
+    max_drop, max_calibration_error, class_limits, metric_limits: the gate on the result's accuracy: the top-1 accuracy
+        that may be lost, as a share of samples; the expected calibration error it may have; limits by the name of a
+        class or its number; limits by the name of a metric of `data.metrics`. None and nothing: no gate.
     gates: that a device is to check of the result; None: nothing is stated.
     name: of the result, where no path is given: no folders in it. sha256: of the recipe's file; None: there is none.
     """
@@ -99,6 +100,7 @@ class Recipe:
     sha256: str | None = None
     max_calibration_error: float | None = None
     class_limits: Mapping[str, ClassLimits] = field(default_factory=dict)
+    metric_limits: Mapping[str, MetricLimits] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if Path(self.name).name != self.name or "\\" in self.name:
@@ -113,6 +115,8 @@ class Recipe:
         if self.data.classes:
             for name in self.class_limits:
                 class_number(name, self.data.classes)
+        for name in self.metric_limits:
+            metric_reference(name, self.data.metrics)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -155,12 +159,13 @@ def read_recipe(path: Path) -> Recipe:
         gates=GateOptions.from_mapping(top["gates"], f"{path}: gates") if "gates" in top else None,
         sha256=hashlib.sha256(content).hexdigest(),
         max_calibration_error=float(gate["max_calibration_error"]) if "max_calibration_error" in gate else None,
-        class_limits=_class_limits(gate.get("classes", {})),
+        class_limits=_limits(ClassLimits, "gate.classes", gate.get("classes", {})),
+        metric_limits=_limits(MetricLimits, "gate.metrics", gate.get("metrics", {})),
     )
 
 
-def _class_limits(tables: Mapping[str, Any]) -> dict[str, ClassLimits]:
-    return {name: ClassLimits.from_mapping(read_table("gate.classes", table)) for name, table in tables.items()}
+def _limits(kind: type[_L], where: str, tables: Mapping[str, Any]) -> dict[str, _L]:
+    return {name: kind.from_mapping(read_table(where, table)) for name, table in tables.items()}
 
 
 def _pass(path: Path, table: Any) -> Pass:

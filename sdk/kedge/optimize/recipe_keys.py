@@ -116,6 +116,10 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
             _NUMBER, "Largest expected calibration error of the result, over 15 equal bins.", unit="0 to 1"
         ),
         "classes": Key(("a table",), "Limits by class: a table `[gate.classes.NAME]` each, by its name or number."),
+        "metrics": Key(
+            ("a table",),
+            "Limits by metric: a table `[gate.metrics.NAME]` each, by what follows the colon in `[data] metrics`.",
+        ),
     },
     "gate.classes": {
         "min_sensitivity": Key(_NUMBER, "Least share of the class's samples that is found: recall.", unit="share"),
@@ -126,6 +130,12 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
         "max_specificity_drop": Key(
             _NUMBER, "How much specificity may be lost against the model as given.", unit="share"
         ),
+    },
+    "gate.metrics": {
+        "min": Key(_NUMBER, "Least value of the result.", unit="the metric's own"),
+        "max": Key(_NUMBER, "Largest value of the result, of a metric that is an error.", unit="the metric's own"),
+        "max_drop": Key(_NUMBER, "How far the result may lie below the model as given.", unit="the metric's own"),
+        "max_rise": Key(_NUMBER, "How far it may lie above, of a metric that is an error.", unit="the metric's own"),
     },
     "gates": {
         **_PARITY,

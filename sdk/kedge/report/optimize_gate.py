@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .optimize_words import points
+from .optimize_words import figure, points
 from .page import cell
 from .text import NOT_MEASURED, capital, per_cent
 
@@ -43,7 +43,10 @@ def refusal(gate: Json) -> str:
 
 
 def check_name(check: Json) -> str:
-    """`sensitivity of 'malignant'`, `calibration error`."""
+    """`sensitivity of 'malignant'`, `calibration error`, `mean_iou`, `drop of mean_iou`."""
+    if check["metric"] is not None:
+        kind = check["figure"].removeprefix("metric").removeprefix("_")
+        return f"{kind} of {check['metric']}" if kind else str(check["metric"])
     name = _FIGURES[check["figure"]]
     return name if check["class"] is None else f"{name} of '{check['class']}'"
 
@@ -58,7 +61,7 @@ def gate_rows(gate: Json) -> list[tuple[Any, ...]]:
     """Condition, what was found, in what samples, the limit, the verdict: the page's table."""
     return [
         (
-            capital(check_name(check)),
+            check_name(check) if check["figure"] == "metric" else capital(check_name(check)),
             cell(_value(check), check["value"]),
             _inside(check) or check["reason"],
             _limit(check),
@@ -80,7 +83,7 @@ def _sentence(check: Json) -> str:
         return f"{points(value, sign=False)} lost, {100 * limit:.2f} allowed"
     if check["figure"] == "disagreement":
         return f"{per_cent(1 - value)} agreement with the model as given, {per_cent(1 - limit)} wanted"
-    if check["figure"].endswith("_drop"):
+    if check["class"] is not None and check["figure"].endswith("_drop"):
         what = f"{check['figure'].removesuffix('_drop')} of '{check['class']}'"
         return f"{points(value, sign=False)} of the {what} lost{_detail(check)}, {100 * limit:.2f} allowed"
     return f"{check_name(check)} is {_value(check)}{_detail(check)}, {_limit(check)} wanted"
@@ -90,6 +93,8 @@ def _value(check: Json) -> str:
     value = check["value"]
     if value is None:
         return NOT_MEASURED
+    if check["metric"] is not None:
+        return figure(value)
     if check["figure"] in ("sensitivity", "specificity", "disagreement"):
         return per_cent(value)
     return f"{value:.4f}" if check["figure"] == "calibration_error" else points(value, sign=False)
@@ -97,7 +102,7 @@ def _value(check: Json) -> str:
 
 def _limit(check: Json) -> str:
     limit, bound = check["limit"], "at least" if check["bound"] == "min" else "at most"
-    if check["figure"] == "calibration_error":
+    if check["metric"] is not None or check["figure"] == "calibration_error":
         return f"{bound} {limit:g}"
     return f"{bound} {points(limit, sign=False) if check['figure'].endswith('drop') else per_cent(limit)}"
 
@@ -108,7 +113,9 @@ def _detail(check: Json) -> str:
 
 
 def _inside(check: Json) -> str:
-    """Counts and the 95 % interval of the figure, where it has them."""
+    """Counts and the 95 % interval of the figure, where it has them; of a metric, that of the model as given."""
+    if check["metric"] is not None:
+        return "" if check["given"] is None else f"{figure(check['given'])} as given"
     parts = []
     if check["correct"] is not None:
         parts.append(f"{check['correct']:,} of {check['count']:,}")

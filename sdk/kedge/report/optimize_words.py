@@ -16,6 +16,7 @@ __all__ = [
     "compact",
     "comparable",
     "factor",
+    "figure",
     "interval",
     "mcnemar",
     "not_measured",
@@ -150,17 +151,18 @@ def _metric_rows(before: Json | None, after: Json | None) -> list[Row]:
         rows.append(Row(name, _accuracy(first), _accuracy(second), change))
     first, second = was.get("f1_macro"), now.get("f1_macro")
     if first is not None or second is not None:
-        rows.append(Row("F1, mean of classes", _figure(first), _figure(second), _difference(first, second)))
+        rows.append(Row("F1, mean of classes", figure(first), figure(second), _difference(first, second)))
     first, second = ((side.get("calibration_error") or {}).get("error") for side in (was, now))
     if first is not None or second is not None:
-        rows.append(Row("calibration error", _figure(first), _figure(second), _difference(first, second)))
+        rows.append(Row("calibration error", figure(first), figure(second), _difference(first, second)))
     for name in dict.fromkeys([*was.get("user", {}), *now.get("user", {})]):
         first, second = (side.get("user", {}).get(name) for side in (was, now))
-        rows.append(Row(name, _figure(first), _figure(second), _difference(first, second)))
+        rows.append(Row(name, figure(first), figure(second), _difference(first, second)))
     return rows
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """`0.8794`: four significant digits of a figure without a unit."""
     return NOT_MEASURED if value is None else f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -190,6 +192,8 @@ def verdict(document: Json) -> Verdict:
         headline = f"Top-1 accuracy {per_cent(before['share'])} → {per_cent(after['share'])}"
     elif comparison and comparison["agreement"]:
         headline = f"Same answer as before on {per_cent(comparison['agreement']['share'])} of the samples"
+    elif figures := _user_headline(document):
+        headline = figures
     elif comparison and comparison["cosine"] is not None:
         headline = f"Cosine of the outputs to those before: {comparison['cosine']:.5f}"
     else:
@@ -205,6 +209,15 @@ def verdict(document: Json) -> Verdict:
     )
     state = "open" if gate is None else "passed" if gate["passed"] else "failed"
     return Verdict(state, headline, accuracy, tuple(compared))
+
+
+def _user_headline(document: Json) -> str:
+    """`mean_iou 0.8811 → 0.8794`: the user's own metrics, those that the gate limits where it limits any."""
+    before, after = ((document[side]["metrics"] or {}).get("user", {}) for side in ("before", "after"))
+    names = {reference: reference.rpartition(":")[2] for reference in before if reference in after}
+    gated = {check["metric"] for check in (document["gate"] or {}).get("checks", ())}
+    shown = [each for each, name in names.items() if gated & {each, name}] or list(names)
+    return ", ".join(f"{names[each]} {figure(before[each])} → {figure(after[each])}" for each in shown)
 
 
 def _compared(comparison: Json) -> list[str]:
