@@ -17,7 +17,7 @@ demo: $(VENV)/.demo ## the whole way on a bundled example: train, quantise, depl
 examples: $(patsubst examples/%/run.py,example-%,$(wildcard examples/*/run.py)) ## the five worked examples, one after another; example-NAME runs one
 
 example-%: $(VENV)/.examples
-	@$(BIN)/python examples/$*/run.py $(if $(OUT),--out $(OUT))
+	@$(BIN)/python examples/$*/run.py $(if $(OUT),--out "$(OUT)")
 
 test: $(VENV)/.dev ## the tests that take a moment each; what this machine cannot run is skipped with the reason
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
@@ -52,7 +52,7 @@ dist: $(VENV)/.dev ## wheels and source archive, checked and installed in empty 
 	@$(BIN)/python -m tools.release
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) dist build docs/generated .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps come last in their recipes: an interrupted set-up is begun again.

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tools.release.built import build_all, check_contents, check_descriptions
+from tools.release.built import build_all, check_contents, check_descriptions, clear
 from tools.release.steps import ROOT, BrokenError, NotCheckedError
 from tools.release.supply import allowed, licences_of, licences_page, verdict
 from tools.release.version import changes_of, require_entry, stated_version
@@ -72,6 +72,7 @@ def test_what_is_built_of_a_commit_is_the_same_twice_and_holds_what_git_tracks(t
     pytest.importorskip("twine", reason="needs kedge[dev]")
     if not (ROOT / ".git").exists():
         pytest.skip("no git checkout: what is built is held against what git tracks")
+    clear(tmp_path / "dist")
     files = build_all(tmp_path / "dist")
     assert sorted(path.name for path in files) == [
         f"kedge-{kedge.__version__}-py3-none-any.whl",
@@ -109,3 +110,37 @@ def test_an_audit_of_which_nothing_is_known_is_not_taken_for_a_clean_one() -> No
         verdict([clean, skipped, skipped])
     with pytest.raises(BrokenError, match="a 1: CVE-2026-1"):
         verdict([{**clean, "vulns": [{"id": "CVE-2026-1"}]}, skipped, skipped])
+
+
+def test_a_folder_of_somebody_s_is_not_cleared_for_a_release(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years")
+    with pytest.raises(BrokenError, match="is no folder of an earlier run"):
+        clear(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+    (tmp_path / "checks.json").write_text("{}")
+    clear(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_machine_without_a_python_leaves_unchecked_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tools.release import __main__ as release
+    from tools.release import environments
+
+    def none_here(version: str) -> str:
+        raise NotCheckedError(f"no Python {version} on this machine")
+
+    monkeypatch.setattr(environments, "interpreter", none_here)
+    steps = release.Release()
+    tried = release.Tried(
+        steps, {"kedge": tmp_path / "a", "kedge_agent": tmp_path / "b"}, "1", tmp_path, (tmp_path, tmp_path)
+    )
+    for python in environments.PYTHONS:
+        tried.on(python)
+    steps.step("licences", tried.licences)
+    outcomes = {step.name: step.outcome for step in steps.steps}
+    assert set(outcomes.values()) == {"not checked"}
+    assert {"kedge demo, Python 3.11", "bill of materials, optimize", "known vulnerabilities", "licences"} <= set(
+        outcomes
+    )

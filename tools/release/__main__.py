@@ -2,8 +2,8 @@
 
     python -m tools.release [--out dist] [--final] [--quick]
 
---final asks for a dated section of the changelog. --quick leaves out the environments: what is built is checked, not
-tried.
+The last commit is built, not what lies about uncommitted. --final asks for a clean tree, for a dated section of the
+changelog, and that nothing is left unchecked. --quick leaves out the environments: what is built is checked, not tried.
 What this machine lacks is "not checked", with the reason. Exit code 1 where a step failed.
 """
 
@@ -24,6 +24,12 @@ from typing import Any
 from . import built, environments, samples, supply, version
 from .steps import ROOT, BrokenError, NotCheckedError, Step, say
 
+_OF_THE_DEMO = (
+    "bill of materials, base",
+    f"kedge demo, Python {environments.DEMO_PYTHON}",
+    "bill of materials, optimize",
+    "known vulnerabilities",
+)
 _MARKS = {"passed": "✓", "failed": "✗", "not checked": "–"}
 
 
@@ -60,31 +66,60 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     release, out = Release(), given.out.resolve()
-    stated = version.stated_version()
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    release.step("version in one place", lambda: stated)
-    release.step("changelog", lambda: version.require_entry(changelog, stated, final=given.final))
+    try:
+        built.clear(out)
+    except BrokenError as error:
+        say(str(error))
+        return 1
+    stated: list[str] = []
+
+    def one_version() -> str:
+        with built.exported("HEAD") as source:
+            stated.append(version.stated_version(source))
+        return stated[0]
+
+    release.step("what is committed", partial(built.require_clean, final=given.final))
+    if release.step("version in one place", one_version):
+        changelog = built.committed("CHANGELOG.md")
+        release.step("changelog", lambda: version.require_entry(changelog, stated[0], final=given.final))
+        _build(release, stated[0], out, quick=given.quick)
+    unchecked = [step.name for step in release.steps if step.outcome == "not checked"]
+    passed = not release.failed and not (given.final and unchecked)
+    document = {"version": stated[0] if stated else None, "passed": passed, "final": given.final, "quick": given.quick}
+    document["steps"] = [step.to_json() for step in release.steps]
+    (out / "checks.json").write_text(json.dumps(document, indent=1) + "\n")
+    said = "passed" if passed else "NOT to be released"
+    say(f"{said}: {out}" + (f"; not checked: {', '.join(unchecked)}" if unchecked else ""))
+    return int(not passed)
+
+
+def _build(release: Release, stated: str, out: Path, *, quick: bool) -> None:
     files: list[Path] = []
 
     def build() -> str:
         files.extend(built.build_all(out))
         return ", ".join(f"{path.name} {path.stat().st_size / 1e3:,.0f} kB" for path in files)
 
-    if release.step("built twice, the same bytes", build):
-        release.step("descriptions (twine)", lambda: built.check_descriptions(files))
-        release.step("contents", lambda: built.check_contents(files))
-        if not given.quick:
-            wheels = {path.name.split("-", 1)[0]: path for path in files if path.suffix == ".whl"}
-            with tempfile.TemporaryDirectory(prefix="kedge-dist-") as name:
-                tried = Tried(release, wheels, stated, out, samples.make(Path(name)))
-                for python in environments.PYTHONS:
-                    tried.on(python)
-            if tried.bills:
-                release.step("licences", lambda: supply.licences_page(tried.bills, out / "LICENSES.md"))
-    document = {"version": stated, "passed": not release.failed, "steps": [step.to_json() for step in release.steps]}
-    (out / "checks.json").write_text(json.dumps(document, indent=1) + "\n")
-    say(f"{'NOT to be released' if release.failed else 'passed'}: {out}")
-    return int(release.failed)
+    if not release.step("built twice, the same bytes", build):
+        return
+    release.step("descriptions (twine)", lambda: built.check_descriptions(files))
+    release.step("contents", lambda: built.check_contents(files))
+    if quick:
+        return
+    wheels = {path.name.split("-", 1)[0]: path for path in files if path.suffix == ".whl"}
+    with tempfile.TemporaryDirectory(prefix="kedge-dist-") as name:
+        made: list[tuple[Path, Path]] = []
+
+        def sample() -> str:
+            made.append(samples.make(Path(name)))
+            return "a small network, for this machine's target"
+
+        if not release.step("a release to try them with", sample):
+            return
+        tried = Tried(release, wheels, stated, out, made[0])
+        for python in environments.PYTHONS:
+            tried.on(python)
+        release.step("licences", tried.licences)
 
 
 @dataclass
@@ -108,15 +143,18 @@ class Tried:
                 environments.install(made[0], str(self.wheels["kedge"]))
                 return environments.try_base(made[0], self.version, self.sample[0])
 
-            self.release.step(f"kedge, Python {python}", base)
-            if made:
+            if self.release.step(f"kedge, Python {python}", base) or made:
                 self._extras(python, made[0])
+            elif python == environments.DEMO_PYTHON:
+                for name in _OF_THE_DEMO:
+                    self.release.step(name, partial(_not_without, python))
         self.release.step(f"kedge-agent alone, Python {python}", partial(self._alone, python))
 
     def _extras(self, python: str, made: environments.Environment) -> None:
         step = self.release.step
+        bill_base, demo_name, bill_optimize, known = _OF_THE_DEMO
         if python == environments.DEMO_PYTHON:
-            step("bill of materials, base", partial(self._billed, made, "base"))
+            step(bill_base, partial(self._billed, made, "base"))
 
         def agent() -> str:
             environments.install(made, f"{self.wheels['kedge']}[agent]")
@@ -127,19 +165,30 @@ class Tried:
             return environments.try_demo(made)
 
         step(f"kedge[agent], Python {python}", agent)
-        if python == environments.DEMO_PYTHON and step(f"kedge demo, Python {python}", demo):
-            step("bill of materials, optimize", partial(self._billed, made, "optimize"))
-            step("known vulnerabilities", partial(supply.audit, made))
+        if python == environments.DEMO_PYTHON:
+            step(demo_name, demo)
+            step(bill_optimize, partial(self._billed, made, "optimize"))
+            step(known, partial(supply.audit, made))
 
     def _alone(self, python: str) -> str:
         with environments.environment(python) as made:
             environments.install(made, f"{self.wheels['kedge_agent']}[onnxruntime]")
             return environments.try_agent_alone(made, self.version)
 
+    def licences(self) -> str:
+        """Of what the bills list."""
+        if not self.bills:
+            raise NotCheckedError("no bill of materials was made")
+        return supply.licences_page(self.bills, self.out / "LICENSES.md")
+
     def _billed(self, made: environments.Environment, extra: str) -> str:
         name = f"kedge-{self.version}{'-' + extra if extra != 'base' else ''}.cdx.json"
-        self.bills[extra] = supply.write_bill(made, self.out / name)
+        self.bills[extra] = supply.write_bill(made, self.out / name, self.version)
         return f"{name}: {len(self.bills[extra])} components"
+
+
+def _not_without(python: str) -> str:
+    raise NotCheckedError(f"no environment of Python {python} was made")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,62 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .steps import BrokenError, shell
 
-__all__ = ["build_all", "check_contents", "check_descriptions"]
+__all__ = ["build_all", "check_contents", "check_descriptions", "clear", "committed", "exported", "require_clean"]
 
 _SHIPPED = {
     "kedge": ("sdk", "device_agent", "targets"),
     "kedge_agent": ("device_agent",),
 }
 _MAX_BYTES = 5_000_000
-_NEVER = ("__pycache__", ".pyc", ".so", ".onnx", ".plan", ".pem", "id_", ".env")
+_NEVER = (".pyc", ".so", ".onnx", ".plan", ".engine", ".pem", ".key", ".env")
+
+
+def clear(out: Path) -> None:
+    """Remove an earlier run's folder, and none that is anything else.
+
+    Raises:
+        BrokenError: it holds something, and no checks of an earlier run.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / "checks.json").is_file():
+        raise BrokenError(f"{out} is no folder of an earlier run (it has no checks.json): give --out another")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+
+
+def committed(name: str) -> str:
+    """The text of a file as the last commit has it."""
+    return shell(["git", "show", f"HEAD:{name}"])
+
+
+def require_clean(*, final: bool) -> str:
+    """Say what is built, and what lies about that is not.
+
+    Raises:
+        BrokenError: a version that goes out is built from a tree that has changes.
+    """
+    commit = shell(["git", "log", "-1", "--format=%h"]).strip()
+    changed = [line[3:] for line in shell(["git", "status", "--porcelain"]).splitlines()]
+    if changed and final:
+        raise BrokenError(f"{len(changed)} files are not committed: {', '.join(changed[:3])}")
+    return f"{commit}" + (f"; {len(changed)} files that are not committed are left out" if changed else "")
+
+
+@contextmanager
+def exported(commit: str) -> Iterator[Path]:
+    """The files of a commit, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="kedge-dist-") as name:
+        source = Path(name) / "source"
+        source.mkdir()
+        shell(["git", "archive", "--format=tar", "-o", source.with_suffix(".tar"), commit])
+        with tarfile.open(source.with_suffix(".tar")) as archive:
+            archive.extractall(source, filter="data")
+        yield source
 
 
 def build_all(out: Path) -> list[Path]:
@@ -31,25 +75,19 @@ def build_all(out: Path) -> list[Path]:
     """
     commit, epoch = shell(["git", "log", "-1", "--format=%H %ct"]).split()
     env = {**os.environ, "SOURCE_DATE_EPOCH": epoch}
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     found: list[dict[str, str]] = []
-    with tempfile.TemporaryDirectory(prefix="kedge-dist-") as name:
-        for turn in ("first", "second"):
-            source, folder = Path(name) / turn / "source", Path(name) / turn / "out"
-            source.mkdir(parents=True)
-            shell(["git", "archive", "--format=tar", "-o", source.with_suffix(".tar"), commit])
-            with tarfile.open(source.with_suffix(".tar")) as archive:
-                archive.extractall(source, filter="data")
+    for _ in range(2):
+        with exported(commit) as source:
+            folder = source.parent / "out"
             python = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder]
             shell([*python, source], env=env)
             shell([*python, "--wheel", source / "device_agent"], env=env)
             found.append({path.name: _sha256(path) for path in sorted(folder.iterdir())})
-        differing = [key for key in found[0] | found[1] if found[0].get(key) != found[1].get(key)]
-        if differing:
-            raise BrokenError(f"two builds of one commit differ: {', '.join(differing)}")
-        for key in found[0]:
-            shutil.copy2(folder / key, out / key)
+            for key in found[0]:
+                shutil.copy2(folder / key, out / key)
+    differing = [key for key in found[0] | found[1] if found[0].get(key) != found[1].get(key)]
+    if differing:
+        raise BrokenError(f"two builds of one commit differ: {', '.join(differing)}")
     return [out / key for key in found[0]]
 
 
@@ -88,9 +126,7 @@ def check_contents(files: list[Path]) -> str:
             raise BrokenError(
                 f"{path.name}: missing {missing or 'nothing'}, not meant to be there {extra or 'nothing'}"
             )
-        odd = [
-            name for name in held if any(part in name.rsplit("/", 1)[-1] for part in _NEVER) and path.suffix == ".whl"
-        ]
+        odd = [name for name in held if path.suffix == ".whl" and name.endswith(_NEVER)]
         if odd:
             raise BrokenError(f"{path.name} holds {odd[0]}")
         counts.append(f"{path.name} {len(held)}")

@@ -64,7 +64,6 @@ class Environment:
             "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', '')}",
             "HOME": str(self.home),
             "LANG": "C.UTF-8",
-            "PYTHONWARNINGS": "error::DeprecationWarning:kedge,error::DeprecationWarning:kedge_agent",
         }
         return shell(
             [self.folder / "bin" / program, *words], cwd=self.home, env=env, expect=expect, timeout_s=timeout_s

@@ -41,13 +41,13 @@ _NAMES = {
 _READ = {"protobuf": "BSD-3-Clause"}
 
 
-def write_bill(made: Environment, path: Path) -> list[dict[str, Any]]:
-    """CycloneDX 1.6 of everything in an environment but pip; the components."""
+def write_bill(made: Environment, path: Path, version: str) -> list[dict[str, Any]]:
+    """CycloneDX 1.6 of everything in an environment; the components."""
     shell([sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", "--spec-version", "1.6",
            "--pyproject", ROOT / "pyproject.toml", "--of", "JSON", "-o", path, made.python])  # fmt: skip
     bill = json.loads(path.read_text())
-    bill["components"] = [part for part in bill.get("components", []) if part["name"] != "pip"]
-    bill["dependencies"] = [entry for entry in bill.get("dependencies", []) if not entry["ref"].startswith("pip==")]
+    # The tool reads pyproject.toml, where the version is dynamic.
+    bill["metadata"]["component"] |= {"version": version, "purl": f"pkg:pypi/kedge@{version}"}
     path.write_text(json.dumps(bill, indent=1) + "\n")
     return list(bill["components"])
 
@@ -104,6 +104,9 @@ def licences_page(bills: dict[str, list[dict[str, Any]]], path: Path) -> str:
             rows[part["name"]] = (version, " / ".join(licences_of(part)) or "unknown", [*where, extra])
     lines = [
         "# Licences of what is installed with kedge",
+        "",
+        "Of the base and of the extra `optimize`. The extras `tensorrt`, `cuda` and `nvml` (NVIDIA's own terms),",
+        "`modelopt`, `cluster`, `examples`, `docs` and `dev` are not listed: who asks for one reads its terms.",
         "",
         "| package | version | licence | comes with |",
         "|---|---|---|---|",
