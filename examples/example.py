@@ -230,7 +230,8 @@ class Example:
             },
             "figures": [each.to_json() for each in self._figures],
         }
-        self._out.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        self._out.write_text(text + "\n", encoding="utf-8")
 
     def _shown(self, word: str) -> str:
         for folder, shown in ((self.folder, ""), (self.source, f"examples/{self.name}/")):

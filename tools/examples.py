@@ -92,7 +92,7 @@ def differences(before: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str
             continue
         allowed = compare["tolerance"] * (abs(old) if compare["kind"] == "rel" else 1)
         # 0.95 and 0.93 are 0.02 apart, though a little more in binary.
-        if abs(new - old) > allowed + 1e-9:
+        if not abs(new - old) <= allowed + 1e-9:  # NaN is within no tolerance
             said = tolerance_text(compare, unit)
             out.append(f"{name} was {figure_text(old, unit)} and is {figure_text(new, unit)} ({said})")
     return out
