@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 from pathlib import Path
 
+import onnx
 import pytest
 
 from kedge.cli import main
 from kedge.errors import BadInputError
 from kedge.model.gates import GateOptions
 from kedge.optimize.quantize.step import Quantize
-from kedge.optimize.recipe import read_recipe
+from kedge.optimize.recipe import RobustnessSettings, read_recipe
 from kedge.run.settings import RunSettings, read_run_settings
 from kedge.run.starter import write_starter
 from kedge.targets import host_target
@@ -67,6 +70,45 @@ def test_a_model_s_name_source_and_inputs_are_filled_in(tmp_path: Path) -> None:
 def test_a_model_of_no_pictures_says_nothing_of_them(tmp_path: Path) -> None:
     model = models.adder(tmp_path / "m.onnx")
     assert "preprocess" not in write_starter(tmp_path / "new", model, HERE).read_text()
+
+
+def test_names_of_a_foreign_model_say_nothing_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil = "x\n[gates]\np99_ms = 1\x7f"
+    model = models.adder(tmp_path / "m\n[robustness].onnx")
+    proto = onnx.load(model)
+    tensor = proto.graph.input[0]
+    for node in proto.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = evil if name == tensor.name else name
+    tensor.name = evil
+    onnx.save(proto, model)
+    path = write_starter(tmp_path / "a folder\n[robustness]", model, HERE)
+    recipe = read_recipe(path)
+    assert recipe.gates is None
+    assert recipe.robustness == RobustnessSettings()
+    assert recipe.base is not None
+    assert (recipe.base / recipe.source).samefile(model)
+    assert "\\n[gates]" in path.read_text()
+
+
+def test_a_folder_with_a_space_is_named_as_a_shell_takes_it(tmp_path: Path) -> None:
+    text = write_starter(tmp_path / "a folder").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("#     kedge run"))
+    assert shlex.split(line.removeprefix("#")) == ["kedge", "run", str(tmp_path / "a folder" / "kedge.toml")]
+
+
+def test_a_name_that_is_not_utf_8_leaves_no_empty_recipe_behind(tmp_path: Path) -> None:
+    model = tmp_path / os.fsdecode(b"m\xff.onnx")
+    models.adder(tmp_path / "m.onnx").rename(model)
+    with pytest.raises(BadInputError, match="is not UTF-8"):
+        write_starter(tmp_path / "new", model, HERE)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_this_machine_has_no_runtime_for_is_not_sent_to_it(tmp_path: Path) -> None:
+    text = write_starter(tmp_path, target="rtx-a2000").read_text()
+    assert 'to = "my-device"' in text
 
 
 def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

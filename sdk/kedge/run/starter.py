@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from kedge_agent.formats.tensors import DYNAMIC, TensorSpec
@@ -11,6 +12,7 @@ from kedge_agent.formats.tensors import DYNAMIC, TensorSpec
 from ..errors import BadInputError
 from ..model.onnx_io import ModelSpec, model_spec, read_with_files, require_float
 from ..targets import Target, host_target, load_target
+from .fitting import takes
 
 __all__ = ["NAME", "write_starter"]
 
@@ -89,11 +91,17 @@ def write_starter(folder: Path, model: Path | None = None, target: str | None = 
     here = host_target()
     profile = here if target is None else load_target(target)
     spec = None if model is None else _spec_of(model)
-    text = _text(folder, model, spec, profile, here)
+    try:
+        content = _text(folder, model, spec, profile, here).encode()
+    except UnicodeEncodeError as error:
+        named = " or ".join(repr(str(each)) for each in (model, folder) if each is not None)
+        raise BadInputError(
+            f"{named} is not UTF-8, and cannot stand in a recipe", hint="rename the model or the folder"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("xb") as file:
+            file.write(content)
     except FileExistsError as error:
         raise BadInputError(f"{path} exists", hint="change it, or begin in another folder") from error
     return path
@@ -107,11 +115,11 @@ def _spec_of(model: Path) -> ModelSpec:
 
 def _text(folder: Path, model: Path | None, spec: ModelSpec | None, profile: Target, here: Target) -> str:
     source = "model.onnx" if model is None else os.path.relpath(model, folder)
-    alike = (profile.os, profile.arch) == (here.os, here.arch)
+    alike = takes(here, profile)
     to = "local" if alike else "my-device"
     return _TEXT.format(
-        recipe="" if folder.resolve() == Path.cwd() else f" {folder / NAME}",
-        name=_quoted((model or Path("model")).stem),
+        recipe="" if folder.resolve() == Path.cwd() else f" {_on_a_line(shlex.quote(str(folder / NAME)))}",
+        name=_quoted("".join(each if each.isprintable() else "-" for each in (model or Path("model")).stem)),
         target=_quoted(profile.name),
         target_note=_note(f"target = {_quoted(profile.name)}", "the kind of device: kedge targets list"),
         source=_quoted(source),
@@ -129,7 +137,13 @@ def _text(folder: Path, model: Path | None, spec: ModelSpec | None, profile: Tar
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """A string of TOML. JSON's are, but for DEL, which TOML takes only escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _on_a_line(text: str) -> str:
+    """As it is, or quoted where a comment would not hold it."""
+    return text if text.isprintable() else _quoted(text)
 
 
 def _note(line: str, words: str) -> str:
@@ -138,7 +152,7 @@ def _note(line: str, words: str) -> str:
 
 def _described(spec: TensorSpec) -> str:
     shape = ", ".join("any" if dim == DYNAMIC else str(dim) for dim in spec.shape)
-    return f"input {spec.name}: {spec.datatype} [{shape}]"
+    return f"input {_on_a_line(spec.name)}: {spec.datatype} [{shape}]"
 
 
 def _is_picture(spec: ModelSpec) -> bool:
