@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tools.bench import __main__ as command
+from tools.bench import runner
 from tools.bench.catalogue import BENCHMARKS, Benchmark
 from tools.bench.facts import ROOT
 from tools.bench.runner import FAILED, MEASURED, NOT_MEASURED, Size, run_all
@@ -47,7 +50,7 @@ def test_one_that_fails_is_named_with_its_last_word_and_the_others_run(tmp_path:
     conditions = json.loads((tmp_path / "results" / "good.smoke.json").read_text())["conditions"]
     assert {"processor", "cores", "python", "commit", "load_average"} <= conditions.keys()
     assert "    first" in said
-    assert said[0] == "[1 of 5] bad: what bad does"
+    assert next(line for line in said if not line.startswith("warning")) == "[1 of 5] bad: what bad does"
     assert said[-1].startswith("[5 of 5] good: measured after")
 
 
@@ -102,13 +105,14 @@ def test_outcomes_of_benchmarks_that_do_not_run_again_are_kept(tmp_path: Path) -
     run_all([benchmark(tmp_path, "second", GOOD)], size(tmp_path, smoke=False), lambda _: None)
     outcomes = json.loads((tmp_path / "results" / "runs.json").read_text())["outcomes"]
     assert outcomes["first"]["outcome"] == FAILED
-    assert outcomes["second"] | {"seconds": 0, "at": ""} == {
+    assert outcomes["second"] | {"seconds": 0, "at": "", "kedge": ""} == {
         "outcome": MEASURED,
         "reason": "",
         "peers": "",
         "seconds": 0,
         "at": "",
         "command": "python -m tools.bench --only second",
+        "kedge": "",
     }
 
 
@@ -156,3 +160,106 @@ def test_every_program_explains_itself_and_takes_its_smoke_options() -> None:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_to_the_command_ends_the_benchmark_and_all_that_it_started(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    pid = tmp_path / "pid"
+    child = 'import subprocess; p = subprocess.Popen(["sleep", "600"]); '
+    child += f'open({str(pid)!r}, "w").write(str(p.pid)); p.wait()'
+    (tmp_path / "slow.py").write_text(child, encoding="utf-8")
+    chosen = f"Benchmark('startup', 'Slow', 'nothing', ({str(tmp_path / 'slow.py')!r},), smoke=())"
+    program = "import sys; from pathlib import Path; from tools.bench import __main__ as command; "
+    program += f"from tools.bench.catalogue import Benchmark; command.BENCHMARKS = ({chosen},); "
+    program += f"command.RESULTS = Path({str(tmp_path / 'results')!r}); sys.exit(command.main(['--smoke']))"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment(), stderr=subprocess.PIPE) as run:
+        assert until(lambda: pid.exists() and pid.read_text())
+        run.send_signal(number)
+        assert run.wait(30) == 128 + number
+    stat = Path(f"/proc/{pid.read_text()}/stat")
+    assert until(lambda: not stat.exists() or " Z " in stat.read_text())
+    assert not (tmp_path / "README.md").exists()
+
+
+def until(true: Callable[[], object]) -> bool:
+    """Whether it comes true within 20 seconds."""
+    for _ in range(400):
+        if true():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_tree_that_differs_from_its_commit_is_warned_of_and_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tree, warned in (("0.1.0, commit abc-dirty", True), ("0.1.0, commit abc", False)):
+        said: list[str] = []
+        monkeypatch.setattr(runner, "commit", lambda tree=tree: tree)
+        run_all([benchmark(tmp_path, "good", GOOD)], size(tmp_path), said.append)
+        assert any(line.startswith("warning: files differ from their commit") for line in said) == warned
+        outcomes = json.loads((tmp_path / "results" / "runs.smoke.json").read_text())["outcomes"]
+        assert outcomes["good"]["kedge"] == tree
+
+
+CUT = """
+import json, sys
+sys.path.insert(0, "tools/bench")
+import optimize
+case = json.load(open("benchmarks/results/optimize.json"))["cases"]["resnet20"]
+def measured(self, key, made):
+    if key != "resnet20":
+        raise KeyboardInterrupt
+    return case
+optimize.Bench.case = measured
+optimize.missing = lambda shared: []
+optimize.warm_up = lambda folder: None
+optimize.CASES = {"resnet20": lambda *_: None, **{name: lambda *_: None for name in sys.argv[3:]}}
+sys.argv[3:] = []
+sys.exit(optimize.main())
+"""
+
+
+@pytest.mark.slow
+def test_figures_of_all_models_are_not_replaced_by_those_of_a_run_that_was_cut_off(tmp_path: Path) -> None:
+    out, part = tmp_path / "optimize.json", tmp_path / "optimize.unfinished.json"
+    out.write_text("of before")
+    words = [sys.executable, "-c", CUT, "--out", str(out)]
+    cut = subprocess.run(
+        [*words, "resnet56"], cwd=ROOT, env=environment(), capture_output=True, check=False, timeout=60
+    )
+    assert cut.returncode != 0
+    assert out.read_text() == "of before"
+    assert list(json.loads(part.read_text())["cases"]) == ["resnet20"]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(out.read_text())["cases"]) == ["resnet20"]
+    assert out.with_suffix(".md").exists()
+    assert not part.exists()
+
+
+LACKING = """
+import sys
+from types import SimpleNamespace
+sys.path.insert(0, "tools/bench")
+import contextlib, gpu
+gpu.opened = lambda: SimpleNamespace(cuda=SimpleNamespace(current=contextlib.nullcontext))
+gpu.described = lambda cuda: {}
+gpu.bandwidth = lambda cuda: {"rows": []}
+def chosen(name):
+    raise gpu.MissingError("no TensorRT for this GPU")
+gpu.chosen = chosen
+sys.exit(gpu.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_gpu_without_tensorrt_leaves_no_new_bandwidth_beside_old_latency(tmp_path: Path) -> None:
+    """The GPU is made up: what it measures is not the matter, but what is written when the rest cannot be."""
+    words = [sys.executable, "-c", LACKING, "--out", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 7
+    assert "not measured: no TensorRT for this GPU" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,12 @@ fails keeps no other from running; the exit status is 1 then.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from tools.bench.catalogue import BENCHMARKS, RESULTS, peers_folder
 from tools.bench.runner import FAILED, Size, run_all
@@ -42,7 +46,8 @@ def main(words: list[str] | None = None) -> int:
     outcomes = {}
     if not arguments.page:
         size = Size(arguments.smoke, arguments.peers.absolute(), RESULTS)
-        outcomes = run_all(chosen, size, lambda text: print(text, file=sys.stderr, flush=True))
+        with _ended_by_signals():
+            outcomes = run_all(chosen, size, lambda text: print(text, file=sys.stderr, flush=True))
     from tools.bench.page import write_page
 
     print(write_page(RESULTS.parent, smoke=arguments.smoke))
@@ -50,6 +55,25 @@ def main(words: list[str] | None = None) -> int:
     for name in failed:
         print(f"{name} failed: {outcomes[name].reason}", file=sys.stderr)
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this as Ctrl-C does: with the benchmark that runs, and all that it started."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+
+    def end(number: int, _: FrameType | None) -> None:
+        # A second one must not cut the ending short.
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    before = [signal.signal(number, end) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

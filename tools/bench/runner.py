@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from tools.bench.catalogue import DONE, MISSING, ROOT, SMOKE_S, Benchmark
-from tools.bench.facts import SHARED, conditions
+from tools.bench.facts import SHARED, commit, conditions
 
 __all__ = ["FAILED", "MEASURED", "NOT_MEASURED", "Outcome", "Size", "run_all"]
 
@@ -35,7 +35,7 @@ class Outcome:
     """How the last run of a benchmark ended.
 
     reason: of what was not measured or failed; else empty. peers: why those that need an environment of their own were
-    not compared with; else empty.
+    not compared with; else empty. kedge: what was measured, version and commit; "-dirty" where files differed from it.
     """
 
     outcome: str
@@ -44,6 +44,7 @@ class Outcome:
     seconds: float
     at: str
     command: str
+    kedge: str
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def run_all(benchmarks: Sequence[Benchmark], size: Size, say: Say) -> dict[str, 
         known = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
     limit_s = size.limit_s if size.limit_s is not None else (SMOKE_S if size.smoke else None)
     end = None if limit_s is None else time.monotonic() + limit_s
+    if (tree := commit()).endswith("-dirty"):
+        say(f"warning: files differ from their commit ({tree}): nobody can make these figures again, and each says so")
     outcomes = {}
     for number, benchmark in enumerate(benchmarks, 1):
         say(f"[{number} of {len(benchmarks)}] {benchmark.name}: {benchmark.what}")
@@ -93,12 +96,13 @@ def _run(benchmark: Benchmark, size: Size, left_s: float | None, say: Say) -> Ou
     words = [*benchmark.program, *(benchmark.smoke if size.smoke else benchmark.full)]
     words += ["--out", str(benchmark.out(size.results, size.suffix))]
     at, begin, peers = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic(), ""
+    tree = commit()
 
     def ended(outcome: str, reason: str = "") -> Outcome:
         seconds = round(time.monotonic() - begin, 1)
         small = ["--smoke"] if size.smoke else []
         command = shlex.join(["python", "-m", "tools.bench", *small, "--only", benchmark.name])
-        return Outcome(outcome, reason, peers, seconds, at, command)
+        return Outcome(outcome, reason, peers, seconds, at, command, tree)
 
     if left_s is not None and left_s < _LEAST_S:
         return ended(NOT_MEASURED, "the time of all benchmarks together was over")
