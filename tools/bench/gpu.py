@@ -7,9 +7,10 @@ bandwidth: copies to the device from page-locked and from pageable memory. laten
 against a bare loop of `execute_async_v3`, both with their copies, in turns in one run; the goal is a ratio of medians
 of at most 1.05. The bare loop uses no CUDA graphs; the file says whether the agent did. overlap: which share of a copy
 in passes while the request before it computes, by the GPU's events, and the rate of two clients against that of one.
-Each goes to FOLDER/gpu-NAME.json with its conditions, as it is finished. With --stand-in the engine is one of the
-tests' stand-in for TensorRT, whose kernels take half a millisecond at 2 GHz: so what surrounds TensorRT is measured
-where none runs.
+Each goes to FOLDER/gpu-NAME.json with its conditions, all three at the end: a run that lacks TensorRT leaves no new
+bandwidth beside the latency of another day. With --stand-in the engine is one of the tests' stand-in for TensorRT,
+whose kernels take half a millisecond at 2 GHz: so what surrounds TensorRT is measured where none runs. The first
+binding of CUDA that can be imported is used (pycuda, then cuda-bindings).
 Exit status 7, and one line, where something is missing.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import sys
 import tempfile
@@ -78,7 +80,7 @@ def main() -> int:
         gpu = opened()
         conditions = described(gpu.cuda)
         with gpu.cuda.current():
-            written(given.out, "bandwidth", suffix, conditions, bandwidth(gpu.cuda))
+            copies = bandwidth(gpu.cuda)
         with tempfile.TemporaryDirectory(prefix="kedge-gpu-") as name:
             path = Path(name) / "model.engine"
             if given.stand_in:
@@ -97,10 +99,11 @@ def main() -> int:
                 found = latency(gpu.cuda, library, engine, pool, given.rounds)
                 # The bare loop has none: where the agent has, a part of what it gains is theirs.
                 conditions |= {"graphs_of_the_agent": model.facts()["graphs"]}
-                written(given.out, "latency", suffix, conditions, found)
-                written(given.out, "overlap", suffix, conditions, overlap(model, pool))
+                results = {"bandwidth": copies, "latency": found, "overlap": overlap(model, pool)}
             finally:
                 pool.retire()
+        for measured, result in results.items():
+            written(given.out, measured, suffix, conditions, result)
     except MissingError as error:
         return not_measured(str(error))
     return 0
@@ -310,6 +313,7 @@ def described(cuda: Cuda) -> dict[str, Any]:
         "binding": cuda.binding,
         "python": platform.python_version(),
         "kedge": commit(),
+        "command": shlex.join(["python", "tools/bench/gpu.py", *sys.argv[1:]]),
     }
 
 

@@ -234,18 +234,25 @@ def main() -> int:
             document["goals"] = goals(document["cases"])
             document["conditions"]["ended"] = now()
             document["conditions"]["load_average"]["ended"] = os.getloadavg()
-            # After each model: a run takes many minutes, and what was measured is not lost with the rest.
-            write(document, arguments.out)
+            # After each model: a run takes many minutes, and what was measured is not lost with the rest. Beside the
+            # figures of before, which a run that is cut off leaves as they are.
+            if arguments.out is not None:
+                write(document, unfinished(arguments.out))
+    if arguments.out is not None:
+        unfinished(arguments.out).replace(arguments.out)
+        arguments.out.with_suffix(".md").write_text(markdown(document), encoding="utf-8")
     print(markdown(document))
     return 0
 
 
-def write(document: dict[str, Any], path: Path | None) -> None:
-    """The figures, and the table beside them."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown(document), encoding="utf-8")
+def unfinished(path: Path) -> Path:
+    """Where the figures are while not all models are measured; the page of all figures reads no such name."""
+    return path.with_name(f"{path.stem}.unfinished{path.suffix}")
+
+
+def write(document: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
