@@ -20,7 +20,6 @@ from kedge_agent.store.layout import socket_directory
 
 DEADLINE_MS = 200.0
 STREAM_S = 5.0
-MOST_LOST = 0.01
 ATTEMPTS = 5
 PAUSE_S = 5.0
 # One core computes, the other is the camera's.
@@ -34,7 +33,10 @@ def main() -> None:
         example.say("Training a small network on scenes composed of photographs of grass, gravel and brick.")
         model.make()
 
-        example.say("INT8, judged on frames made of the part of each photograph that training never saw.")
+        example.say(
+            "INT8, judged on frames made of the part of each photograph that training never saw: at most 1 point of "
+            "mean IoU lost, and one frame of 48 whose surface in front of the wheels was right."
+        )
         proof = example.kedge("optimize", example.source / "recipe.toml", "-o", "road.onnx")
         accuracy(example, proof)
 
@@ -45,7 +47,7 @@ def main() -> None:
         example.local(QUEUE)
         deployed = deploy(example)
         bench = example.kedge("bench", "road", "--on", "local", "--duration-ms", 2000)
-        capacity = bench["in_agent"]["throughput_per_s"]
+        capacity = bench["end_to_end"]["throughput_per_s"]
         example.figure("p99 of a computation on the device", gate_p99_ms(deployed), "ms", note="the gate allows 90 ms")
 
         example.say(f"The device answers up to {capacity:.0f} frames a second. A camera of four fifths of that, 5 s.")
@@ -60,25 +62,19 @@ def main() -> None:
 
 
 def accuracy(example: Example, proof: dict[str, Any]) -> None:
-    """What INT8 kept, by the recipe's own metrics; the recipe's gate looks at the surface ahead alone."""
+    """What INT8 kept, by the recipe's own metrics and gate."""
     before, after = proof["before"], proof["after"]
-    iou, cells, ahead = {}, {}, {}
-    for side, of in (("FP32", before), ("INT8", after)):
-        iou[side] = of["metrics"]["user"]["model:mean_iou"]
-        cells[side] = of["metrics"]["user"]["model:cell_accuracy"]
-        ahead[side] = of["metrics"]["top1"]["share"]
-    if iou["FP32"] - iou["INT8"] > MOST_LOST:
-        sys.exit(f"mean IoU fell from {iou['FP32']:.4f} to {iou['INT8']:.4f}")
     note = f"{model.HELD_OUT_FRAMES} frames of the held-out part"
-    figures = (
-        ("mean IoU", iou, 0.02),
-        ("cells that are right", cells, 0.02),
-        ("surface ahead that is right", ahead, 0.05),
-    )
-    for name, values, tolerance in figures:
-        for side, value in values.items():
-            example.figure(f"{name}, {side}", value, "share", ("abs", tolerance), note)
-    example.figure("mean IoU that INT8 lost", iou["FP32"] - iou["INT8"], "share", ("abs", 0.01), "at most 1 point")
+    for name, metric, tolerance in (
+        ("mean IoU", "model:mean_iou", 0.02),
+        ("cells that are right", "model:cell_accuracy", 0.02),
+        ("surface ahead that is right", "model:ahead_accuracy", 0.05),
+    ):
+        for side, of in (("FP32", before), ("INT8", after)):
+            example.figure(f"{name}, {side}", of["metrics"]["user"][metric], "share", ("abs", tolerance), note)
+    checks = {(check["figure"], check["metric"]): check["value"] for check in proof["gate"]["checks"]}
+    lost = checks["metric_drop", "mean_iou"]
+    example.figure("mean IoU that INT8 lost", lost, "share", ("abs", 0.01), "the gate allows 1 point")
     example.figure("bytes, INT8 : FP32", after["bytes"] / before["bytes"], "ratio", ("abs", 0.02))
     speed = after["latency"]["p50_ms"] / before["latency"]["p50_ms"]
     example.figure("latency, INT8 : FP32", speed, "ratio", note="p50 of one thread here, both in alternation")
@@ -106,7 +102,8 @@ def play(example: Example, frames: NDArray[np.uint8], rate_per_s: float) -> Stre
     example.say(
         f"{stream.sent} frames at {rate_per_s:.0f} /s: {stream.answered} answered, {stream.refused} refused; "
         f"age at the answer p50 {stream.age_ms(0.5):.0f} ms, p99 {stream.age_ms(0.99):.0f} ms; "
-        f"{stream.late(DEADLINE_MS):.1%} of the answers later than {DEADLINE_MS:.0f} ms"
+        f"{stream.late(DEADLINE_MS):.1%} of the answers later than {DEADLINE_MS:.0f} ms; "
+        f"in front of the wheels: {', '.join(model.SURFACES[number] for number in np.unique(stream.surfaces))}"
     )
     return stream
 
