@@ -11,9 +11,12 @@ import pytest
 
 from kedge_agent.errors import AgentError
 from kedge_agent.runtime.base import LoadOptions
+from kedge_agent.runtime.batching import Batcher
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.runtime.pool import ModelPool, PoolRules, Timing
 from tests.support import models
+
+HOUR_US = 3_600_000_000
 
 
 def make_pool(tmp_path: Path, **rules: int) -> ModelPool:
@@ -35,11 +38,12 @@ def infer_together(pool: ModelPool, requests: list[np.ndarray]) -> list[tuple[np
     def one(index: int) -> None:
         answers[index] = infer(pool, requests[index])
 
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(len(requests))]
+    threads = [threading.Thread(target=one, args=(index,), daemon=True) for index in range(len(requests))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        # The bound tells a hang; nothing is said of how fast it is.
+        thread.join(60)
     assert all(answer is not None for answer in answers)
     return answers  # type: ignore[return-value]
 
@@ -61,10 +65,11 @@ def test_joined_requests_get_their_own_rows(tmp_path: Path) -> None:
 
 
 def test_a_full_batch_does_not_wait_for_more(tmp_path: Path) -> None:
-    pool = make_pool(tmp_path, max_delay_us=5_000_000)
-    begin = time.monotonic()
-    infer_together(pool, [models.images(4), models.images(4)])
-    assert time.monotonic() - begin < 4
+    pool = make_pool(tmp_path, deadline_ms=HOUR_US // 1000)
+    # Who waited for more would do so for an hour.
+    pool._batcher = Batcher(pool.model, pool.rules.max_batch, HOUR_US, pool._turn)
+    answers = infer_together(pool, [models.images(4), models.images(4)])
+    assert [timing.joined for _, timing in answers] == [2, 2]
 
 
 def test_a_request_that_nobody_joins_is_run_alone_after_the_delay(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -239,23 +240,69 @@ def flight(tmp_path: Path) -> Iterator[Flight]:
     made.recorder._finish()
 
 
+class Clock:
+    """The recorder's monotonic clock, which stands still but for its waits; its other clocks are the real ones."""
+
+    def __init__(self) -> None:
+        self.now = 1024.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def ended_after(self, seconds: float) -> threading.Event:
+        """An event that is set so long after now."""
+        clock, end = self, self.now + seconds
+
+        class Ended(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                assert timeout is not None
+                clock.now = min(clock.now + timeout, end)
+                return clock.now >= end
+
+        return Ended()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def wait_until(good: Callable[[], object]) -> None:
+    """The bound tells a hang."""
+    deadline = time.monotonic() + 50
+    while not good():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_thread_records_each_second_until_it_is_closed_and_then_lets_go(tmp_path: Path) -> None:
     flight = Flight(tmp_path)
     flight.recorder.start()
-    time.sleep(3.3)
+    wait_until(lambda: len(flight.said()) >= 3)
     flight.recorder.close()
+    # It ends by itself after what it is writing; the bound tells a hang.
+    flight.recorder._thread.join(60)
+    assert not flight.recorder._thread.is_alive()
     said = flight.said()
-    assert 3 <= len(said) <= 5
-    assert all(0.4 < each.seconds < 3 for each in said[:-1])
-    assert sum(each.seconds for each in said) > 3
+    assert all(0 < each.seconds <= module._LONGEST_S for each in said)
     assert said[-1].channels["temperature.cpu"] == 41.5
     assert said[-1].channels["memory.agent_rss"] > 1e6
     assert said[-1].units["memory.agent_rss"] == "bytes"
     # What there was of the minute is written at the end.
     assert sum(each.seconds for each in flight.said(MINUTES)) == pytest.approx(sum(each.seconds for each in said))
     assert [each.start for each in newest_starts(tmp_path, 10)] == [BEGAN]
-    time.sleep(1.2)
-    assert flight.said() == said
+
+
+def test_a_record_is_taken_each_second_and_once_more_at_the_end(flight: Flight, clock: Clock) -> None:
+    flight.recorder._ended = clock.ended_after(3.25)
+    flight.recorder._taken = clock.monotonic()
+    flight.recorder._run()
+    assert [each.seconds for each in flight.said()] == [1.0, 1.0, 1.0, 0.25]
 
 
 def test_how_a_daemon_began_is_on_the_disk_before_its_first_second(tmp_path: Path) -> None:
@@ -269,14 +316,12 @@ def test_how_a_daemon_began_is_on_the_disk_before_its_first_second(tmp_path: Pat
     flight.recorder.close()
 
 
-def test_an_agent_that_was_stopped_has_a_gap_and_no_long_second(flight: Flight) -> None:
-    flight.recorder._taken = time.monotonic() - 86
-    flight.recorder._pass()
-    flight.recorder._taken = time.monotonic() - 2
-    flight.recorder._pass()
-    stopped, late = (each.seconds for each in flight.said())
-    assert stopped < 6
-    assert late == pytest.approx(2, abs=0.5)
+def test_an_agent_that_was_stopped_has_a_gap_and_no_long_second(flight: Flight, clock: Clock) -> None:
+    flight.recorder._taken = clock.monotonic()
+    for away_s in (86, 2):
+        clock.now += away_s
+        flight.recorder._pass()
+    assert [each.seconds for each in flight.said()] == [module._LONGEST_S, 2.0]
 
 
 def test_seconds_become_minutes(flight: Flight) -> None:
@@ -450,25 +495,19 @@ def test_a_recorder_that_hangs_writes_nothing_and_knows_nothing_of_now(
             assert released.wait(60)
         sync(handle)
 
-    def waits(good: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 50
-        while not good():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
     monkeypatch.setattr(os, "fdatasync", stuck)
     flight.recorder.start()
-    waits(flight.recorder.sampled)
+    wait_until(flight.recorder.sampled)
     hangs.set()
     flight.recorder._synced = 0.0
-    waits(lambda: not flight.recorder.writes)
+    wait_until(lambda: not flight.recorder.writes)
     assert flight.recorder.sampled() is None
     assert flight.recorder.last_minute() == {}
     said = render_recorder(flight.recorder)
     assert "kedge_recorder_writing 0\n" in said
     assert "kedge_sensor" not in said
     released.set()
-    waits(lambda: flight.recorder.writes)
+    wait_until(lambda: flight.recorder.writes)
     assert flight.recorder.sampled() is not None
     flight.recorder.close()
 
