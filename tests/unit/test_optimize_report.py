@@ -192,6 +192,7 @@ def hostile(name: str) -> dict[str, Any]:
     document["layers"] = document["layers"][:1]
     document["gate"] = gate(
         check("sensitivity", 0.9, 0.8, **{"class": name, "correct": 8, "count": 10, "reason": name}),
+        check("metric_drop", 0.9, 1.8, metric=name),
         blame=[name],
         next=name,
     )
