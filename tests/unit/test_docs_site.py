@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -109,6 +110,16 @@ def built(folder: Path) -> Path:
     return folder
 
 
+#: A message by a part of it, as troubleshooting has it, and as it was printed.
+FOUND = (
+    ("no agent is known there", "… no agent is known there (14)"),
+    ("kedge: error: nano: no agent is known there", "{name}: no agent is known there"),
+)
+#: Width of the second column of the first table of goals, in CSS pixels.
+ROOM = """() => [...document.querySelectorAll("table")].find((each) => each.rows[0].cells[0].innerText === "goal")
+  .rows[0].cells[1].getBoundingClientRect().width"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_site_builds_strictly_asks_nobody_and_can_be_read_by_everyone(tmp_path: Path) -> None:
@@ -135,6 +146,13 @@ def test_the_site_builds_strictly_asks_nobody_and_can_be_read_by_everyone(tmp_pa
         opened.on("request", lambda request: asked.append(request.url))
         opened.goto((folder / "search.html").as_uri() + "?q=probation")
         opened.wait_for_selector("#search-results li a")
+        for query, first in FOUND:
+            opened.goto((folder / "search.html").as_uri() + "?q=" + quote(query))
+            opened.wait_for_selector("#search-results li a")
+            assert opened.locator("#search-results li > a").first.inner_text().endswith(first), query
+        opened.set_viewport_size({"width": 1280, "height": 900})
+        opened.goto((folder / "benchmarks" / "README.html").as_uri())
+        assert opened.evaluate(ROOM) >= 120, "the goals' figures have no room"
     assert all(url.startswith((folder.as_uri(), "data:", "blob:")) for url in asked), asked
 
 
