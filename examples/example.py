@@ -71,12 +71,15 @@ class Figure:
 def figure_text(value: float | None, unit: str) -> str:
     """A value for people, in three or four significant digits.
 
-    Units: "share" (shown as per cent), "ratio" (as 0.27 ×), "bytes" (as kB, MB); others stand behind the number.
+    Units: "share" (shown as per cent), "points" (a difference of two shares, as 0.16 points), "ratio" (as 0.27 ×),
+    "bytes" (as kB, MB); others stand behind the number.
     """
     if value is None:
         return "not measured"
     if unit == "share":
         return f"{value * 100:.2f} %"
+    if unit == "points":
+        return f"{value * 100:.2f} points"
     if unit == "ratio":
         return f"{value:.3g} ×"
     if unit == "bytes":
@@ -97,7 +100,7 @@ def tolerance_text(compare: Mapping[str, Any] | None, unit: str) -> str:
         return "exactly"
     if compare["kind"] == "rel":
         return f"± {tolerance * 100:g} %"
-    if unit == "share":
+    if unit in ("share", "points"):
         return f"± {tolerance * 100:g} points"
     return f"± {figure_text(tolerance, unit)}"
 

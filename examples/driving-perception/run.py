@@ -74,7 +74,7 @@ def accuracy(example: Example, proof: dict[str, Any]) -> None:
             example.figure(f"{name}, {side}", of["metrics"]["user"][metric], "share", ("abs", tolerance), note)
     checks = {(check["figure"], check["metric"]): check["value"] for check in proof["gate"]["checks"]}
     lost = checks["metric_drop", "mean_iou"]
-    example.figure("mean IoU that INT8 lost", lost, "share", ("abs", 0.01), "the gate allows 1 point")
+    example.figure("mean IoU that INT8 lost", lost, "points", ("abs", 0.01), "the gate allows 1 point")
     example.figure("bytes, INT8 : FP32", after["bytes"] / before["bytes"], "ratio", ("abs", 0.02))
     speed = after["latency"]["p50_ms"] / before["latency"]["p50_ms"]
     example.figure("latency, INT8 : FP32", speed, "ratio", note="p50 of one thread here, both in alternation")

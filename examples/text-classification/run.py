@@ -81,7 +81,7 @@ def accuracy(example: Example, proof: Mapping[str, Any]) -> None:
         low, high = (100 * end for end in top1["interval_95"])
         note = f"{top1['correct']} of {top1['count']} texts, 95 % interval {low:.1f} to {high:.1f} %"
         example.figure(f"accuracy, {side}", top1["share"], "share", ("abs", 0.06), note)
-    example.figure("accuracy that INT8 lost", proof["comparison"]["drop"], "share", ("abs", 0.01), "at most 1 point")
+    example.figure("accuracy that INT8 lost", proof["comparison"]["drop"], "points", ("abs", 0.01), "at most 1 point")
     size = proof["after"]["bytes"] / proof["before"]["bytes"]
     example.figure("bytes, INT8 : FP32", size, "ratio", ("abs", 0.02), "the table of words stays FP32")
 

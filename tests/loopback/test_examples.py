@@ -134,6 +134,11 @@ def test_a_figure_that_is_gone_or_new_is_a_difference() -> None:
     assert sorted(examples.differences(result(), fresh)) == ["accuracy is not measured any more", "precision is new"]
 
 
+def test_what_was_lost_is_told_in_points_and_no_per_cent_of_what_there_was() -> None:
+    assert examples.figure_text(0.0016, "points") == "0.16 points"
+    assert examples.tolerance_text({"kind": "abs", "tolerance": 0.01}, "points") == "± 1 points"
+
+
 def test_a_block_says_the_figure_its_tolerance_and_where_it_was_measured() -> None:
     conditions = {"processor": "a CPU", "cores": 2, "python": "3.11.7", "onnxruntime": "1.32.0", "torch": None}
     document = {**result(), "seconds": 61.2, "kedge": "0.1.0", "measured": "2026-11-26", "conditions": conditions}
