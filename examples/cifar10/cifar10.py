@@ -60,7 +60,10 @@ def _images(split: str) -> Labelled:
 
 def _resnet(name: str, blocks: int) -> nn.Module:
     model = ResNet(blocks)
-    checkpoint = torch.load(SHARED / "models" / f"{name}_cifar10.th", weights_only=True, map_location="cpu")
+    path = SHARED / "models" / f"{name}_cifar10.th"
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint {path.name} in {path.parent}; set KEDGE_SHARED")
+    checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict({key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()})
     return model.eval()
 
