@@ -6,8 +6,9 @@ Nothing is left out silently: what the walk cannot follow is in `EXPLICIT`, with
 from __future__ import annotations
 
 import ast
+import builtins
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -15,8 +16,9 @@ import kedge.errors
 from kedge.errors import ExitCode, KedgeError
 from kedge_agent.wire import FAULTS
 
-from .errors_explicit import EXPLICIT
-from .errors_source import Function, Sources, read_sources
+from .errors_classes import alternatives, is_read, made_by
+from .errors_explicit import EXPLICIT, UNSAID
+from .errors_source import Function, Sources, last_name, read_sources
 from .errors_text import Carried, NeedsCallers, Scope, Unknown, arguments_of, patterns
 
 __all__ = ["CARRIED", "Entry", "Found", "find_errors"]
@@ -32,9 +34,20 @@ _CODES: Mapping[str, ExitCode] = {
     "BadParameter": ExitCode.USAGE,
     "ClickException": ExitCode.BAD_INPUT,
 }
-_FOREIGN = ("UsageError", "BadParameter", "ClickException", "SystemExit")
+_OF_SYSTEM = {
+    found.__name__ for found in vars(builtins).values() if isinstance(found, type) and issubclass(found, OSError)
+}
 
 CARRIED: Mapping[str, str] = {
+    "ArgumentTypeError": "by `kedge-agent`, after the option's name; exit code 2",
+    "AuthenticationException": 'after "the device accepts none of our keys"; exit code 9',
+    "BrokenPipeError": "as the reason why the agent, or the device, stopped answering; exit code 4",
+    "EOFError": "as the reason why a device cannot be reached (exit code 4), or a snapshot cannot be read (3)",
+    "FileNotFoundError": "nowhere: a key or certificate that is not there is told by its name; exit code 9",
+    "HTTPException": 'after "the agent stopped answering"; exit code 4',
+    "OSError": "after the name of the file, the folder or the device whose it is, as what the system says is",
+    "SSHException": 'after "cannot be reached" (exit code 4), or after "there is no usable private key" (9)',
+    "ValueError": "after the name of what was read, where that came from elsewhere; else kedge's own defect (1)",
     "ArchiveError": 'after the archive\'s name, or after "import refused"; exit code 6',
     "DeltaError": "nowhere: the frame is asked for again, whole",
     "EngineError": "by the compiler of engines, here or on a device; exit code 7 where it refuses the model or falls, "
@@ -104,26 +117,52 @@ class _Walk:
         self.unknown: list[str] = []
 
     def go(self) -> None:
-        for name in sorted({*self.sources.bases, *_FOREIGN}):
+        for name in sorted(self.sources.exceptions - {*UNSAID}):
             for function, call in self.sources.calls.get(name, []):
                 self._construction(name, call, Scope(self.sources, function))
         for function in (function for module in self.sources.modules for function in module.functions):
             for node in function.own():
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Call) and _places(node)[1] is not None:
-                    self._lost("a class that is looked up", function, ast.unparse(node.func))
+                self._otherwise(node, function)
 
     def _construction(self, name: str, call: ast.Call, scope: Scope) -> None:
-        parts = _places(call)
-        if parts[0] is not None:
+        init = next((each for each in self.sources.functions.get("__init__", []) if each.owner == name), None)
+        parts = _places(call, self.sources.line(name), [] if init is None else init.parameters)
+        if parts[0] is not None and not (name == "SystemExit" and _is_status(parts[0], self.sources)):
             self._say(name, parts, scope, 0, scope.function)
 
+    def _otherwise(self, node: ast.AST, function: Function) -> None:
+        """What is said without the name of a class before it."""
+        if isinstance(node, ast.Call):
+            looked_up = isinstance(node.func, ast.Call) and _places(node)[1] is not None
+            made = sorted(made_by(node.func, function, self.sources) - {*UNSAID})
+            if looked_up or (made and _place(function) in EXPLICIT):
+                self._lost("a class that is looked up", function, ast.unparse(node.func))
+                return
+            for name in made:
+                self._construction(name, node, Scope(self.sources, function))
+            if ast.unparse(node.func) == "sys.exit":
+                self._construction("SystemExit", node, Scope(self.sources, function))
+        elif isinstance(node, ast.Raise) and node.exc is not None:
+            for raised in alternatives(node.exc):
+                if isinstance(raised, ast.Call):
+                    found = is_read(raised.func, function, self.sources) or made_by(raised.func, function, self.sources)
+                else:  # made elsewhere, or a class without a word
+                    found = isinstance(raised, ast.Name | ast.Attribute | ast.Subscript)
+                if not found:
+                    self._lost("a class that is looked up", function, ast.unparse(raised))
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and function.name != "__init__":
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Attribute) and target.attr in ("message", "args"):
+                    self._lost("a message put in later", function, ast.unparse(node))
+
     def _lost(self, name: str, said: Function, what: str) -> None:
-        place = f"{said.module.name}:{said.name}"
+        place = _place(said)
         if place not in EXPLICIT:
             self.unknown.append(f"{place}: {name}: {what}")
             return
-        for text in EXPLICIT[place].messages:
-            self.entries.append(self._entry(name, text, "", EXPLICIT[place].kind, said))
+        explicit = EXPLICIT[place]
+        for text in explicit.messages:
+            self.entries.append(self._entry(explicit.error or name, text, "", explicit.kind, said))
 
     def _say(self, name: str, parts: tuple[ast.expr | None, ...], scope: Scope, depth: int, said: Function) -> None:
         message, hint, kind = parts
@@ -176,10 +215,29 @@ class _Walk:
         return None
 
 
-def _places(call: ast.Call) -> tuple[ast.expr | None, ast.expr | None, ast.expr | None]:
-    by_name = {keyword.arg: keyword.value for keyword in call.keywords}
-    message = call.args[0] if call.args else by_name.get("message")
+def _place(function: Function) -> str:
+    return f"{function.module.name}:{function.name}"
+
+
+def _places(
+    call: ast.Call, line: Iterable[str] = (), parameters: Iterable[str] = ()
+) -> tuple[ast.expr | None, ast.expr | None, ast.expr | None]:
+    """Message, hint and kind in a call of a class of this line, whose parameters by position are these."""
+    by_name: dict[str | None, ast.expr] = dict(zip(parameters, call.args, strict=False))
+    by_name |= {keyword.arg: keyword.value for keyword in call.keywords}
+    # Python's own are made of a number, words and a file's name.
+    place = 1 if len(call.args) > 1 and {*line} & _OF_SYSTEM else 0
+    message = call.args[place] if call.args else by_name.get("message")
     return message, by_name.get("hint"), by_name.get("kind")
+
+
+def _is_status(node: ast.expr, sources: Sources) -> bool:
+    """Whether what a program ends with is a number, and no text."""
+    if isinstance(node, ast.Constant):
+        return not isinstance(node.value, str)
+    named = sources.functions.get(last_name(node.func), []) if isinstance(node, ast.Call) else []
+    returned = [each.node.returns for each in named if not isinstance(each.node, ast.Module)]
+    return bool(returned) and all(each is not None and ast.unparse(each) in ("int", "None") for each in returned)
 
 
 def _safe(node: ast.expr, scope: Scope) -> list[str]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["EXPLICIT", "Said"]
+__all__ = ["EXPLICIT", "UNSAID", "Said"]
 
 
 @dataclass(frozen=True)
 class Said:
-    """messages: none where the words are another error's, which has an entry of its own. kind: of an agent's fault."""
+    """messages: none where the words are another error's, which has an entry of its own. kind: of an agent's fault.
+
+    error: the class, where the walk cannot tell that either.
+    """
 
     messages: tuple[str, ...]
     reason: str
     kind: str = ""
+    error: str = ""
 
 
 EXPLICIT: Mapping[str, Said] = {
@@ -35,6 +39,10 @@ EXPLICIT: Mapping[str, Said] = {
         "kedge_agent.formats.providers.refusal gives message and hint together",
         "bad_input",
     ),
+    "kedge.fleet.entries:_names": Said(
+        ("no list of names",), "the caller says of what: a group's devices, a device's groups", error="BadInputError"
+    ),
+    "kedge_agent.store.journal:append": Said((), "a step that there is not is a defect of the agent's"),
     "kedge.release.signing:_signed_by": Said(
         (
             "ssh-keygen is not installed",
@@ -98,3 +106,10 @@ EXPLICIT: Mapping[str, Said] = {
     "kedge.transport.ssh_jump:_of": Said((), "the same error again, with the jump host's name before it"),
 }
 """By module:function."""
+
+UNSAID: Mapping[str, str] = {
+    "AssertionError": "kedge's own defects, which are told with exit code 1 as such",
+    "IndexError": "whoever looks up a place that is not there says so in its own words",
+    "RuntimeError": "kedge's own defects, likewise",
+}
+"""Classes whose words nobody is meant to read, and why."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from .errors_source import Function, Sources
 
-__all__ = ["Carried", "NeedsCallers", "Scope", "Unknown", "arguments_of", "patterns"]
+__all__ = ["Carried", "NeedsCallers", "Scope", "Unknown", "arguments_of", "assigned", "constant", "patterns"]
 
 _DEPTH = 8
 _MOST = 24
@@ -159,10 +159,10 @@ def _part(node: ast.expr, scope: Scope) -> list[str]:
 
 def _written_out(name: str, scope: Scope) -> list[str]:
     """What a name may hold, where that is a few texts: of a loop over them, of a condition, or a module's."""
-    values = list(_assigned(scope.function, name))
+    values = list(assigned(scope.function, name))
     if not values and (name.isupper() or name.startswith("_")):
         try:
-            values = [_constant(name, scope)]
+            values = [constant(name, scope)]
         except Unknown:
             return []
     if len(values) > _MOST or not all(isinstance(value, ast.Constant | ast.IfExp | ast.JoinedStr) for value in values):
@@ -216,14 +216,19 @@ def _named(name: str, scope: Scope) -> Iterator[str]:
         for node in function.own():
             if isinstance(node, ast.ExceptHandler) and node.name == name:
                 raise Carried(name)
-        if values := list(_assigned(function, name)):
+        if values := list(assigned(function, name)):
             yield from _any(values, inside)
             return
         function = function.outer
-    yield from patterns(_constant(name, scope), Scope(scope.sources, scope.function, {}, scope.depth + 1))
+    yield from patterns(constant(name, scope), Scope(scope.sources, scope.function, {}, scope.depth + 1))
 
 
-def _constant(name: str, scope: Scope) -> ast.expr:
+def constant(name: str, scope: Scope) -> ast.expr:
+    """What a module's name stands for: of the scope's module, or of the only one that has it.
+
+    Raises:
+        Unknown: none has it, or several.
+    """
     own = scope.function.module.constants
     if name in own:
         return own[name]
@@ -233,7 +238,7 @@ def _constant(name: str, scope: Scope) -> ast.expr:
     raise Unknown(name)
 
 
-def _assigned(function: Function, name: str) -> Iterator[ast.expr]:
+def assigned(function: Function, name: str) -> Iterator[ast.expr]:
     """Everything that a local name is made of, of a loop and of what is unpacked included."""
     for node in function.own():
         targets: list[ast.expr] = []
@@ -275,6 +280,8 @@ def _called(node: ast.Call, scope: Scope) -> Iterator[str]:
         inner = node.func.value if isinstance(node.func, ast.Attribute) else node.args[0]
         yield from patterns(inner, scope)
         return
+    if name == "strerror":
+        raise Carried(ast.unparse(node))
     if name == "get" and isinstance(node.func, ast.Attribute):
         yield from _picked(ast.Subscript(node.func.value, node.args[0], ast.Load()), scope, *node.args[1:])
         return
@@ -294,8 +301,8 @@ def _picked(node: ast.Subscript, scope: Scope, *otherwise: ast.expr) -> Iterator
     """One of a table's values, or one place of a tuple that a function returns."""
     table = node.value
     if isinstance(table, ast.Name):
-        values = list(_assigned(scope.function, table.id)) if table.id not in scope.bound else []
-        table = values[0] if len(values) == 1 else _constant(table.id, scope)
+        values = list(assigned(scope.function, table.id)) if table.id not in scope.bound else []
+        table = values[0] if len(values) == 1 else constant(table.id, scope)
     if isinstance(table, ast.Dict):
         yield from _any([*table.values, *otherwise], scope)
     elif isinstance(table, ast.Tuple) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
