@@ -76,14 +76,16 @@ def measured(folder: Path, runs: int) -> dict[str, Any]:
 
 
 def _measured(environment: dict[str, str], device: str, runs: int) -> dict[str, Any]:
-    took_s, device_s, faults = [], [], []
+    took_s, device_s = [], []
+    found: dict[str, list[str]] = {"fault": [], "warning": []}
     for _ in range(runs):
         begin = time.perf_counter()
         done = kedge(environment, "doctor", "--on", device, "--json", codes=(0, 10))
         took_s.append(time.perf_counter() - begin)
         told = json.loads(done)
         device_s.append(told["facts_seconds"])
-        faults += [each["evidence"] for each in told["findings"] if each["result"] == "fault"]
+        for result, evidence in found.items():
+            evidence += [each["evidence"] for each in told["findings"] if each["result"] == result]
     return {
         "runs": runs,
         "median_s": statistics.median(took_s),
@@ -91,7 +93,9 @@ def _measured(environment: dict[str, str], device: str, runs: int) -> dict[str, 
         "device_median_s": statistics.median(device_s),
         "checks": len(told["findings"]),
         "ok": sum(each["result"] == "ok" for each in told["findings"]),
-        "faults": faults,
+        "unknown": sum(each["result"] == "unknown" for each in told["findings"]),
+        "faults": found["fault"],
+        "warnings": found["warning"],
     }
 
 
@@ -111,7 +115,8 @@ def table(devices: dict[str, Any]) -> str:
     for name, each in devices.items():
         lines.append(
             f"{name:8} {each['median_s']:6.2f} s {each['worst_s']:6.2f} s {each['device_median_s']:6.2f} s"
-            f"   {each['ok']} of {each['checks']} ok, {len(each['faults'])} faults in {each['runs']} runs"
+            f"   {each['ok']} of {each['checks']} ok, {each['unknown']} could not be looked at; "
+            f"{len(each['faults'])} faults, {len(each['warnings'])} warnings in {each['runs']} runs"
         )
     return "\n".join([*lines, f"goal: less than {GOAL_S:g} s"])
 

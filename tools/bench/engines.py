@@ -31,6 +31,7 @@ from kedge.build.shapes import shape_profiles
 from kedge.errors import KedgeError
 from kedge.model.graph import Graph
 from kedge.model.onnx_io import read_model
+from kedge.model.qdq_check import check_qdq
 from kedge.model.samples import Samples
 from kedge.optimize.quantize.step import Quantize
 from kedge.optimize.work import Work
@@ -92,10 +93,11 @@ def main() -> int:
 
 
 def row(path: Path, precision: str, repeats: int) -> dict[str, Any]:
-    """One model in one precision."""
+    """One model in one precision; of INT8, how many faults and warnings the checker of Q/DQ finds in what was made."""
     print(f"{path.stem}: {precision}", file=sys.stderr)
     out: dict[str, Any] = {"model": path.stem, "precision": precision, "onnx_bytes": None, "engine_bytes": None}
     out |= {"seconds": None, "peak_rss_bytes": None, "layers": None, "refused": None}
+    out |= {"qdq_findings": None}
     with tempfile.TemporaryDirectory(prefix="kedge-engines-") as name:
         folder = Path(name)
         try:
@@ -106,6 +108,8 @@ def row(path: Path, precision: str, repeats: int) -> dict[str, Any]:
         target = load_target(TARGET)
         report = preflight(model, target, shapes=shapes, cache=EngineCache(folder / "cache"))
         out["onnx_bytes"] = model.stat().st_size
+        if precision == "int8":
+            out["qdq_findings"] = len(check_qdq(Graph.read(model), target.precisions).findings)
         if report.errors:
             first = report.errors[0]
             where = f"{first.op} {first.node}: ".lstrip() if first.node else ""

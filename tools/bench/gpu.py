@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -313,7 +312,6 @@ def described(cuda: Cuda) -> dict[str, Any]:
         "binding": cuda.binding,
         "python": platform.python_version(),
         "kedge": commit(),
-        "command": shlex.join(["python", "tools/bench/gpu.py", *sys.argv[1:]]),
     }
 
 

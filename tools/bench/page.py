@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tools.bench.catalogue import BENCHMARKS, Benchmark
-from tools.bench.page_goals import GOALS, PARTS, Goal, judge
+from tools.bench.page_goals import GOALS, PARTS, Goal, judge, tell
 from tools.bench.page_panels import Panel, missing, panels, shown
 from tools.bench.page_plots import plot
-from tools.bench.page_read import Found, conditions, date, read
+from tools.bench.page_read import Found, conditions, date, made_by, read, tree
 
 __all__ = ["page", "write_page"]
 
@@ -66,20 +66,27 @@ def _goals(full: Found, small: Found | None) -> list[str]:
     judged = [(goal, judge(goal, full.documents)) for goal in GOALS]
     met = sum(verdict is not None and verdict.met is True for _, verdict in judged)
     lacking = sum(verdict is not None and verdict.met is False for _, verdict in judged)
-    unknown = sum(verdict is None and not goal.test for goal, verdict in judged)
-    lines = ["## Goals", "", f"{met} met, {lacking} not met, {unknown} not measured; the others ask for no limit, or"]
-    lines += ["for a behaviour, which a test holds.", ""]
+    unknown = sum(verdict is None and (bool(goal.unrun) or not goal.test) for goal, verdict in judged)
+    lines = [
+        "## Goals",
+        "",
+        f"{met} met, {lacking} not met, {unknown} not measured; the others ask for no limit, or for a behaviour.",
+        "A goal of which only a part was measured is not measured. A behaviour has no figure of its own, it holds or",
+        "does not: its row names the test that fails where it does not, and CI runs them all.",
+        "",
+    ]
     heads = ["goal", "figure", "", "from", *([UNJUDGED] if small is not None else [])]
     for part, title in PARTS.items():
         lines += [f"### {part}: {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        lines += [_goal(goal, verdict, small) for goal, verdict in judged if goal.part == part]
+        lines += [_goal(goal, verdict, full, small) for goal, verdict in judged if goal.part == part]
         lines.append("")
     return lines
 
 
-def _goal(goal: Goal, verdict: Any, small: Found | None) -> str:
+def _goal(goal: Goal, verdict: Any, full: Found, small: Found | None) -> str:
     if goal.test:
-        cells = [goal.wording, "", "test" if goal.test.startswith("tests/") else "document"]
+        kind = "test" if goal.test.startswith("tests/") else "document"
+        cells = [goal.wording, goal.unrun, NONE if goal.unrun else kind]
         cells += [f"[{goal.test}](../{goal.test})", *([""] if small is not None else [])]
         return f"| {' | '.join(cells)} |"
     benchmark = next(each for each in BENCHMARKS if each.name == goal.benchmark)
@@ -88,9 +95,12 @@ def _goal(goal: Goal, verdict: Any, small: Found | None) -> str:
     else:
         name = goal.file or benchmark.files[0]
         word = {True: "**met**", False: "**not met**", None: "stated"}[verdict.met]
-        cells = [goal.wording, verdict.figure, word, f"[{name}.json](results/{name}.json), `--only {goal.benchmark}`"]
+        document = full.documents[name]
+        source = [f"[{name}.json](results/{name}.json)", made_by(document) or f"`--only {goal.benchmark}`"]
+        source += [f"*{tree(document)}*"] if tree(document) else []
+        cells = [goal.wording, verdict.figure, word, ", ".join(source)]
     if small is not None:
-        found = judge(goal, small.documents)
+        found = tell(goal, small.documents)
         cells.append("" if found is None else found.figure)
     return f"| {' | '.join(cells)} |"
 
@@ -106,7 +116,9 @@ def _section(benchmark: Benchmark, full: Found, small: Found | None) -> list[str
     document, other = full.of(benchmark), None if small is None else small.of(benchmark)
     lines = [f"## {benchmark.title}", "", f"Measured: {benchmark.what}."]
     program = "-m " + benchmark.program[1] if benchmark.program[0] == "-m" else benchmark.program[0]
-    lines += [f"By `python {program}`; `python -m tools.bench --only {benchmark.name}`.", ""]
+    made = None if document is None else made_by(document)
+    by = f"The figures below are by {made}." if made else ""
+    lines += [f"By `python {program}`; `python -m tools.bench --only {benchmark.name}`. {by}".rstrip(), ""]
     lines += [benchmark.note, ""] if benchmark.note else []
     lines.append(f"{conditions(document) if document is not None else 'In the full size: ' + NONE + '.'}")
     if other is not None:

@@ -17,7 +17,7 @@ __all__ = ["plot"]
 
 _COLOURS = {"kedge": BLUE, "peer": GREY, "reference": MUTED}
 _WIDTH_PX, _BAR_PX, _PANEL_PX = 720, 22, 40
-_LABEL, _TITLE = 34, 66
+_LABEL, _TITLE, _MARGIN = 34, 66, 0.01
 # Beyond this ratio the shorter bars would be a line each.
 _LOGARITHMIC = 30
 _PAGES = ("#ffffff", "#14181f")
@@ -26,6 +26,8 @@ _PAGES = ("#ffffff", "#14181f")
 def plot(path: Path, name: str, title: str, panels: Sequence[Panel]) -> None:
     """Draw the panels one below the other, and write the file."""
     heights = [_PANEL_PX + _BAR_PX * len(panel.bars) for panel in panels]
+
+    from matplotlib.transforms import blended_transform_factory
 
     def paint(figure: Figure) -> None:
         rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
@@ -47,7 +49,17 @@ def plot(path: Path, name: str, title: str, panels: Sequence[Panel]) -> None:
             axes.bar_label(drawn, texts, color=INK, fontsize=10, padding=2)
             axes.margins(x=0.12)
             better = "lower" if panel.lower else "higher"
-            axes.set_title(f"{elide(panel.title, _TITLE)} ({panel.unit}; {better} is better)", fontsize=11)
+            # From the drawing's left edge: above the bars alone a long one would end beyond the right one.
+            axes.text(
+                _MARGIN,
+                1.0,
+                f"{elide(panel.title, _TITLE)} ({panel.unit}; {better} is better)",
+                fontsize=11,
+                fontweight="bold",
+                color=INK,
+                va="bottom",
+                transform=blended_transform_factory(figure.transFigure, axes.transAxes),
+            )
             axes.grid(visible=False, axis="y")
 
     svg = draw(f"plot-{name}", title, (_WIDTH_PX, sum(heights)), paint)

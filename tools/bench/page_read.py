@@ -11,7 +11,7 @@ from typing import Any
 
 from tools.bench.catalogue import BENCHMARKS, Benchmark
 
-__all__ = ["Documents", "Found", "conditions", "date", "read"]
+__all__ = ["Documents", "Found", "conditions", "date", "made_by", "read", "tree"]
 
 Documents = Mapping[str, Any]
 
@@ -60,16 +60,20 @@ def date(document: Documents | None) -> str:
 
 
 def conditions(document: Documents) -> str:
-    """Where it was measured, of what and when, in one sentence; of a document without them, that they are not known."""
+    """Where it was measured, of what and when, in one sentence; of a document without them, that they are not known.
+
+    A tree that differed from its commit is marked: nobody can measure the same again.
+    """
     facts = document.get("conditions")
     if facts is None:
-        return "Conditions were not recorded."
+        return "Neither conditions nor the commit were recorded."
     machine = str(facts.get("machine", ""))
     if "cores" in facts:
         machine += f", {facts['cores']} cores"
     parts = [str(facts.get("name") or ""), str(facts.get("processor", "")), machine, date(document)]
-    kedge = str(facts.get("commit") or facts.get("kedge") or "")
-    parts += [f"kedge {kedge}" if kedge else "", f"Python {facts['python']}" if "python" in facts else ""]
+    kedge, lacking = str(facts.get("commit") or facts.get("kedge") or ""), tree(document)
+    parts.append(" ".join(["kedge", *([kedge] if kedge else []), *([f"(**{lacking}**)"] if lacking else [])]))
+    parts.append(f"Python {facts['python']}" if "python" in facts else "")
     parts += [f"onnxruntime {facts['onnxruntime']}"] if "onnxruntime" in facts else []
     parts += [str(facts[name]) for name in ("compiler", "driver", "binding", "runtime") if facts.get(name)]
     parts += _peers(facts)
@@ -77,6 +81,23 @@ def conditions(document: Documents) -> str:
     if isinstance(load, Mapping) and load.get("ended"):
         parts.append(f"load average {load['started'][0]:.1f} before, {load['ended'][0]:.1f} after")
     return "; ".join(part for part in parts if part) + "."
+
+
+def made_by(document: Documents) -> str:
+    """The command that made it, where it is not the catalogue's: that of a GPU on which no TensorRT ran; else empty."""
+    runtime = str((document.get("conditions") or {}).get("runtime", "stand-in"))
+    if not str(document.get("benchmark")).startswith("gpu-") or "stand-in" not in runtime:
+        return ""
+    return "`python tools/bench/gpu.py --stand-in`, once with each binding of CUDA"
+
+
+def tree(document: Documents) -> str:
+    """What keeps others from measuring the same: that files differed from the commit, or that none was recorded."""
+    facts = document.get("conditions") or {}
+    kedge = str(facts.get("commit") or facts.get("kedge") or "")
+    if "commit" not in kedge:
+        return "its commit was not recorded"
+    return "files differed from that commit" if kedge.endswith("-dirty") else ""
 
 
 def _peers(facts: Documents) -> list[str]:

@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def answers(folder: Path, runs: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Seconds of commands, by their words; and why a peer's is not measured."""
+    """Seconds of commands and of the processor's time, by their words; and why a peer's is not measured."""
     kedge_words = {
         "kedge --version": ["-m", "kedge", "--version"],
         "kedge --help": ["-m", "kedge", "--help"],
@@ -83,9 +83,10 @@ def answers(folder: Path, runs: int) -> tuple[dict[str, Any], dict[str, str]]:
             commands[f"{program} --help"] = [found, "--help"]
     environment = {**os.environ, **{f"XDG_{kind}_HOME": str(folder / kind) for kind in ("CONFIG", "STATE", "CACHE")}}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
+    processor: dict[str, list[float]] = {name: [] for name in commands}
     for turn in range(runs + 1):
         for name in random.sample(list(commands), len(commands)):
-            begin = time.perf_counter()
+            begin, before = time.perf_counter(), os.times()
             done = subprocess.run(commands[name], capture_output=True, check=False, env=environment, cwd=folder)
             if done.returncode:
                 seconds.pop(name, None)
@@ -93,7 +94,11 @@ def answers(folder: Path, runs: int) -> tuple[dict[str, Any], dict[str, str]]:
                 missing[name] = f"it ends with {done.returncode}"
             elif turn:
                 seconds[name].append(time.perf_counter() - begin)
-    return {name: row(ANSWERS, runs) for name, runs in seconds.items()}, missing
+                after = os.times()
+                processor[name].append(
+                    after.children_user - before.children_user + after.children_system - before.children_system
+                )
+    return {name: {**row(ANSWERS, runs), "cpu_s": summary(processor[name])} for name, runs in seconds.items()}, missing
 
 
 def agents(folder: Path, runs: int) -> dict[str, Any]:
@@ -137,9 +142,13 @@ def requests(server: Server) -> list[float]:
 
 def row(group: str, seconds: list[float]) -> dict[str, Any]:
     """Percentiles of the samples, and the samples."""
+    return {"group": group, "seconds": summary(seconds)}
+
+
+def summary(seconds: list[float]) -> dict[str, Any]:
     ordered = sorted(seconds)
     share = {"median": statistics.median(ordered), "p90": ordered[max(len(ordered) - 1 - len(ordered) // 10, 0)]}
-    return {"group": group, "seconds": {**share, "min": ordered[0], "max": ordered[-1], "runs": seconds}}
+    return {**share, "min": ordered[0], "max": ordered[-1], "runs": seconds}
 
 
 if __name__ == "__main__":
