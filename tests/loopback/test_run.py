@@ -245,7 +245,7 @@ def test_a_device_of_another_platform_is_refused_before_an_hour_of_training(
     [
         ((), ('to = "local"', 'to = ""'), 3, "no device was named"),
         (("--to", "nowhere"), None, 3, "nowhere"),
-        (("--dry-run",), None, 2, "--dry-run is of kedge deploy"),
+        (("--dry-run",), None, 2, "No such option '--dry-run'"),
         (("absent.toml",), None, 3, "absent.toml cannot be read"),
         ((), ("version = 1", "versoin = 1"), 3, "no key 'versoin'"),
         (("-o", "."), None, 3, "digits.onnx was given, and may not be overwritten"),

@@ -134,7 +134,7 @@ def _class_and_share(text: str) -> tuple[str, float]:
     help="Also measure accuracy under noise, blur, contrast, JPEG and attacks.",
 )
 @click.option("--input-shape", metavar="1,3,224,224", help="For a PyTorch module without an example input.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every draw of random numbers.")
 @click.option(
     "-o",
     "--out",

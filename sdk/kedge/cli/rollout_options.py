@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..fleet.rollout.plan import Options
     from ..release.bundle import Release
 
-__all__ = ["Asked", "asked", "parse_share", "rollout_options"]
+__all__ = ["Asked", "asked", "carried_out_options", "parse_share", "rollout_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +38,12 @@ def parse_share(text: str) -> float:
 
 def rollout_options(function: F) -> F:
     """Add the options of a rollout; the command gets them by the names of `Asked`."""
+    dry_run = click.option("--dry-run", is_flag=True, help="Show the waves and who is in which; touch nothing.")
+    return dry_run(carried_out_options(function))
+
+
+def carried_out_options(function: F) -> F:
+    """Add the options of a rollout that there is no plan of before, for want of a release: all but --dry-run."""
     for option in reversed(
         (
             click.option("--canary", metavar="WAVES", help="Waves, as 1,5%,25%,100% of all.  [default: 100%]"),
@@ -63,7 +69,6 @@ def rollout_options(function: F) -> F:
             ),
             click.option("--cluster", metavar="URL", help="Workers of a dask scheduler, as tcp://host:8786."),
             click.option("--source", metavar="URL", help="Where workers fetch the release: kedge release push."),
-            click.option("--dry-run", is_flag=True, help="Show the waves and who is in which; touch nothing."),
             click.option("--all", "every", is_flag=True, help="A row for each device in the table at the end."),
         )
     ):

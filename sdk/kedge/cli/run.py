@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .common import Output, inventory_option, long_output_options, path_type, read_inventory
-from .rollout_options import asked, rollout_options
+from .rollout_options import asked, carried_out_options
 
 __all__ = ["run"]
 
@@ -20,7 +20,7 @@ __all__ = ["run"]
     "--model-version", type=click.IntRange(min=1), help="The model's version.  [default: what [run] says, or 1]"
 )
 @click.option("-o", "--out", "folder", type=path_type, help="Where everything is written.  [default: NAME-run]")
-@rollout_options
+@carried_out_options
 @inventory_option
 @long_output_options
 def run(
@@ -48,8 +48,6 @@ def run(
     from .rolling import rolled_out
 
     wanted = asked(rollout)
-    if wanted.dry_run:
-        raise click.UsageError("--dry-run is of kedge deploy: it takes the release that this command has built")
     order = read_order(recipe, to, model_version, folder)
     devices, inventory = order.settings.to, read_inventory(inventory_path)
     work = Run(order, inventory, BenchRules())
