@@ -12,16 +12,39 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from kedge_agent.measure.memory import read_memory
-from kedge_agent.runtime import onnx_arena
+from kedge_agent.runtime import onnx_arena, onnxruntime
 from kedge_agent.runtime.base import LoadOptions, Slot
 from kedge_agent.runtime.onnx_arena import SharedArena, arena_of_process
+from kedge_agent.runtime.onnx_inputs import has_fixed_inputs
 from kedge_agent.runtime.onnxruntime import OnnxModel, OnnxRuntime
 from tests.support import models
 
 LARGE = 8192
 """A batch that needs more than 256 MB between its layers."""
+
+
+def fixed(path: Path, batch: int = LARGE) -> Path:
+    """The model `wide`, of this batch alone."""
+    model = onnx.load(models.wide(path))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(model, path)
+    return path
+
+
+def nonzero(path: Path, size: int = 1 << 20) -> Path:
+    """x [size] → indices [1, k] of those that are not 0: onnxruntime allocates the output."""
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["indices"])],
+        "m",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [size])],
+        [helper.make_tensor_value_info("indices", TensorProto.INT64, [1, "k"])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
 
 
 def rss() -> int:
@@ -71,12 +94,10 @@ def without_pause(work: Callable[[], None], threads: int = 2) -> Iterator[None]:
 
 
 def test_what_one_model_computed_in_serves_the_next(tmp_path: Path) -> None:
-    path = models.wide(tmp_path / "m.onnx")
+    path = fixed(tmp_path / "m.onnx")
     with loaded(path) as (first, one), loaded(path) as (_, two):
         assert first.facts()["arena"] == "shared"
-        assert "the one arena" in {item.what: item.method for item in first.ledger()}["activations"]
-        run(one)
-        run(two)
+        assert "arena that it shares" in {item.what: item.method for item in first.ledger()}["activations"]
         usual = rss()
         run(one, LARGE)
         alone = rss()
@@ -88,8 +109,40 @@ def test_what_one_model_computed_in_serves_the_next(tmp_path: Path) -> None:
     assert both - alone < needed / 4
 
 
+@pytest.mark.parametrize("make", [models.wide, models.words, models.adder])
+def test_a_model_whose_requests_differ_in_size_has_an_arena_of_its_own(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    with loaded(make(tmp_path / "m.onnx")) as (model, _):
+        assert model.facts()["arena"] == "own"
+        assert "arena of its own" in {item.what: item.method for item in model.ledger()}["activations"]
+
+
+def test_text_of_a_fixed_shape_is_of_no_one_size(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "m",
+        [helper.make_tensor_value_info("x", TensorProto.STRING, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, [1])],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with loaded(path) as (model, _):
+        assert model.facts()["arena"] == "own"
+
+
+def test_of_a_file_that_is_no_model_nothing_is_believed(tmp_path: Path) -> None:
+    path = fixed(tmp_path / "m.onnx", 1)
+    assert has_fixed_inputs(path)
+    whole = path.read_bytes()
+    for data in (b"", b"\x08", b"\xff" * 64, b"\x3a\x7f", b"\x0b" + whole, whole[: len(whole) // 2]):
+        path.write_bytes(data)
+        assert not has_fixed_inputs(path)
+    assert not has_fixed_inputs(tmp_path / "none.onnx")
+
+
 def test_models_that_compute_at_once_each_give_their_own_results(tmp_path: Path) -> None:
-    path = models.wide(tmp_path / "m.onnx")
+    path = fixed(tmp_path / "m.onnx", 16)
     wrong = []
 
     def work(value: int) -> None:
@@ -111,9 +164,15 @@ def test_models_that_compute_at_once_each_give_their_own_results(tmp_path: Path)
     assert wrong == []
 
 
-def test_a_peak_is_given_back_while_another_model_computes_without_pause(tmp_path: Path) -> None:
-    path = models.wide(tmp_path / "m.onnx")
-    with loaded(path) as (_, slot), loaded(path) as (model, _):
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_peak_is_given_back_while_another_model_computes_without_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    if not shared:
+        # As where onnxruntime was built without allocators that sessions share.
+        monkeypatch.setattr(onnxruntime, "arena_of_process", lambda: None)
+    with loaded(models.wide(tmp_path / "m.onnx")) as (_, slot), loaded(fixed(tmp_path / "f.onnx", 64)) as (model, _):
+        assert model.facts()["arena"] == ("shared" if shared else "own")
         run(slot)
         usual = rss()
         run(slot, LARGE)
@@ -127,17 +186,27 @@ def test_a_peak_is_given_back_while_another_model_computes_without_pause(tmp_pat
 
         with without_pause(work):
             run(slot, times=65)
-            until = time.monotonic() + 20
-            while rss() - usual > large / 4:
-                assert time.monotonic() < until, "the peak stays"
-                run(slot)
+            assert rss() - usual < large / 4
+
+
+def test_no_model_waits_for_the_peak_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = arena_of_process()
+    assert arena is not None
+    shrinks = []
+    monkeypatch.setattr(arena, "_shrink", lambda: shrinks.append(1))
+    with loaded(models.wide(tmp_path / "m.onnx")) as (_, slot), loaded(fixed(tmp_path / "f.onnx", 4)) as (_, other):
+        run(slot, LARGE)
+        for _ in range(66):
+            run(slot)
+            run(other)
+        assert shrinks == []
 
 
 def test_what_a_model_computed_in_goes_with_it(tmp_path: Path) -> None:
-    with loaded(models.wide(tmp_path / "m.onnx")) as (_, slot):
+    with loaded(fixed(tmp_path / "small.onnx", 4)) as (_, slot):
         run(slot)
     usual = rss()
-    with loaded(tmp_path / "m.onnx") as (_, slot):
+    with loaded(fixed(tmp_path / "m.onnx")) as (_, slot):
         run(slot, LARGE)
         large = rss() - usual
         slot.close()
@@ -145,23 +214,67 @@ def test_what_a_model_computed_in_goes_with_it(tmp_path: Path) -> None:
     assert rss() - usual < large / 4
 
 
+def test_an_output_that_onnxruntime_allocated_keeps_no_block(tmp_path: Path) -> None:
+    with loaded(nonzero(tmp_path / "n.onnx")) as (other, slot):
+        assert other.facts()["arena"] == "shared"
+        usual = rss()
+        with loaded(fixed(tmp_path / "m.onnx")) as (_, large):
+            run(large, LARGE)
+            needed = rss() - usual
+            binding = slot.bind({"x": (1 << 20,)})
+            binding.inputs["x"][...] = 0
+            binding.inputs["x"][: 1 << 18] = 1
+            binding.submit()
+            binding.wait()
+        # Its request is not over: whoever asked may read slowly.
+        assert needed > 128 << 20
+        assert rss() - usual < needed / 4
+        assert np.array_equal(binding.outputs["indices"], [np.arange(1 << 18)])
+
+
+def test_what_a_run_waits_for_memory_is_none_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = arena_of_process()
+    assert arena is not None
+    waited = 10_000_000_000
+    clock = time.perf_counter_ns
+    late = 0
+
+    def enter() -> None:
+        nonlocal late
+        late += waited
+        SharedArena.enter(arena)
+
+    with loaded(fixed(tmp_path / "m.onnx", 4)) as (_, slot):
+        monkeypatch.setattr(time, "perf_counter_ns", lambda: clock() + late)
+        monkeypatch.setattr(arena, "enter", enter)
+        binding = slot.bind({"x": (4, 64)})
+        binding.submit()
+        assert late == waited
+        assert binding.wait().compute_ns < waited
+
+
 def test_a_run_that_does_not_end_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_arena, "_PAUSE_S", 0.0)
-    assert arena_of_process() is not None
     arena = SharedArena()
+    shrinks = []
+    monkeypatch.setattr(arena, "_shrink", lambda: shrinks.append(arena._inside))
     arena.enter()
     for _ in range(3):
         arena.enter()
-        arena.leave(give_back=True)
+        arena.give_back()
+        arena.leave()
     entered = threading.Event()
     thread = threading.Thread(target=lambda: (arena.enter(), entered.set()))
     thread.start()
     assert entered.wait(20)
     thread.join()
-    arena.leave(give_back=False)
-    arena.leave(give_back=False)
+    assert shrinks == [], "some run was inside all the time"
+    arena.leave()
+    arena.leave()
+    assert shrinks == [0]
     arena.enter()
-    arena.leave(give_back=True)
+    arena.leave()
+    assert shrinks == [0], "what has been given back is not given back again"
 
 
 def test_nothing_begins_while_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +292,7 @@ def test_nothing_begins_while_memory_is_given_back(monkeypatch: pytest.MonkeyPat
     arena.enter()
     begun.set()
     thread.join()
-    arena.leave(give_back=False)
+    arena.leave()
 
 
 def test_there_is_one_arena_and_the_model_that_shrinks_it_is_sound() -> None:

@@ -1,20 +1,21 @@
-"""One arena for all sessions of onnxruntime on the CPU of this process, and when it gives memory back.
+"""One arena for sessions of onnxruntime on the CPU of this process, and when it gives memory back.
 
 Left to itself, each session has an arena of its own and keeps in it what its largest run needed, though models seldom
-compute at the same moment. In one arena, what one model computes in serves the next as well.
+compute at the same moment. In one arena, what one model computes in serves the next as well. tools/arena.py measures
+what that saves and costs; docs/agent.md has the figures.
 
-Measured (tools/arena.py; docs/agent.md has the table): a process with three models that ran one after another takes
-102 MB where arenas of their own come to 124 MB, and 117 and 125 MB after they ran at the same time; one model alone
-takes the same. Run times are 0.99 to 1.02 of each other; `enter` and `leave` cost a run 0.6 µs (1 µs with Python 3.10).
-`kSameAsRequested`, which onnxruntime's documents name for arenas that shrink, takes 10 MB more than the default, and a
-third more at the peak of a large request.
+Shared by models whose inputs have fixed sizes alone. Where requests differ in size there are peaks to give back, and
+onnxruntime holds the arena's lock while it returns a block to the system, which takes the longer the larger it is (a
+fifth of a millisecond a megabyte on x86-64, and more on a busy machine): whoever computes then would wait for another
+model's peak. With an arena of its own, the model whose peak it was waits.
 
 Three things follow from sharing:
 
 - Weights must lie outside the arena (`session.use_device_allocator_for_initializers`): in it, those of a model that is
-  loaded after a large request would keep all of that request's block.
+  loaded later would keep all of the block in which they lie.
 - A block can go only while nothing lies in it. With an arena of its own, a model's block is empty once its run is over;
-  here another model may compute in it. So the arena shrinks while nothing computes.
+  here another model may compute in it. So the arena shrinks while nothing computes, and what onnxruntime allocates for
+  a run's outputs is not left in it.
 - What a model that was unloaded computed in is still there, and is given back when it goes.
 """
 
@@ -71,27 +72,30 @@ class SharedArena:
         settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
 
     def enter(self) -> None:
-        """A run begins; at once, but for 50 ms at most when memory is to be given back."""
+        """A run begins; at once, unless memory is to be given back.
+
+        Then it waits for the runs in progress, 50 ms at most, and while the system takes the memory.
+        """
         with self._guard:
             while self._hushed:
                 self._changed.wait()
             self._inside += 1
 
-    def leave(self, *, give_back: bool) -> None:
-        """It has ended. give_back: what some run needed is to be given back, now or soon."""
+    def leave(self) -> None:
+        """It has ended."""
         with self._guard:
             self._inside -= 1
-            if give_back or self._hushed or self._due_at is not None:
-                self._settle(give_back=give_back)
+            if self._hushed or self._due_at is not None:
+                self._settle()
 
     def give_back(self) -> None:
         """Give back all that no run is using, now or soon: a model has gone."""
         with self._guard:
-            self._settle(give_back=True)
+            if self._due_at is None:
+                self._due_at = time.monotonic() + self._pause_s
+            self._settle()
 
-    def _settle(self, *, give_back: bool) -> None:
-        if give_back and self._due_at is None:
-            self._due_at = time.monotonic() + self._pause_s
+    def _settle(self) -> None:
         if self._hushed:
             if self._inside == 0:
                 self._changed.notify_all()

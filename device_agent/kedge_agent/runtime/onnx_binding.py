@@ -2,7 +2,8 @@
 
 Outputs whose sizes follow from the inputs' (fixed, or named by the same symbol) are bound to our memory too. Where a
 model's output sizes depend on its data, onnxruntime allocates them in each run. What a model declares may be wrong;
-onnxruntime then refuses our memory, and allocates those outputs from there on.
+onnxruntime then refuses our memory, and allocates those outputs from there on. In the arena that models share, such an
+output would keep the block in which it lies for as long as its request lasts: there it is copied out within the run.
 
 Where a provider computes in memory of its own, onnxruntime copies an input when it is bound (IOBinding::BindInput), and
 not when it runs: there inputs are bound anew for each run.
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ from .onnx_arena import SharedArena, shrinking
 from .peak import Peak
 
 __all__ = ["BoundBinding", "Served", "StringBinding", "first_line"]
+
+_Result = TypeVar("_Result")
 
 # Providers whose memory is a GPU's, from an arena.
 _CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
@@ -58,21 +61,24 @@ class Served:
     misdeclared: set[str] = field(default_factory=set)
     peak: Peak = field(default_factory=Peak)
 
-    def run(self, call: Callable[[Any], Any], input_bytes: int) -> Any:
+    def run(self, call: Callable[[Any], _Result], input_bytes: int) -> tuple[_Result, Split]:
         """Run `call`, which is given onnxruntime's RunOptions or None, and see that the arena gives memory back.
 
         Without its arena onnxruntime asks the system for every activation, from every thread: MobileNetV2 then runs a
         hundredth slower, and the process comes to twice the memory. With it, one large request would keep its peak for
-        years. So a run gives back what an earlier one needed, when enough have passed that needed less.
+        years. So a run gives back what an earlier one needed, when enough have passed that needed less. Who shares an
+        arena has requests of one size.
+
+        The time does not count what the run waited for while a shared arena gave memory back.
         """
-        passed = self.peak.passed(input_bytes)
         if self.shared is None:
-            return call(shrinking(self._arenas()) if passed else None)
+            options = shrinking(self._arenas()) if self.peak.passed(input_bytes) else None
+            return _timed(call, options)
         self.shared.enter()
         try:
-            return call(None)
+            return _timed(call, None)
         finally:
-            self.shared.leave(give_back=passed)
+            self.shared.leave()
 
     @property
     def elsewhere(self) -> bool:
@@ -131,6 +137,7 @@ class BoundBinding:
         self._bind_inputs()
         for name, array in results.items():
             self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self._let_go()
         self._split = Split(0)
 
     @property
@@ -148,14 +155,12 @@ class BoundBinding:
         Raises:
             AgentError: onnxruntime failed on these inputs.
         """
-        begin = time.perf_counter_ns()
         try:
             self._execute()
         except Exception as error:  # onnxruntime raises many unrelated classes
             if not self._ours or not any(words in str(error) for words in _OTHER_SHAPE):
                 raise _failed(error) from error
             self._take_back()
-        self._split = Split(time.perf_counter_ns() - begin)
 
     def wait(self) -> Split:
         """The time the run took; it is over already."""
@@ -168,21 +173,31 @@ class BoundBinding:
     def _execute(self) -> None:
         if self._elsewhere:
             self._bind_inputs()
-        # What onnxruntime allocated for the last run has that run's size: it must allocate again.
-        for name in self._allocated:
-            self._io.bind_output(name, "cpu")
-        self._served.run(self._run, self.input_bytes)
-        if self._allocated:
+        allocated, self._split = self._served.run(self._once if self._allocated else self._run, self.input_bytes)
+        if allocated:
+            self.outputs = {**self._ours, **allocated}
+
+    def _once(self, options: Any) -> Buffers:
+        """Run, and take out what onnxruntime allocated."""
+        try:
+            self._run(options)
             values = self._io.get_outputs_as_ortvaluevector()
             first = len(self._order) - len(self._allocated)
-            self.outputs = {
-                **self._ours,
-                **{name: values[first + index].numpy() for index, name in enumerate(self._allocated)},
-            }
+            found = {name: values[first + index].numpy() for index, name in enumerate(self._allocated)}
+            # A view, as of onnxruntime 1.32.
+            return {name: array.copy() for name, array in found.items()} if self._served.shared is not None else found
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        # What onnxruntime allocated for one run has that run's size: for the next it must allocate again.
+        for name in self._allocated:
+            self._io.bind_output(name, "cpu")
 
     def _take_back(self) -> None:
         """Run with all outputs allocated by onnxruntime, and remember which are not what the model declares."""
         expected, self._ours, self._allocated = self._ours, {}, self._order
+        self._let_go()
         try:
             self._execute()
         except Exception as error:  # onnxruntime raises many unrelated classes
@@ -214,29 +229,35 @@ class StringBinding:
         Raises:
             AgentError: a string is not UTF-8 (kind bad_input), or onnxruntime failed on these inputs.
         """
-        begin = time.perf_counter_ns()
         feed = {name: _text(name, array) if array.dtype == object else array for name, array in self.inputs.items()}
-        names = [spec.name for spec in self._served.outputs]
         try:
-            values = self._served.run(partial(self._served.session.run, names, feed), sum(map(_bytes, feed.values())))
+            self.outputs, self._split = self._served.run(partial(self._once, feed), sum(map(_bytes, feed.values())))
         except Exception as error:  # onnxruntime raises many unrelated classes
             raise _failed(error) from error
-        self.outputs = {
-            spec.name: self._settled(spec, np.asarray(value))
-            for spec, value in zip(self._served.outputs, values, strict=True)
-        }
-        self._split = Split(time.perf_counter_ns() - begin)
 
     def wait(self) -> Split:
         """The time the run took; it is over already."""
         return self._split
 
+    def _once(self, feed: Buffers, options: Any) -> Buffers:
+        values = self._served.session.run([spec.name for spec in self._served.outputs], feed, options)
+        return {
+            spec.name: self._settled(spec, np.asarray(value))
+            for spec, value in zip(self._served.outputs, values, strict=True)
+        }
+
     def _settled(self, spec: TensorSpec, value: NDArray[Any]) -> NDArray[Any]:
         ours = self._ours.get(spec.name)
         if ours is None or ours.shape != value.shape:
-            return value.astype(object) if spec.datatype == BYTES else value
+            return value.astype(object if spec.datatype == BYTES else value.dtype)
         ours[...] = value
         return ours
+
+
+def _timed(call: Callable[[Any], _Result], options: Any) -> tuple[_Result, Split]:
+    begin = time.perf_counter_ns()
+    result = call(options)
+    return result, Split(time.perf_counter_ns() - begin)
 
 
 def _bytes(array: NDArray[Any]) -> int:

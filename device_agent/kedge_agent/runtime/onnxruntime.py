@@ -13,6 +13,7 @@ from ..formats.tensors import BYTES, DYNAMIC, TensorSpec
 from .base import Buffers, LayerTime, LoadOptions, MemoryItem
 from .onnx_arena import SharedArena, arena_of_process
 from .onnx_binding import Served, first_line
+from .onnx_inputs import has_fixed_inputs
 from .onnx_profile import MAX_PROFILED_RUNS, read_profile
 from .onnx_providers import chosen
 from .onnx_slot import OnnxSlot
@@ -112,8 +113,10 @@ def _load(path: Path, options: LoadOptions, profile: Path | None = None) -> Onnx
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Errors are raised, and said where they are handled; a line of each on standard error would fill whatever takes it.
     settings.log_severity_level = 4
-    # Other providers than the CPU's bring arenas of their own; beside those, sharing has not been tried.
-    arena = arena_of_process() if [name for name, _ in providers] == [CPU] else None
+    # Other providers than the CPU's bring arenas of their own; beside those, sharing has not been tried. Requests that
+    # differ in size have peaks to give back, which in a shared arena would stall the others.
+    shares = [name for name, _ in providers] == [CPU] and has_fixed_inputs(path)
+    arena = arena_of_process() if shares else None
     if arena is not None:
         arena.share(settings)
     if profile is not None:
@@ -178,7 +181,7 @@ class OnnxModel:
         """What onnxruntime tells of its memory, which is nothing, and the slots' buffers."""
         with self._guard:
             sizes = [slot.buffer_bytes for slot in self._slots]
-        arena = "an arena of its own" if self._arena is None else "the one arena of all models here"
+        arena = "an arena of its own" if self._arena is None else "the arena that it shares"
         return (
             MemoryItem("weights", None, "onnxruntime does not tell"),
             MemoryItem("activations", None, f"onnxruntime does not tell; free after each run, in {arena}"),
