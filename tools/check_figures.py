@@ -35,7 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 _MARK = re.compile(r"<!-- figure: (?P<file>[\w.-]+) # (?P<place>.+?) # (?:(?P<factor>[\d.e+-]+) )?(?P<format>.+?) -->")
 _BY = re.compile(r"<!-- figure by: .+? -->")
 _DEMO = re.compile(r"(?<=<!-- demo -->\n).*?(?=<!-- /demo -->)", re.DOTALL)
-_UNITS = r"×|µs|ms|%|kB|MB|GB|MiB|GiB|points?|minutes?|seconds?|/s"
+_UNITS = r"×|x|µs|ms|s|h|%|per cent|[kK]B|MB|GB|MiB|GiB|points?|hours?|minutes?|seconds?|requests?|/s"
 _FIGURE = re.compile(rf"(?<![\w.,/-])\d[\d.,]*\s?(?:{_UNITS})(?!\w)")
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"`[^`\n]*`")

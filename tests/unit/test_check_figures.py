@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.check_figures import faults, rendered
+from tools.check_figures import RESULTS, ROOT, faults, rendered
 
 MARK = "<!-- figure: serving # ways / name=kedge, TCP / p50_ms # {:.2f} ms -->"
 
@@ -50,6 +50,18 @@ def test_a_figure_that_is_the_result_s_or_names_its_command_is_taken(text: str, 
 def test_a_figure_that_is_another_or_nobody_s_is_named_with_its_line(text: str, said: str, results: Path) -> None:
     (fault,) = faults(text, results)
     assert said in fault
+
+
+@pytest.mark.parametrize(
+    "figure", ["3 s", "2 h", "2 hours", "1.5 x", "1.5x", "12 per cent", "1,909 requests", "1,909 /s", "602 KB", "5%"]
+)
+def test_a_number_with_a_unit_that_nobody_vouches_for_is_named(figure: str, results: Path) -> None:
+    (fault,) = faults(f"It was {figure} then.", results)
+    assert fault == f":1: {figure} says neither its results file nor its command"
+
+
+def test_readme_says_what_the_results_say() -> None:
+    assert faults((ROOT / "README.md").read_text(encoding="utf-8"), RESULTS) == []
 
 
 def test_a_changed_result_fails_the_text_that_quotes_it(results: Path) -> None:
