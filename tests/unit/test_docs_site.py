@@ -40,6 +40,27 @@ def test_a_site_whose_links_all_lead_somewhere_has_no_fault(tmp_path: Path) -> N
         ('<a href="/docs/x.html">x</a>', "outside where the site does not lie at the root"),
         ('<script src="https://cdn.example/x.js"></script>', "index.html: fetches https://cdn.example/x.js"),
         ('<link rel="stylesheet" href="//fonts.example/x.css">', "index.html: fetches //fonts.example/x.css"),
+        ('<img alt="" srcset="index.html 1x, gone.png 2x">', "index.html: gone.png leads nowhere"),
+        ('<img alt="" srcset="index.html 300w,https://cdn.example/x.png 600w">', "fetches https://cdn.example/x.png"),
+        ('<picture><source srcset="gone.webp"></picture>', "index.html: gone.webp leads nowhere"),
+        ('<video poster="gone.jpg" src="index.html"></video>', "index.html: gone.jpg leads nowhere"),
+        ('<video src="gone.mp4"></video>', "index.html: gone.mp4 leads nowhere"),
+        ('<audio src="gone.ogg"></audio>', "index.html: gone.ogg leads nowhere"),
+        ('<embed src="gone.pdf">', "index.html: gone.pdf leads nowhere"),
+        ('<object data="gone.svg"></object>', "index.html: gone.svg leads nowhere"),
+        ('<map name="m"><area href="gone.html"></map>', "index.html: gone.html leads nowhere"),
+        ('<meta http-equiv="Refresh" content="0; url=gone.html">', "index.html: gone.html leads nowhere"),
+        ('<svg><image href="gone.png"/></svg>', "index.html: gone.png leads nowhere"),
+        ('<svg><use xlink:href="#gone"/></svg>', "index.html: #gone: index.html has no such anchor"),
+        ("<style>p { background: url(gone.png) }</style>", "index.html: gone.png leads nowhere"),
+        ("<style>@import 'https://cdn.example/x.css';</style>", "index.html: fetches https://cdn.example/x.css"),
+        ('<p style="background: url(&quot;gone.png&quot;)">x</p>', "index.html: gone.png leads nowhere"),
+        (
+            '<a href="file:///home/me/x.html">x</a>',
+            "index.html: file:///home/me/x.html leads to the reader's own machine",
+        ),
+        ('<a href="http://localhost:8000/x">x</a>', "index.html: http://localhost:8000/x leads to the reader's own"),
+        ('<img src="http://127.0.0.1/x.png" alt="">', "index.html: http://127.0.0.1/x.png leads to the reader's own"),
     ],
 )
 def test_what_is_broken_is_found_and_named(tmp_path: Path, body: str, fault: str) -> None:
@@ -51,9 +72,23 @@ def test_a_page_that_no_page_leads_to_is_found(tmp_path: Path) -> None:
     assert faults_of(tmp_path, index="x", lost='<a href="index.html">x</a>') == ["lost.html: no page leads to it"]
 
 
-def test_a_font_that_a_style_sheet_fetches_from_elsewhere_is_found(tmp_path: Path) -> None:
-    (tmp_path / "x.css").write_text("@font-face { src: url('https://fonts.example/x.woff2') } a { b: url(data:x) }")
-    assert faults_of(tmp_path, index="x") == ["x.css: fetches https://fonts.example/x.woff2"]
+def test_what_a_style_sheet_fetches_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "css").mkdir()
+    (tmp_path / "here.woff2").write_text("")
+    (tmp_path / "css" / "x.css").write_text(
+        "@font-face { src: url('https://fonts.example/x.woff2'), url(../here.woff2) } a { b: url(data:x) }\n"
+        '/* url(old.png) */ @import "gone.css"; p { background: url( gone.png ) } q { mask: url(data:a,b%3A\') }'
+    )
+    assert faults_of(tmp_path, index="x") == [
+        "css/x.css: fetches https://fonts.example/x.woff2",
+        "css/x.css: gone.css leads nowhere",
+        "css/x.css: gone.png leads nowhere",
+    ]
+
+
+def test_an_image_within_its_link_and_a_page_that_leads_on_by_itself_are_no_faults(tmp_path: Path) -> None:
+    body = '<img src="data:image/png;base64,AA==" alt=""><meta http-equiv="refresh" content="0; url=next.html">'
+    assert not faults_of(tmp_path, index=body, next='<p style="color: red">x</p>')
 
 
 def test_links_to_other_sites_are_listed_once_with_their_pages(tmp_path: Path) -> None:
