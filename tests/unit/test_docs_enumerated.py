@@ -47,6 +47,13 @@ def test_every_option_is_in_the_command_s_page(made: dict[str, str]) -> None:
             assert all(option in page for option in option_names(command, context)), words
 
 
+def test_every_row_of_the_command_line_says_something(made: dict[str, str]) -> None:
+    rows = [
+        row for name, page in made.items() if name.startswith("cli/") for row in page.splitlines() if row[:1] == "|"
+    ]
+    assert [row for row in rows if re.search(r"\|\s*\|$", row)] == []
+
+
 def test_every_command_of_the_agent_has_its_heading(made: dict[str, str]) -> None:
     own = (DOCS / "commands" / "kedge-agent.md").read_text()
     for name in agent_commands():

@@ -26,7 +26,7 @@ NOT_WALKED = {
 
 _HINT = "a hint at a place of errors_explicit, which has the messages alone"
 NOT_SAID = {
-    "kedge/model/gates.py: docs/release-format.md has the bounds of every gate": "its message is another error's, and listed as passed on",
+    "kedge/model/gates.py: docs/release-format.md has the bounds of every gate": "of another's message, passed on",
     "kedge/build/serving.py: as in --threads 4 --provider CUDAExecutionProvider:device_id=0 --provider "
     "CPUExecutionProvider": _HINT,
     "kedge_agent/runtime/tensorrt_engine.py: send such a shape, or build the engine with other profiles: kedge build "

@@ -84,7 +84,7 @@ def _command(words: tuple[str, ...], command: click.Command, context: click.Cont
     options = [
         (record[0].replace(" / ", ", "), record[1])
         for parameter in command.get_params(context)
-        if (record := parameter.get_help_record(context))
+        if (record := parameter.get_help_record(context)) and _is_told(isinstance(parameter, click.Argument), record[1])
     ]
     return "\n".join(
         (
@@ -117,10 +117,17 @@ def _agent_page() -> str:
         actions = [
             action
             for action in _actions(parser)
-            if action.help != argparse.SUPPRESS and not isinstance(action.choices, dict)
+            if action.help != argparse.SUPPRESS
+            and not isinstance(action.choices, dict)
+            and _is_told(not action.option_strings, action.help or "")
         ]
         lines += [*_table("option", [(_spelled(action), action.help or "") for action in actions]), ""]
     return "\n".join(lines)
+
+
+def _is_told(is_argument: bool, text: str) -> bool:
+    """Whether it has a row: an argument of which nothing more is said stands in the usage line alone."""
+    return bool(text) or not is_argument
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
