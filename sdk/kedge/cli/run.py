@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .common import Output, inventory_option, long_output_options, path_type, read_inventory
-from .rollout_options import asked, carried_out_options
+from .rollout_options import Asked, asked, carried_out_options
+
+if TYPE_CHECKING:
+    from ..fleet.inventory import Inventory
+    from ..run.steps import Order
 
 __all__ = ["run"]
 
@@ -51,6 +55,11 @@ def run(
     order = read_order(recipe, to, model_version, folder)
     devices, inventory = order.settings.to, read_inventory(inventory_path)
     work = Run(order, inventory, BenchRules())
+    # What can be found wrong now is not found after an hour of training.
+    if wanted.is_rollout(devices):
+        _require_plan(order, inventory, wanted)
+    else:
+        work.ask()
 
     def roll_out(release: Path) -> tuple[dict[str, Any], int]:
         document, code = rolled_out(release, devices, inventory, wanted, None, None, out, allow_downgrade=False)
@@ -73,3 +82,22 @@ def run(
         raise
     out.result(work.document, render)
     return code
+
+
+def _require_plan(order: Order, inventory: Inventory, wanted: Asked) -> None:
+    """That a rollout can be planned so, whatever its release will be."""
+    from ..fleet.rollout.plan import make_plan
+    from ..release.urls import require_plain
+
+    if wanted.source is not None:
+        require_plain(wanted.source)
+    devices = inventory.select(order.settings.to)
+    make_plan(
+        devices,
+        model=order.model,
+        version=order.settings.version,
+        digest="0" * 64,
+        source=str(order.folder.absolute()),
+        options=wanted.options(None),
+        limits=inventory.limits(devices),
+    )
