@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from kedge.bench.rules import BenchRules
+from kedge.bench.run import run_bench
 from kedge.cli import main
-from kedge.config import config_dir
-from kedge.errors import ExitCode
+from kedge.config import config_dir, state_dir
+from kedge.errors import BusyError, ExitCode
 from kedge.model.samples import Samples
+from kedge.optimize.events import events_of
 from kedge.release.bundle import open_release
 from kedge.release.signing import sign
 from kedge.targets import host_target
+from kedge.transport.base import LOCAL, Deadline
+from kedge.transport.local import LocalAgent
 from tests.support.digits import digits, residual_net, trained_net
 from tests.support.keys import make_key
 from tests.support.schemas import validate
@@ -149,7 +154,18 @@ def test_what_served_before_is_measured_before_it_is_replaced(
     assert second["bench"]["before"]["release"] == first["build"]["release"]
     assert second["bench"]["now"]["release"] == second["build"]["release"] != first["build"]["release"]
     assert second["deploy"]["previous"] == first["build"]["release"]
+    # Nothing can measure it again once it is replaced.
+    code, again, _ = kedge(capsys, "run", "--model-version", "2", "-o", "other")
+    assert code == 0
+    assert states(again)["deploy"] == "skipped"
+    assert again["bench"]["before"] == second["bench"]["before"]
+    validate(again, "run")
     assert second["version"] == second["bench"]["now"]["version"] == 2
+
+    code, document, _ = kedge(capsys, "run", "-o", "older")
+    assert code == ExitCode.INTEGRITY
+    assert "version 1 of digits is below 2, which local has had" in document["error"]["message"]
+    assert not Path("older").exists()
 
     # A rollout has its own document; a version below the one that the device has had is refused on the device.
     code, third, _ = kedge(capsys, "run", "--canary", "100%")
@@ -164,6 +180,83 @@ def test_what_served_before_is_measured_before_it_is_replaced(
     assert fourth["deploy"] is None
     assert fourth["rollout"]["counts"] == {"updated": 1}
     assert fourth["bench"]["now"]["release"] == fourth["rollout"]["release"]
+
+
+@pytest.mark.slow
+def test_a_live_release_that_cannot_be_measured_is_replaced_all_the_same(
+    here: Path, short: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kedge(capsys, "run")
+    change('precision = "int8" ', 'precision = "int8-dynamic" ')
+    measured = []
+
+    def busy_at_first(*given: Any) -> dict[str, Any]:
+        measured.append(given)
+        if len(measured) == 1:
+            raise BusyError("somebody else measures")
+        return run_bench(*given)
+
+    monkeypatch.setattr("kedge.run.steps.run_bench", busy_at_first)
+    code, document, _ = kedge(capsys, "run", "-o", "other")
+    assert code == 0, document["error"]
+    validate(document, "run")
+    before = next(step for step in document["steps"] if step["step"] == "bench-before")
+    assert (before["state"], before["why"]) == (
+        "skipped",
+        "what serves could not be measured: somebody else measures",
+    )
+    assert document["bench"]["before"] is None
+    assert document["bench"]["now"]["release"] == document["build"]["release"]
+
+
+@pytest.mark.slow
+def test_an_agent_of_another_command_that_ends_meanwhile_is_started_anew(
+    here: Path, short: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = LocalAgent(state_dir() / LOCAL)
+    owner.start(Deadline.after(60, "starting the local agent"))
+
+    def ended(*given: Any) -> dict[str, Any]:
+        owner.close()
+        return run_bench(*given)
+
+    monkeypatch.setattr("kedge.run.steps.run_bench", ended)
+    try:
+        code, document, _ = kedge(capsys, "run")
+    finally:
+        owner.close()
+    assert code == 0, document["error"]
+    assert document["bench"]["now"]["release"] == document["build"]["release"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_not_what_came_of_it(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        # Then run.json cannot be written either.
+        Path("digits-run").rename("moved")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kedge.run.steps.build_release", full)
+    code, document, err = kedge(capsys, "run")
+    assert code == ExitCode.BAD_INPUT
+    assert states(document)["build"] == "failed"
+    assert document["error"]["message"] == "writing a file: No space left on device"
+    assert document["error"]["message"] in err
+    validate(document, "run")
+
+
+@pytest.mark.slow
+def test_event_files_of_another_recipe_of_the_name_are_not_this_run_s(
+    here: Path, short: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = events_of("digits") / "recover-0123456789ab"
+    other.mkdir(parents=True)
+    (other / "events.out.tfevents.0.host").write_bytes(b"another's")
+    code, document, _ = kedge(capsys, "run")
+    assert code == 0
+    assert document["events"] is None
 
 
 @pytest.mark.slow
@@ -240,6 +333,26 @@ def test_a_device_of_another_platform_is_refused_before_an_hour_of_training(
     assert not Path("digits-run").exists()
 
 
+def test_a_device_without_the_runtime_is_refused_before_an_hour_of_training(
+    bare: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_device("rtx-a2000" if HERE == "cpu-generic-x86_64" else "dgx-spark")
+    code, document, _ = kedge(capsys, "run", "--to", "cam")
+    assert code == ExitCode.INCOMPATIBLE
+    assert "tensorrt-rtx" in document["error"]["message"]
+    assert not Path("digits-run").exists()
+
+
+def test_a_device_that_does_not_answer_is_told_before_an_hour_of_training(
+    bare: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_device(HERE)
+    code, document, _ = kedge(capsys, "run", "--to", "cam")
+    assert code == ExitCode.UNREACHABLE
+    assert "cam" in document["error"]["message"]
+    assert not Path("digits-run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "recipe", "code", "reason"),
     [
@@ -249,6 +362,9 @@ def test_a_device_of_another_platform_is_refused_before_an_hour_of_training(
         (("absent.toml",), None, 3, "absent.toml cannot be read"),
         ((), ("version = 1", "versoin = 1"), 3, "no key 'versoin'"),
         (("-o", "."), None, 3, "digits.onnx was given, and may not be overwritten"),
+        (("--canary", "nonsense"), None, 3, "nonsense"),
+        (("--canary", "100%", "--attest", "/nope"), None, 3, "the key /nope does not exist"),
+        (("--canary", "100%", "--source", "https://user:word@host/r"), None, 3, "holds a password"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_written(

@@ -13,7 +13,7 @@ from typing import Any
 from ..config import cache_dir
 from .work import Work
 
-__all__ = ["Events", "events_folder", "events_of"]
+__all__ = ["Events", "event_files", "events_folder", "events_of"]
 
 
 def events_folder() -> Path:
@@ -21,10 +21,14 @@ def events_folder() -> Path:
     return cache_dir() / "optimize" / "events"
 
 
-def events_of(name: str) -> Path | None:
-    """Those of one model; None: neither training nor a search has written any."""
-    folder = events_folder() / name
-    return folder if folder.is_dir() else None
+def events_of(name: str) -> Path:
+    """The folder for those of one model, or of another recipe of the same name; it may not be there."""
+    return events_folder() / name
+
+
+def event_files(name: str) -> frozenset[tuple[Path, int]]:
+    """Its files and their sizes in bytes: what differs between two moments was written between them."""
+    return frozenset((path, path.stat().st_size) for path in events_of(name).rglob("*") if path.is_file())
 
 
 class Events:

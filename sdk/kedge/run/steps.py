@@ -6,13 +6,15 @@ keeps its signatures, and one that the device serves already is not pushed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import __version__
 from ..bench.run import BenchRules, run_bench
@@ -20,16 +22,21 @@ from ..build.release import BuildOptions, build_release, model_name_for
 from ..build.report import write_build_report
 from ..deploy.pending import Pending
 from ..deploy.to_device import Sight, deploy_to_device
-from ..errors import BadInputError, ExitCode, IncompatibleError, KedgeError
-from ..fleet.inventory import Device, Inventory, open_device
-from ..fleet.served import serves, what_serves
-from ..optimize.events import events_of
+from ..errors import AgentMissingError, BadInputError, ExitCode, KedgeError, UnreachableError
+from ..fleet.inventory import Inventory, open_device
+from ..fleet.served import Served, serves, what_serves
+from ..optimize.events import event_files, events_of
 from ..optimize.pipeline import Optimised, optimise
 from ..optimize.recipe import Recipe, read_recipe
 from ..optimize.written import refusal, refuse_overwriting, write_report
 from ..release.bundle import Release, add_offer, open_release
 from ..targets import Target, load_target
+from ..transport.base import Transport
 from ..transport.client import AgentClient
+from ..transport.local import LocalAgent
+from .asking import ANSWER_S, require_taken
+from .before import Before
+from .fitting import require_fitting
 from .settings import RunSettings, read_run_settings
 
 __all__ = ["STEPS", "Order", "RollOut", "Run", "read_order"]
@@ -43,7 +50,7 @@ RollOut = Callable[[Path], tuple[dict[str, Any], int]]
 Watch = Callable[[], AbstractContextManager[Sight]]
 """Opens a display of one step."""
 
-_ANSWER_S = 20.0
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Run:
 
     Raises:
         BadInputError: a device is not known, or what was given would be written over.
-        IncompatibleError: a device is of another platform than the recipe's target.
+        IncompatibleError: a device takes nothing that is made for the recipe's target.
     """
 
     def __init__(self, order: Order, inventory: Inventory, rules: BenchRules) -> None:
@@ -98,8 +105,9 @@ class Run:
         self._rules = rules
         self._target = load_target(order.recipe.target)
         devices = inventory.select(order.settings.to)
-        _require_alike(devices, self._target)
+        require_fitting(devices, self._target)
         self._device = devices[0].name
+        self._before = Before(order.folder, self._device, order.model)
         self._model = order.folder / f"{order.recipe.name}.onnx"
         refuse_overwriting(self._model, order.recipe, str(order.path))
         self.document: dict[str, Any] = {
@@ -122,6 +130,15 @@ class Run:
             "bench": {"before": None, "now": None},
             "error": None,
         }
+
+    def ask(self) -> None:
+        """Ask the device beforehand, before an hour of training, whether it answers and takes this version.
+
+        Raises:
+            IntegrityError: the version is below one that the device has had.
+            KedgeError: it cannot be reached.
+        """
+        self._on_device(lambda transport, _: require_taken(transport, self._order.model, self._order.settings.version))
 
     def go(self, watch: Watch, roll_out: RollOut | None = None) -> int:
         """Do what is left to do; the exit code.
@@ -147,21 +164,23 @@ class Run:
             elif is_there:
                 step |= {"state": "skipped", "why": f"{self._device} serves this release already"}
             else:
-                with watch() as sight, open_device(self._device, self._inventory) as (transport, kind):
-                    done = deploy_to_device(transport, kind, release, sight)
-                self.document["deploy"] = done.to_json()
+                with watch() as sight:
+                    self.document["deploy"] = self._on_device(
+                        lambda transport, kind: deploy_to_device(transport, kind, release, sight)
+                    ).to_json()
         with self._step("bench"), watch() as sight:
             self.document["bench"]["now"] = self._bench(sight)
         return int(ExitCode.OK)
 
     def _optimise(self, step: dict[str, Any], sight: Sight) -> Optimised:
+        name = self._order.recipe.name
+        had = event_files(name)
         done = optimise(self._order.recipe, self._model, sight.share)
         page = write_report(self._model, done.document)
-        events = events_of(self._order.recipe.name)
         self.document |= {
             "optimize": done.document,
             "reused_passes": done.reused,
-            "events": None if events is None else str(events),
+            "events": str(events_of(name)) if event_files(name) - had else None,
         }
         step["files"] = {"model": str(self._model), "report": str(page)}
         if done.passed is False:
@@ -188,30 +207,46 @@ class Run:
             alone: there is no other device. Else one that cannot be asked is no reason to leave the others as they are.
         """
         sight.step("asking what serves")
+        device, model = self._device, self._order.model
         try:
-            return self._measure_before(step, sight, release)
+            live, is_there = self._on_device(lambda transport, _: self._what_serves(transport, release))
         except KedgeError as error:
             if alone:
                 raise
             step |= {"state": "skipped", "why": error.message}
             return False
-
-    def _measure_before(self, step: dict[str, Any], sight: Sight, release: Release) -> bool:
-        device, model = self._device, self._order.model
-        with open_device(device, self._inventory) as (transport, _):
-            client = AgentClient(transport, _ANSWER_S)
-            try:
-                live = what_serves(client, device, model)
-                is_there = serves(client, live.release, release.digest)
-            finally:
-                client.close()
-            if live.release is not None and not is_there:
-                self.document["bench"]["before"] = run_bench(transport, model, self._rules, sight.share)
-                return False
-        found = "this very release" if is_there else "nothing"
-        step |= {"state": "skipped", "why": f"{found} served {model} on {device}"}
+        if live.release is None:
+            step |= {"state": "skipped", "why": f"nothing served {model} on {device}"}
+        elif is_there:
+            step |= {"state": "skipped", "why": f"this very release served {model} on {device}"}
+            before = self._before.read(release.digest)
+            if before is not None:
+                self.document["bench"]["before"] = before
+                step["why"] += "; what it replaced was measured by an earlier run"
+                step["files"] = {"report": str(self._before.path)}
+        else:
+            self._measure_before(step, sight, release)
         # Of a deploy that has not ended, or whose end nobody was told, the same deploy tells it.
         return is_there and not live.on_probation and not Pending(device, str(live.release)).read()[0]
+
+    def _what_serves(self, transport: Transport, release: Release) -> tuple[Served, bool]:
+        client = AgentClient(transport, ANSWER_S)
+        try:
+            live = what_serves(client, self._device, self._order.model)
+            return live, serves(client, live.release, release.digest)
+        finally:
+            client.close()
+
+    def _measure_before(self, step: dict[str, Any], sight: Sight, release: Release) -> None:
+        try:
+            before = self._bench(sight)
+        except KedgeError as error:
+            # A live release that fails, or a device that is busy, is no reason to keep a better one from it.
+            step |= {"state": "skipped", "why": f"what serves could not be measured: {error.message}"}
+            return
+        self.document["bench"]["before"] = before
+        self._before.write(release.digest, before)
+        step["files"] = {"report": str(self._before.path)}
 
     def _roll_out(self, step: dict[str, Any], release: Release, roll_out: RollOut) -> int:
         document, code = roll_out(release.folder)
@@ -221,29 +256,45 @@ class Run:
         return code
 
     def _bench(self, sight: Sight) -> dict[str, Any]:
-        with open_device(self._device, self._inventory) as (transport, _):
-            return run_bench(transport, self._order.model, self._rules, sight.share)
+        return self._on_device(lambda transport, _: run_bench(transport, self._order.model, self._rules, sight.share))
+
+    def _on_device(self, work: Callable[[Transport, Target], _T]) -> _T:
+        """Do something on the device; once more where another process's agent served `local`, and ended meanwhile."""
+        with open_device(self._device, self._inventory) as (transport, kind):
+            try:
+                return work(transport, kind)
+            except (AgentMissingError, UnreachableError):
+                if not isinstance(transport, LocalAgent) or transport.pid is not None:
+                    raise
+        with open_device(self._device, self._inventory) as (transport, kind):
+            return work(transport, kind)
 
     @contextmanager
     def _step(self, name: str) -> Iterator[dict[str, Any]]:
         """A step from its beginning to its end, whatever that is; written down at both."""
         step: dict[str, Any] = next(each for each in self.document["steps"] if each["step"] == name)
-        step["state"] = "running"
-        self._write()
         begun = time.monotonic()
         try:
+            step["state"] = "running"
+            self._write()
             yield step
             if step["state"] == "running":
                 step["state"] = "done"
-        except BaseException as error:
-            step["state"] = "failed" if isinstance(error, KedgeError) else "interrupted"
-            if isinstance(error, KedgeError):
-                told = {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
-                step["why"], self.document["error"] = error.message, told
-            raise
-        finally:
             step["seconds"] = time.monotonic() - begun
             self._write()
+        except BaseException as error:
+            known = _known(error)
+            step |= {"state": "interrupted", "seconds": time.monotonic() - begun}
+            if known is not None:
+                told = {"message": known.message, "hint": known.hint, "exit_code": int(known.exit_code)}
+                step |= {"state": "failed", "why": known.message}
+                self.document["error"] = told
+            with contextlib.suppress(OSError):
+                # It may be for want of room, and what came first is to be told.
+                self._write()
+            if known is None or known is error:
+                raise
+            raise known from error
 
     def _write(self) -> None:
         path = self._order.folder / "run.json"
@@ -252,16 +303,16 @@ class Run:
         partial.replace(path)
 
 
-def _require_alike(devices: list[Device], target: Target) -> None:
-    """Find out before an hour of training, not after it."""
-    for name, device in {each.target: each.name for each in devices}.items():
-        kind = load_target(name)
-        if (kind.os, kind.arch) != (target.os, target.arch):
-            raise IncompatibleError(
-                f"{device} is {kind.name} ({kind.os}/{kind.arch}), the recipe is for {target.name} "
-                f"({target.os}/{target.arch})",
-                hint=f'target = "{kind.name}" in the recipe, or another device',
-            )
+def _known(error: BaseException) -> KedgeError | None:
+    """As the user meets it; None: it is no more than an interrupt, or a defect."""
+    if isinstance(error, KedgeError):
+        return error
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return BadInputError(
+            f"{error.filename or 'writing a file'}: {error.strerror}",
+            hint="check that the path exists, is yours, and has room",
+        )
+    return None
 
 
 def _offer_of(folder: Path) -> tuple[str, Any] | None:
