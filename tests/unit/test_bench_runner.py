@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,21 +167,47 @@ def environment() -> dict[str, str]:
 def test_a_signal_to_the_command_ends_the_benchmark_and_all_that_it_started(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    pid = tmp_path / "pid"
-    child = 'import subprocess; p = subprocess.Popen(["sleep", "600"]); '
-    child += f'open({str(pid)!r}, "w").write(str(p.pid)); p.wait()'
-    (tmp_path / "slow.py").write_text(child, encoding="utf-8")
-    chosen = f"Benchmark('startup', 'Slow', 'nothing', ({str(tmp_path / 'slow.py')!r},), smoke=())"
-    program = "import sys; from pathlib import Path; from tools.bench import __main__ as command; "
-    program += f"from tools.bench.catalogue import Benchmark; command.BENCHMARKS = ({chosen},); "
-    program += f"command.RESULTS = Path({str(tmp_path / 'results')!r}); sys.exit(command.main(['--smoke']))"
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment(), stderr=subprocess.PIPE) as run:
-        assert until(lambda: pid.exists() and pid.read_text())
+    with slow_command(tmp_path) as run:
         run.send_signal(number)
         assert run.wait(30) == 128 + number
-    stat = Path(f"/proc/{pid.read_text()}/stat")
-    assert until(lambda: not stat.exists() or " Z " in stat.read_text())
+    assert until(lambda: ended(tmp_path / "pid"))
     assert not (tmp_path / "README.md").exists()
+
+
+def test_under_nohup_a_terminal_that_closes_ends_nothing(tmp_path: Path) -> None:
+    with slow_command(tmp_path, "nohup") as run:
+        run.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert run.poll() is None
+        assert not ended(tmp_path / "pid")
+        run.terminate()
+        assert run.wait(30) == 128 + signal.SIGTERM
+    assert until(lambda: ended(tmp_path / "pid"))
+
+
+@contextlib.contextmanager
+def slow_command(folder: Path, *before: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, while its one benchmark waits for a child whose number is in FOLDER/pid."""
+    pid = folder / "pid"
+    child = 'import subprocess; p = subprocess.Popen(["sleep", "600"]); '
+    child += f'open({str(pid)!r}, "w").write(str(p.pid)); p.wait()'
+    (folder / "slow.py").write_text(child, encoding="utf-8")
+    chosen = f"Benchmark('startup', 'Slow', 'nothing', ({str(folder / 'slow.py')!r},), smoke=())"
+    program = "import sys; from pathlib import Path; from tools.bench import __main__ as command; "
+    program += f"from tools.bench.catalogue import Benchmark; command.BENCHMARKS = ({chosen},); "
+    program += f"command.RESULTS = Path({str(folder / 'results')!r}); sys.exit(command.main(['--smoke']))"
+    words = [*before, sys.executable, "-c", program]
+    with subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+        try:
+            assert until(lambda: pid.exists() and pid.read_text())
+            yield run
+        finally:
+            run.terminate()
+
+
+def ended(pid: Path) -> bool:
+    stat = Path(f"/proc/{pid.read_text()}/stat")
+    return not stat.exists() or " Z " in stat.read_text()
 
 
 def until(true: Callable[[], object]) -> bool:

@@ -59,8 +59,11 @@ def main(words: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this as Ctrl-C does: with the benchmark that runs, and all that it started."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    """SIGTERM and SIGHUP end this as Ctrl-C does: with the benchmark that runs, and all that it started.
+
+    One that is ignored stays so: hours under nohup are meant to outlive the terminal.
+    """
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
 
     def end(number: int, _: FrameType | None) -> None:
         # A second one must not cut the ending short.
