@@ -295,6 +295,21 @@ def test_nothing_begins_while_memory_is_given_back(monkeypatch: pytest.MonkeyPat
     arena.leave()
 
 
+def test_where_onnxruntime_registers_no_arena_each_model_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("built without it")
+
+    monkeypatch.setattr("onnxruntime.create_and_register_allocator", refuse)
+    monkeypatch.setattr(onnx_arena, "_arena", [])
+    assert arena_of_process() is None
+    with loaded(fixed(tmp_path / "m.onnx", 4)) as (model, slot):
+        assert model.facts()["arena"] == "own"
+        run(slot)
+        assert slot.bind({"x": (4, 64)}).outputs["y"].any()
+
+
 def test_there_is_one_arena_and_the_model_that_shrinks_it_is_sound() -> None:
     assert arena_of_process() is arena_of_process()
     onnx.checker.check_model(onnx.load_from_string(onnx_arena._IDENTITY), full_check=True)
