@@ -2,14 +2,16 @@
 
     python tools/arena.py mobilenetv2.onnx yolox_nano.onnx ultraface.onnx
 
-Memory is that of a process for each way, resident after malloc_trim. Run times are of one process, in turns with and
-without: lower quartiles of the thread's own time, which other work moves least.
+Models with a free dimension have an arena of their own either way. Memory is that of a process for each way, resident
+after malloc_trim. Run times are of one process, in turns with and without: lower quartiles of the thread's own time,
+which other work moves least.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 _RUNS = 12
 _LARGE = 32
 _TURNS, _INNER = 60, 3
+_ENTRIES = 20_000
+_BLOCK = 256 << 20
 _FREE = 224  # pixels, where a model leaves a side free
 
 
@@ -39,8 +43,14 @@ def main() -> None:
     for moment, own in found["own"].items():
         print(f"{moment:<60} own {own / 1e6:6.1f} MB   shared {found['shared'][moment] / 1e6:6.1f} MB")
     for path in map(Path, sys.argv[1:]):
-        own, shared = _times_ms(path)
+        times = _times_ms(path)
+        if times is None:
+            print(f"{path.stem:<60} has an arena of its own")
+            continue
+        own, shared = times
         print(f"{path.stem:<60} own {own:6.3f} ms   shared {shared:6.3f} ms   {shared / own:.3f} ×")
+    print(f"{'entering and leaving the arena':<60} {_entry_us():.2f} µs")
+    print(f"{f'the system takes {_BLOCK >> 20} MiB back':<60} {_return_ms():.1f} ms")
 
 
 def _measured(shared: bool, paths: list[Path]) -> dict[str, int]:
@@ -90,10 +100,42 @@ def _measured(shared: bool, paths: list[Path]) -> dict[str, int]:
     stop.set()
     for thread in threads:
         thread.join()
+    for slot, model in zip(slots, models, strict=True):
+        slot.close()
+        model.close()
+    del slot, model
+    models.clear()
+    slots.clear()
+    note("after all were unloaded")
     return out
 
 
-def _times_ms(path: Path) -> tuple[float, float]:
+def _entry_us() -> float:
+    from kedge_agent.runtime.onnx_arena import SharedArena
+
+    arena, times = SharedArena(), []
+    for _ in range(_TURNS):
+        began = time.thread_time()
+        for _ in range(_ENTRIES):
+            arena.enter()
+            arena.leave()
+        times.append((time.thread_time() - began) / _ENTRIES * 1e6)
+    return statistics.quantiles(times)[0]
+
+
+def _return_ms() -> float:
+    times = []
+    for _ in range(4):
+        block = mmap.mmap(-1, _BLOCK)
+        for at in range(0, _BLOCK, mmap.PAGESIZE):
+            block[at] = 1
+        began = time.thread_time()
+        block.close()
+        times.append((time.thread_time() - began) * 1e3)
+    return min(times)
+
+
+def _times_ms(path: Path) -> tuple[float, float] | None:
     from kedge_agent.runtime import onnxruntime as runtime
     from kedge_agent.runtime.base import LoadOptions
 
@@ -101,6 +143,8 @@ def _times_ms(path: Path) -> tuple[float, float]:
     for way in (lambda: None, shared):
         runtime.arena_of_process = way
         models.append(runtime.OnnxRuntime().load(path, LoadOptions(threads=1)))
+    if models[1].facts()["arena"] == "own":
+        return None
     slots = [model.slot() for model in models]
     for turn in range(2 * _TURNS):
         way = (turn + turn // 2) % 2

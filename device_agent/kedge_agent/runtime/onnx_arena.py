@@ -5,9 +5,8 @@ compute at the same moment. In one arena, what one model computes in serves the 
 what that saves and costs; docs/agent.md has the figures.
 
 Shared by models whose inputs have fixed sizes alone. Where requests differ in size there are peaks to give back, and
-onnxruntime holds the arena's lock while it returns a block to the system, which takes the longer the larger it is (a
-fifth of a millisecond a megabyte on x86-64, and more on a busy machine): whoever computes then would wait for another
-model's peak. With an arena of its own, the model whose peak it was waits.
+onnxruntime holds the arena's lock while it returns a block to the system, which takes the longer the larger it is:
+whoever computes then would wait for another model's peak. With an arena of its own, the model whose peak it was waits.
 
 Three things follow from sharing:
 
