@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +27,9 @@ else:
 __all__ = ["Data", "Recipe", "RobustnessSettings", "read_recipe"]
 
 _MAX_BYTES = 1 << 20
+# What is written is called NAME.release.build.html, and a file system takes 255 bytes.
+_MAX_NAME_BYTES = 200
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 # numpy, torch and optuna take these alike.
 _MAX_SEED = 2**32 - 1
 _L = TypeVar("_L", ClassLimits, MetricLimits)
@@ -103,7 +108,7 @@ class Recipe:
     metric_limits: Mapping[str, MetricLimits] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if Path(self.name).name != self.name or "\\" in self.name:
+        if self.name and not _is_plain(self.name):
             raise BadInputError(f"the recipe's name is {self.name!r}", hint="a plain name: letters, digits, dashes")
         if not 0 <= self.seed <= _MAX_SEED:
             raise BadInputError(f"the seed is {self.seed}", hint=f"a whole number from 0 to {_MAX_SEED}")
@@ -139,7 +144,7 @@ def read_recipe(path: Path) -> Recipe:
     top = read_table("", body)
     model = read_table("model", top["model"])
     data = read_table("data", top.get("data", {}))
-    gate = read_table("gate", top.get("gate", {}))
+    gate = _gate(top)
     robustness = read_table("robustness", top.get("robustness", {}))
     for key in ("metrics", "classes"):
         if key in data:
@@ -150,7 +155,7 @@ def read_recipe(path: Path) -> Recipe:
         passes=tuple(_pass(path, table) for table in top["pass"]),
         data=Data(**data),
         preprocess=Preprocess.from_mapping(top["preprocess"]) if "preprocess" in top else None,
-        name=top.get("name", path.stem),
+        name=_name(top.get("name", path.stem)),
         seed=top.get("seed", 0),
         input_shape=tuple(model["input_shape"]) if "input_shape" in model else None,
         max_drop=float(gate["max_drop"]) if "max_drop" in gate else None,
@@ -164,8 +169,39 @@ def read_recipe(path: Path) -> Recipe:
     )
 
 
+def _name(stated: str) -> str:
+    # A recipe without a file has none; one with a file would write `.onnx`.
+    if not stated:
+        raise BadInputError("the recipe's name is empty", hint="a plain name: letters, digits, dashes")
+    return stated
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be that of files, and is seen whole where it is shown."""
+    folders = Path(name).name != name or "\\" in name or name in (".", "..")
+    seen = name.isprintable() and name == name.strip()
+    return not folders and seen and len(name.encode()) <= _MAX_NAME_BYTES
+
+
+def _gate(top: Mapping[str, Any]) -> dict[str, Any]:
+    """One that limits nothing would hold always, and was hardly meant."""
+    gate = read_table("gate", top.get("gate", {}))
+    empty = ["gate"] if "gate" in top and not gate else [f"gate.{key}" for key, value in gate.items() if value == {}]
+    if empty:
+        raise BadInputError(f"[{empty[0]}] states no limit", hint="state one, or leave the table out")
+    return gate
+
+
 def _limits(kind: type[_L], where: str, tables: Mapping[str, Any]) -> dict[str, _L]:
-    return {name: kind.from_mapping(read_table(where, table)) for name, table in tables.items()}
+    limits = {}
+    for name, body in tables.items():
+        called = f"{where}.{name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)}"
+        table = read_table(where, body, called)
+        try:
+            limits[name] = kind.from_mapping(table)
+        except BadInputError as error:
+            raise BadInputError(f"[{called}]: {error.message}", hint=error.hint) from error
+    return limits
 
 
 def _pass(path: Path, table: Any) -> Pass:

@@ -167,13 +167,16 @@ name with a point is that of tables by a name of the user's: "gate.classes" has 
 """
 
 
-def read_table(name: str, body: Any) -> dict[str, Any]:
+def read_table(name: str, body: Any, called: str | None = None) -> dict[str, Any]:
     """What the table of this name states, once every key and type is known to be right.
+
+    Args:
+        called: how a recipe writes it, where that is not the name: "gate.classes.cat".
 
     Raises:
         BadInputError: it is no table, has a key that is not known, a value of another type, or lacks a key.
     """
-    where = f"[{name}]" if name else "the recipe"
+    where = f"[{called or name}]" if name else "the recipe"
     known = TABLES[name]
     if not isinstance(body, dict):
         raise BadInputError(f"{where} is not a table", hint=_HINT)

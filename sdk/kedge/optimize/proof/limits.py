@@ -22,7 +22,7 @@ class _Limits:
     def __post_init__(self) -> None:
         if not self.stated:
             names = ", ".join(item.name for item in fields(self))
-            raise BadInputError("a table of the gate has no limit", hint=f"state one of {names}")
+            raise BadInputError("the table has no limit", hint=f"state one of {names}")
 
     @property
     def stated(self) -> dict[str, float]:
