@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from onnx import TensorProto, helper
 
 from kedge.bench.rules import BenchRules
 from kedge.bench.run import run_bench
@@ -341,6 +343,28 @@ def test_a_device_without_the_runtime_is_refused_before_an_hour_of_training(
     assert code == ExitCode.INCOMPATIBLE
     assert "tensorrt-rtx" in document["error"]["message"]
     assert not Path("digits-run").exists()
+
+
+def test_axes_that_an_engine_needs_bounds_of_are_refused_before_the_passes(
+    bare: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "free",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "wide"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "wide"])],
+    )
+    onnx.save(helper.make_model(model, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), bare / "digits.onnx")
+    target = "rtx-a2000" if HERE == "cpu-generic-x86_64" else "dgx-spark"
+    change(f'target = "{HERE}"', f'target = "{target}"')
+    write_device(target)
+    code, document, _ = kedge(capsys, "run", "--to", "cam", "--canary", "100%")
+    assert code == ExitCode.BAD_INPUT
+    assert document["error"]["message"].startswith("input x has free dimensions besides its batch")
+    assert "kedge build --shapes" in document["error"]["hint"]
+    assert states(document)["optimize"] == "failed"
+    # The data, which are not there, were not looked for yet.
+    validate(document, "run")
 
 
 def test_a_device_that_does_not_answer_is_told_before_an_hour_of_training(

@@ -16,12 +16,13 @@ from ..config import cache_dir
 from ..model.calibrated import observed_ranges
 from ..model.data import load_samples
 from ..model.notes import write_notes
-from ..model.onnx_io import require_float
+from ..model.onnx_io import ModelSpec, require_float
 from ..model.samples import Samples
 from ..targets import Target, load_target
 from .gate import require_judgeable, require_scores
 from .latency import HostProbe
 from .proof.guard import refuse_overlap
+from .proof.metrics import UserMetric, user_metric
 from .prove import Evaluated, Proof, evaluate, prove
 from .recipe import Recipe
 from .source import Source, load_source
@@ -57,6 +58,7 @@ class _Loaded:
     calibration: Samples | None
     train: Samples | None
     evaluation: Samples | None
+    metrics: tuple[UserMetric, ...]
 
 
 def optimise(
@@ -65,6 +67,7 @@ def optimise(
     progress: Progress,
     probe: LatencyProbe | None = None,
     helpers: Helpers | None = None,
+    require: Callable[[ModelSpec], None] = lambda spec: None,
 ) -> Optimised:
     """Optimise a model as a recipe says.
 
@@ -73,6 +76,7 @@ def optimise(
         progress: told of each step's name and the share of it that is done.
         probe: measures candidates on a device; None: passes that measure do it on this host, where they can.
         helpers: judge candidates of searches; None: this process does.
+        require: raises where the model, as it was read, is not to be optimised.
 
     Raises:
         KedgeError: what cannot be read, or what a pass refuses.
@@ -82,7 +86,7 @@ def optimise(
     scratch.mkdir(parents=True, exist_ok=True)
     # What is exported on the way is read at once; other runs of kedge export theirs at the same time.
     with tempfile.TemporaryDirectory(prefix="export-", dir=scratch) as exported:
-        loaded = _load(recipe, Path(exported), progress)
+        loaded = _load(recipe, Path(exported), progress, require)
     work = Work(
         target=loaded.target,
         original=loaded.source.graph,
@@ -105,7 +109,7 @@ def optimise(
     out.parent.mkdir(parents=True, exist_ok=True)
     final = stages[-1].graph if stages else loaded.source.graph
     final = final.copy()
-    evaluated = evaluate(recipe, loaded.source, final, work, loaded.evaluation)
+    evaluated = evaluate(recipe, loaded.source, final, work, loaded.evaluation, loaded.metrics)
     write_notes(final.proto, _notes(recipe, loaded, stages, evaluated))
     final.write(out)
     proof = prove(recipe, loaded.source, final, stages, work, loaded.evaluation, evaluated, out)
@@ -152,11 +156,14 @@ def _host_probe(loaded: _Loaded) -> LatencyProbe | None:
     return HostProbe(loaded.calibration)
 
 
-def _load(recipe: Recipe, scratch: Path, progress: Progress) -> _Loaded:
+def _load(recipe: Recipe, scratch: Path, progress: Progress, require: Callable[[ModelSpec], None]) -> _Loaded:
     progress("reading the model", 0.0)
     target = load_target(recipe.target)
     source = load_source(recipe.source, scratch, base=recipe.base, input_shape=recipe.input_shape)
     require_float(source.spec, recipe.source)
+    require(source.spec)
+    # A name that is written wrongly shows now, and not after all passes.
+    metrics = tuple(user_metric(reference, recipe.base) for reference in recipe.data.metrics)
     data = recipe.data
     classes = _classes(source)
 
@@ -183,7 +190,7 @@ def _load(recipe: Recipe, scratch: Path, progress: Progress) -> _Loaded:
     if evaluation is not None:
         refuse_overlap(evaluation, calibration=calibration, train=train)
     require_scores(recipe, source.graph, evaluation)
-    return _Loaded(source, target, calibration, train, evaluation)
+    return _Loaded(source, target, calibration, train, evaluation, metrics)
 
 
 def _classes(source: Source) -> int | None:

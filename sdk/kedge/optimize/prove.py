@@ -20,7 +20,7 @@ from .proof.calibration import CalibrationError, calibration_error, probabilitie
 from .proof.compare import Comparison, compare
 from .proof.layers import blame, profile
 from .proof.limits import class_number, metric_reference
-from .proof.metrics import UserMetric, measure, predictions, scores_of, user_metric
+from .proof.metrics import UserMetric, measure, predictions, scores_of
 from .proof.per_class import ClassPairs, class_pairs
 from .proof.runner import run_all
 from .prune.counts import count
@@ -83,8 +83,18 @@ def _figures(metrics: dict[str, Any] | None) -> dict[str, float]:
     return {**shares, **f1, **calibration, **metrics["user"]}
 
 
-def evaluate(recipe: Recipe, source: Source, final: Graph, work: Work, evaluation: Samples | None) -> Evaluated:
+def evaluate(
+    recipe: Recipe,
+    source: Source,
+    final: Graph,
+    work: Work,
+    evaluation: Samples | None,
+    user: tuple[UserMetric, ...] = (),
+) -> Evaluated:
     """Run the model as it was given, and the one that was made, on data that no pass saw.
+
+    Args:
+        user: what `recipe.data.metrics` names.
 
     Raises:
         BadInputError: a metric of the user's fails, or the data do not run.
@@ -93,7 +103,6 @@ def evaluate(recipe: Recipe, source: Source, final: Graph, work: Work, evaluatio
     runnable = (simulation(final) or final) if faithful else final
     if evaluation is None:
         return Evaluated(runnable, faithful)
-    user = tuple(user_metric(reference, recipe.base) for reference in recipe.data.metrics)
     names = class_names(recipe, evaluation)
     before = run_all(source.graph, evaluation, progress=work.progress, step="evaluating the model as given")
     after = run_all(runnable, evaluation, faithful=faithful, progress=work.progress, step="evaluating the result")

@@ -20,11 +20,13 @@ from .. import __version__
 from ..bench.run import BenchRules, run_bench
 from ..build.release import BuildOptions, build_release, model_name_for
 from ..build.report import write_build_report
+from ..build.shapes import shape_profiles
 from ..deploy.pending import Pending
 from ..deploy.to_device import Sight, deploy_to_device
 from ..errors import AgentMissingError, BadInputError, ExitCode, KedgeError, UnreachableError
 from ..fleet.inventory import Inventory, open_device
 from ..fleet.served import Served, serves, what_serves
+from ..model.onnx_io import ModelSpec
 from ..optimize.events import event_files, events_of
 from ..optimize.pipeline import Optimised, optimise
 from ..optimize.recipe import Recipe, read_recipe
@@ -175,7 +177,7 @@ class Run:
     def _optimise(self, step: dict[str, Any], sight: Sight) -> Optimised:
         name = self._order.recipe.name
         had = event_files(name)
-        done = optimise(self._order.recipe, self._model, sight.share)
+        done = optimise(self._order.recipe, self._model, sight.share, require=self._require_bounds)
         page = write_report(self._model, done.document)
         self.document |= {
             "optimize": done.document,
@@ -186,6 +188,18 @@ class Run:
         if done.passed is False:
             raise refusal(done.document)
         return done
+
+    def _require_bounds(self, spec: ModelSpec) -> None:
+        """An engine is built within bounds of its free axes, and this command is told none."""
+        if self._target.runtimes[0] == "onnxruntime":
+            return
+        try:
+            shape_profiles(spec, {})
+        except BadInputError as error:
+            raise BadInputError(
+                f"{error.message}; kedge run takes no bounds for them",
+                hint="one after the other: kedge optimize, kedge build --shapes, kedge deploy, kedge bench",
+            ) from error
 
     def _build(self, step: dict[str, Any], sight: Sight, optimised: Optimised) -> Release:
         folder = self._order.folder / f"{self._order.recipe.name}.release"
