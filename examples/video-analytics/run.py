@@ -40,7 +40,7 @@ def main() -> None:
             optimised(example, name)
             built(example, name, version=1)
 
-        example.say("One box: an agent with all three, which share the memory that they compute in.")
+        example.say("One box: an agent with all three.")
         example.local(ALONE)
         for name in MODELS:
             example.kedge("deploy", f"{name}-1.release", "--to", "local")
