@@ -17,7 +17,6 @@ __all__ = ["run_tables"]
 Json = Mapping[str, Any]
 
 _SHORT = 12
-_STATES = {"skipped": "not needed"}
 
 
 def run_tables(document: Json, *, every: bool) -> None:
@@ -32,7 +31,7 @@ def run_tables(document: Json, *, every: bool) -> None:
         [
             [
                 step["step"],
-                _STATES.get(step["state"], step["state"]),
+                step["state"],
                 "" if step["seconds"] is None else f"{step['seconds']:.1f}",
                 ", ".join(step["files"].values()),
                 # What it stopped at is told once more, as the error.
