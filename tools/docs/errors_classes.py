@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 
 from .errors_source import Function, Sources, last_name
 from .errors_text import Scope, Unknown, arguments_of, assigned, constant
@@ -67,6 +68,14 @@ def _of_table(table: ast.expr, scope: Scope) -> Iterator[str]:
             yield from _of_table(value, where)
 
 
+@cache
+def _stored(function: Function) -> frozenset[str]:
+    """The names that a function gives values to: most calls are of others, and need no search."""
+    return frozenset(
+        node.id for node in function.own() if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
+
+
 def _held(name: str, scope: Scope) -> Iterator[tuple[ast.expr, Scope]]:
     """What a name of a variable, parameter or constant stands for, and where that is written."""
     function: Function | None = scope.function
@@ -80,7 +89,7 @@ def _held(name: str, scope: Scope) -> Iterator[tuple[ast.expr, Scope]]:
                 if name in (bound := arguments_of(call, function, there)):
                     yield bound[name][0], there
             return
-        if values := list(assigned(function, name)):
+        if name in _stored(function) and (values := list(assigned(function, name))):
             yield from ((value, inside) for value in values)
             return
         function = function.outer
