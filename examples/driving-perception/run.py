@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,8 +18,12 @@ from example import Example
 from kedge_agent.store.layout import socket_directory
 
 DEADLINE_MS = 200.0
+GATE_MS = 90
 STREAM_S = 5.0
-ATTEMPTS = 5
+# Half a second without a decision, and a robot that goes 2 m/s has to stand still.
+INTERVAL_S = 0.5
+OVERLOAD = 1.6
+ATTEMPTS = 2
 PAUSE_S = 5.0
 # One core computes, the other is the camera's.
 QUEUE = {"threads": 1, "models": {"road": {"queue": 100}}}
@@ -45,18 +48,20 @@ def main() -> None:
         np.save("golden.npy", frames[:4])
         example.kedge("build", "road.onnx", "--target", example.target, "--golden", "golden.npy", "-o", "road.release")
         example.local(QUEUE)
-        deployed = deploy(example)
+        deploy(example)
         bench = example.kedge("bench", "road", "--on", "local", "--duration-ms", 2000)
         capacity = bench["end_to_end"]["throughput_per_s"]
-        example.figure("p99 of a computation on the device", gate_p99_ms(deployed), "ms", note="the gate allows 90 ms")
 
-        example.say(f"The device answers up to {capacity:.0f} frames a second. A camera of four fifths of that, 5 s.")
-        calm = play(example, frames, 0.8 * capacity)
-        example.say("Twice as many frames, into a queue as models have them: first come, first served.")
-        queued = play(example, frames, 1.6 * capacity)
+        example.say(f"The device answers up to {capacity:.0f} frames a second. A camera of half of that, 5 s.")
+        camera = Camera(socket_directory(example.local().state) / "infer.sock", "road", frames, DEADLINE_MS)
+        calm = play(example, camera, capacity / 2)
+        example.say("More frames than it can answer, into a queue as models have them: first come, first served.")
+        rate, queued = overload(example, camera, OVERLOAD * capacity)
         example.say("The same stream, where a newer frame takes the place of the one that waits.")
         example.local(FRESH)
-        fresh = play(example, frames, 1.6 * capacity)
+        fresh = play(example, camera, rate)
+        example.figure("what it can answer, by the bench", capacity, "frames/s")
+        example.figure("overload", rate, "frames/s", note="at which the queue was full")
         freshness(example, calm, queued, fresh)
         example.finish()
 
@@ -80,52 +85,69 @@ def accuracy(example: Example, proof: dict[str, Any]) -> None:
     example.figure("latency, INT8 : FP32", speed, "ratio", note="p50 of one thread here, both in alternation")
 
 
-def deploy(example: Example) -> dict[str, Any]:
-    """Deploy, and again where this machine was too busy just then for the p99: the device keeps what was pushed."""
-    for _ in range(ATTEMPTS):
+def deploy(example: Example) -> None:
+    """Deploy, and once more where this machine was too busy just then for the p99: the device keeps what was pushed."""
+    for attempt in range(1, ATTEMPTS + 1):
         deployed = example.kedge("deploy", "road.release", "--to", "local", expect=(0, 5))
         if "error" not in deployed:
-            return deployed
+            p99_ms = next(float(gate["figures"]["p99_ms"]) for gate in deployed["gates"] if gate["gate"] == "latency")
+            note = f"the gate allows {GATE_MS} ms"
+            example.figure("p99 of a computation on the device", p99_ms, "ms", note=note)
+            example.figure("attempts of the deploy", attempt, "", note=f"at most {ATTEMPTS}")
+            return
         time.sleep(PAUSE_S)
     sys.exit(f"refused {ATTEMPTS} times: {deployed['error']['message']}")
 
 
-def gate_p99_ms(deployed: dict[str, Any]) -> float:
-    """What the device measured before it switched."""
-    return next(float(gate["figures"]["p99_ms"]) for gate in deployed["gates"] if gate["gate"] == "latency")
-
-
-def play(example: Example, frames: NDArray[np.uint8], rate_per_s: float) -> Stream:
+def play(example: Example, camera: Camera, rate_per_s: float) -> Stream:
     """A camera on the device, which is this machine: it speaks to the agent's own socket."""
-    door = socket_directory(example.local().state) / "infer.sock"
-    stream = Camera(door, "road", frames[:1], DEADLINE_MS).play(rate_per_s, STREAM_S)
+    stream = camera.play(rate_per_s, STREAM_S)
     example.say(
         f"{stream.sent} frames at {rate_per_s:.0f} /s: {stream.answered} answered, {stream.refused} refused; "
         f"age at the answer p50 {stream.age_ms(0.5):.0f} ms, p99 {stream.age_ms(0.99):.0f} ms; "
         f"{stream.late(DEADLINE_MS):.1%} of the answers later than {DEADLINE_MS:.0f} ms; "
-        f"in front of the wheels: {', '.join(model.SURFACES[number] for number in np.unique(stream.surfaces))}"
+        f"{stream.blind(INTERVAL_S):.0%} of the half seconds without a decision"
     )
     return stream
 
 
+def overload(example: Example, camera: Camera, rate_per_s: float) -> tuple[float, Stream]:
+    """A rate at which the queue is full for long, and its stream: this machine may be faster now than at the bench."""
+    for factor in (1, 2, 4, 8):
+        stream = play(example, camera, factor * rate_per_s)
+        if stream.refused > stream.sent / 10:
+            return factor * rate_per_s, stream
+    sys.exit(f"the queue was not full at {factor * rate_per_s:.0f} frames a second")
+
+
+def met(holds: bool) -> str:
+    """In words."""
+    return "met" if holds else "not met"
+
+
 def freshness(example: Example, calm: Stream, queued: Stream, fresh: Stream) -> None:
-    """How old a frame was when its answer came, and whether anybody acted on an old one."""
-    streams = {
-        "0.8 of what it can answer": calm,
-        "twice that, queued": queued,
-        "twice that, drop_stale": fresh,
-    }
+    """How old a frame was when its answer came, what could be decided by the answers, and whether that was right."""
+    streams = {"half of what it can answer": calm, "overload, queued": queued, "overload, drop_stale": fresh}
     for name, stream in streams.items():
-        for share in (0.5, 0.99):
-            example.figure(f"age at the answer, p{share * 100:.0f}: {name}", stream.age_ms(share), "ms")
-    late = "answers later than 200 ms: twice that, "
-    example.figure(f"{late}queued", queued.late(DEADLINE_MS), "share", ("abs", 0.35))
-    example.figure(f"{late}drop_stale", fresh.late(DEADLINE_MS), "share", ("abs", 0.05))
-    example.figure("frames answered: twice that, drop_stale", fresh.answered / fresh.sent, "share")
-    acted = sum(int((stream.acted_ms > DEADLINE_MS).sum()) for stream in streams.values())
-    example.figure("decisions on a frame older than 200 ms", acted, "", ("abs", 0), "who acts looks at the age first")
+        example.figure(f"age at the answer, p50: {name}", stream.age_ms(0.5), "ms")
+        p99_ms = stream.age_ms(0.99)
+        note = f"the deadline of {DEADLINE_MS:.0f} ms is {met(p99_ms <= DEADLINE_MS)}"
+        example.figure(f"age at the answer, p99: {name}", p99_ms, "ms", note=note)
+    for name, stream in streams.items():
+        example.figure(f"answers later than {DEADLINE_MS:.0f} ms: {name}", stream.late(DEADLINE_MS), "share")
+    for name, stream in streams.items():
+        blind = stream.blind(INTERVAL_S)
+        note = f"a decision in each is {met(blind == 0)}"
+        example.figure(f"half seconds without a decision: {name}", blind, "share", note=note)
+    example.figure("frames answered: overload, drop_stale", fresh.answered / fresh.sent, "share")
+    found, shown = (np.concatenate([getattr(each, of) for each in streams.values()]) for of in ("surfaces", "frames"))
+    right = float((found == model.true_surface_ahead()[shown]).mean())
+    example.figure("decisions that are right", right, "share", ("abs", 0.05), "by the answers within the deadline")
     lost = sum(stream.sent - stream.answered - stream.refused for stream in streams.values())
     example.figure("frames neither answered nor refused", lost, "", ("abs", 0))
+    # What drop_stale is for; the rest is of the machine.
+    if not (fresh.late(DEADLINE_MS) < queued.late(DEADLINE_MS) and fresh.blind(INTERVAL_S) < queued.blind(INTERVAL_S)):
+        sys.exit("with drop_stale, no fewer answers were late than with a queue, or no more could be decided")
 
 
 if __name__ == "__main__":
