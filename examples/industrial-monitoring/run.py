@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -17,9 +18,11 @@ import model
 from example import Example
 from monitor import Gateway, Watch
 
+from kedge.optimize.export import export_onnx
 from kedge_agent.store.layout import socket_directory
 
 BUDGET_BYTES = 96 << 20
+NARROW = 512
 RECORD_S, ONSET_S = 14.0, 6.0
 SENSOR_GAIN = np.float32(10)
 
@@ -56,6 +59,9 @@ def main() -> None:
 
         example.say("A sensor of another sensitivity is mounted: the same vibration, ten times the signal.")
         changed_gain(example, gateway, windows, labels)
+
+        example.say("What FP32 takes with a head of a sixth of the width: of memory only, its weights are not trained.")
+        narrow(example)
 
         example.say("The agent is stopped. A monitor that hears nothing says so: silence is no sign of health.")
         example.stop()
@@ -95,6 +101,17 @@ def memory(example: Example, refused: Mapping[str, Any], deployed: Mapping[str, 
     example.figure("agent that serves INT8", rss_bytes(example), "bytes")
     p99_ms = float(gates["latency"]["p99_ms"])
     example.figure("p99 of a window on the device", p99_ms, "ms", note="the gate allows 80 ms")
+
+
+def narrow(example: Example) -> None:
+    """What a process takes that runs the network in FP32 with a head that is no wider than the task needs."""
+    export_onnx(model.Network(NARROW).eval(), torch.zeros(2, 1, model.WINDOW), example.folder / "narrow.onnx")
+    words = ["--target", example.target, "--golden", "golden.npy", "--peak-memory", "96MiB", "-o", "narrow.release"]
+    example.kedge("build", "narrow.onnx", *words)
+    deployed = example.kedge("deploy", "narrow.release", "--to", "local")
+    peak = next(each["figures"]["peak_bytes"] for each in deployed["gates"] if each["gate"] == "memory")
+    note = f"a head of {NARROW} in the place of 3,072: would fit as it is"
+    example.figure(f"peak of a process that runs it, FP32, width {NARROW}", peak, "bytes", None, note)
 
 
 def rss_bytes(example: Example) -> int:
