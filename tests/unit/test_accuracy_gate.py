@@ -264,7 +264,11 @@ def test_a_recipe_s_gate_limits_classes_by_name(tmp_path: Path) -> None:
         ("= 0.05", "= 5", "max_calibration_error is 5"),
         ("min_sensitivity = 0.95\nmax_specificity_drop = 0", "", "has no limit"),
         ('"malignant"]', '"benign"]', "data.classes is"),
-        (GATE[GATE.index("[gate.classes") :], "[gate.classes]\nmalignant = 0.9", r"gate.classes.malignant\] is not a table"),
+        (
+            GATE[GATE.index("[gate.classes") :],
+            "[gate.classes]\nmalignant = 0.9",
+            r"gate.classes.malignant\] is not a table",
+        ),
     ],
 )
 def test_a_fault_in_the_limits_of_classes_is_one_line_and_a_hint(
