@@ -53,6 +53,7 @@ LIMITS: list[tuple[str, str, Any, Any]] = [
     (f"{TCP}: the same, a tiny", WAYS.format("mnist", TCP, "added_us"), 150.0, 150.1),
     ("RSS of an agent", "serving > memory > kedge, no model > rss_bytes", 40_000_000, 40_000_001),
     ("agent ready within", "serving > starts > kedge, no model > median", 0.5, 0.501),
+    ("the same until three", "serving > starts > kedge > median", 0.5, 0.501),
     ("30 minutes at half", "soak > failed", 0, 1),
     ("30 minutes at half", "soak > rss_bytes > growth", 0.0099, 0.01),
     ("100,000 hostile", "fuzz > findings", [], ["a crash"]),

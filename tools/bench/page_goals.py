@@ -134,7 +134,8 @@ GOALS: tuple[Goal, ...] = (
     Goal("D", f"{UNIX}: at most 150 µs added to a tiny model", "serving", agent.serving(UNIX, "added_us", 150.0)),
     Goal("D", f"{TCP}: the same, a tiny model", "serving", agent.serving(TCP, "added_us", 150.0)),
     Goal("D", "RSS of an agent that has loaded no runtime: at most 40 MB", "serving", agent.idle_memory),
-    Goal("D", "agent ready within 0.5 s", "serving", agent.ready),
+    Goal("D", "agent ready within 0.5 s, no model", "serving", agent.ready("kedge, no model")),
+    Goal("D", "the same until three models are loaded", "serving", agent.ready("kedge")),
     Goal("D", "30 minutes at half of capacity: no failed request, RSS grows by less than 1 %", "soak", agent.soak),
     Goal("D", "100,000 hostile requests: no crash, no hang, no 500 without a cause", "fuzz", agent.fuzz),
     Goal(
