@@ -30,6 +30,7 @@ from kedge_agent.store.journal import Journal
 from kedge_agent.store.models import ModelState, write_state
 from tests.loopback.faults.test_wrong_target import RTX, engine, with_engine
 from tests.support.bad_models import obedient_release
+from tests.support.environment import tensorrt_rtx
 from tests.unit.test_crashes import OTHER, RELEASE, dies
 from tests.unit.test_store import deliver
 
@@ -110,6 +111,7 @@ def test_a_state_or_a_manifest_that_is_damaged_is_told_and_the_rest_too(device: 
 
 
 def test_an_engine_is_held_against_its_passport_and_against_this_device(device: Device, tmp_path: Path) -> None:
+    tensorrt_rtx()
     own = library_of("tensorrt-rtx").version()
     other = {**RTX, "runtime_version": "1.2.3.4"}
     cases = [

@@ -97,6 +97,11 @@ def of_rule(report: PreflightReport, rule: str, severity: str | None = None) -> 
     return [each for each in report.findings if each.rule == rule and severity in (None, each.severity)]
 
 
+def judged(report: PreflightReport) -> list[Finding]:
+    """Findings of the model; not that a parser is not installed here, which is one too."""
+    return [each for each in report.findings if each.rule != "not-asked"]
+
+
 # Real models
 
 
@@ -261,7 +266,7 @@ def test_shapes_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
 
 def test_a_free_batch_is_a_note_and_no_matter_to_onnxruntime(tmp_path: Path) -> None:
     model = models.classifier(tmp_path / "m.onnx")
-    assert [each.rule for each in look(model, ORIN).findings] == ["free-batch"]
+    assert [each.rule for each in judged(look(model, ORIN))] == ["free-batch"]
     assert not look(model, CPU).findings
 
 
@@ -307,7 +312,7 @@ def test_qdq_that_tensorrt_does_not_take_is_found(
 def test_a_well_quantised_model_has_no_findings_for_tensorrt(tmp_path: Path) -> None:
     net = Net()
     found = look(written(tmp_path, net.graph(net.conv(net.pair("x")), opset=19)), ORIN)
-    assert not found.findings
+    assert not judged(found)
     assert found.coverage is not None
     assert found.coverage["quantized_layers"] == 1
 
@@ -347,7 +352,7 @@ def test_an_opset_beyond_the_table_is_a_warning(tmp_path: Path) -> None:
 
 def test_comparisons_and_quantised_nodes_are_no_odd_types(tmp_path: Path) -> None:
     nodes = [node("Greater", "x zero", "b"), node("Where", "b x zero", "y")]
-    assert not look(saved(tmp_path, nodes, constants={"zero": np.float32(0)}), ORIN).findings
+    assert not judged(look(saved(tmp_path, nodes, constants={"zero": np.float32(0)}), ORIN))
 
 
 def test_an_odd_type_is_a_warning_at_its_node(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from kedge.cli.optimize import _pruning
+from kedge.cli.optimize_recipe import _pruning
 from kedge.errors import BadInputError
 from kedge.model.graph import Graph
 from kedge.model.samples import Samples
