@@ -6,6 +6,7 @@ All lie under one folder, EVENTS/NAME/STEP-KEY, so that TensorBoard shows the ru
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ class Events:
         if not resumed:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = SummaryWriter(str(folder))
+        # By itself it names a file by the second, and another of the same second takes its place.
+        self._writer = SummaryWriter(str(folder), filename_suffix=f".{time.time_ns()}")
 
     def add(self, step: int, figures: Mapping[str, float | None]) -> None:
         """Figures of one step, an epoch or a trial; those that were not measured are left out."""
