@@ -15,23 +15,11 @@ from pathlib import Path
 import pytest
 
 from kedge.demo.workspace import in_workspace
+from tests.support.children import processes_under
 from tests.support.schemas import validate
 
 pytest.importorskip("torch", reason="the demo trains a network: needs kedge[optimize]")
 pytest.importorskip("sklearn", reason="the demo reads scikit-learn's digits: needs kedge[optimize]")
-
-
-def processes_under(folder: Path) -> list[str]:
-    """Command lines that name the folder."""
-    out = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line:
-            out.append(line)
-    return out
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -18,24 +18,12 @@ pytest.importorskip("torch", reason="the examples train networks: needs kedge[op
 
 from tools import examples
 
+from tests.support.children import processes_under
 from tests.support.environment import lacks
 
 ROOT = examples.EXAMPLES.parent
 # Three minutes on a quiet machine; tests run beside one another.
 LONGEST_S = 900
-
-
-def processes_under(folder: Path) -> list[str]:
-    """Command lines that name the folder."""
-    out = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line:
-            out.append(line)
-    return out
 
 
 def set_up() -> None:

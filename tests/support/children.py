@@ -1,4 +1,4 @@
-"""What tests have child processes do."""
+"""What tests have child processes do, and which processes name a folder."""
 
 from __future__ import annotations
 
@@ -26,3 +26,16 @@ def noisy(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     """Print what looks like an answer."""
     sys.stdout.write(json.dumps({"fine": False}) + "\n")
     return {"fine": True}
+
+
+def processes_under(folder: Path) -> list[str]:
+    """Command lines that name the folder."""
+    out = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line:
+            out.append(line)
+    return out

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from tools.setup import interpreters
 from tools.setup.axe import axe_path
 
 if TYPE_CHECKING:
@@ -115,21 +116,7 @@ def fuse() -> None:
 @cache
 def interpreter(version: str) -> str | None:
     """A working CPython of this version, or None."""
-    candidates = [shutil.which(f"python{version}"), f"/usr/bin/python{version}", f"/usr/local/bin/python{version}"]
-    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
-    candidates += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/python{version}"), reverse=True)]
-    for candidate in candidates:
-        if candidate is None or not Path(candidate).exists():
-            continue
-        said = subprocess.run(
-            [candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if said.returncode == 0 and said.stdout.strip() == version:
-            return candidate
-    return None
+    return interpreters.interpreter(version)
 
 
 def shared_model(name: str) -> Path:

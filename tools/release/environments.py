@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..setup import interpreters
 from ..setup.make_venv import CONSTRAINTS
 from .steps import BrokenError, NotCheckedError, shell
 
@@ -71,23 +71,15 @@ class Environment:
 
 
 def interpreter(version: str) -> str:
-    """A CPython of this version.
+    """A CPython of this version that makes environments.
 
     Raises:
         NotCheckedError: this machine has none.
     """
-    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
-    candidates = [shutil.which(f"python{version}"), *(str(p) for p in pyenv.glob(f"{version}.*/bin/python{version}"))]
-    for candidate in candidates:
-        if candidate is None:
-            continue
-        try:
-            said = shell([candidate, "-c", "import ensurepip, sys; print('%d.%d' % sys.version_info[:2])"])
-        except BrokenError:
-            continue  # a shim of a version that is not installed, or a Python without ensurepip
-        if said.strip() == version:
-            return candidate
-    raise NotCheckedError(f"no Python {version} on this machine")
+    found = interpreters.interpreter(version, needs="ensurepip")
+    if found is None:
+        raise NotCheckedError(f"no Python {version} on this machine")
+    return found
 
 
 @contextmanager
