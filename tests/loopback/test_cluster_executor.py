@@ -105,6 +105,22 @@ def test_nobody_at_the_address_is_an_error_of_one_line(monkeypatch: pytest.Monke
         pass
 
 
+def test_no_thread_is_left_of_a_cluster_that_was_closed_or_never_answered(
+    dask: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loops() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name in ("kedge-cluster", "IO loop")]
+
+    before = loops()
+    with open_executor(dask.address, 1) as workers:
+        assert workers.executor.submit(work.size, b"four").result(_ANSWER_S) == 4
+        assert len(loops()) == len(before) + 1
+    monkeypatch.setattr(cluster_module, "_CONNECT_S", 1.0)
+    with pytest.raises(UnreachableError), open_executor("tcp://127.0.0.1:1", 1):
+        pass
+    assert loops() == before
+
+
 @pytest.mark.parametrize("address", ["nonsense://x:1", "tls://127.0.0.1:1"])
 def test_an_address_that_cannot_be_used_is_an_error_of_one_line(address: str) -> None:
     with pytest.raises(BadInputError, match="cannot be used"), open_executor(address, 1):

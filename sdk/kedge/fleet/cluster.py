@@ -12,11 +12,12 @@ import functools
 import logging
 import math
 import platform
+import threading
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Executor
+from concurrent.futures import CancelledError, Executor, Future
 from typing import Any
 
 from .. import __version__
@@ -47,16 +48,60 @@ def open_cluster(address: str, workers: int) -> Iterator[_Cluster]:
     _require_certificates(address, distributed.Security)
     with contextlib.ExitStack() as stack:
         try:
+            loop = stack.enter_context(_running_loop())
             with warnings.catch_warnings():
                 # The probe says what differs, in words.
                 warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
-                client: Any = distributed.Client(  # type: ignore[no-untyped-call]  # most of it has no annotations
-                    address, timeout=_CONNECT_S, set_as_default=False, name="kedge"
-                )
+                client = asyncio.run_coroutine_threadsafe(_connected(address), loop).result()
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise _unreachable(address, error) from error
         stack.callback(client.close, timeout=_CONNECT_S)
         yield _Cluster(client, address, _probed(client, address, workers))
+
+
+@contextlib.contextmanager
+def _running_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The loop in which the client lives, in a thread of ours.
+
+    A client that starts its own gives that thread ten seconds and then fails an assertion, which a busy host meets.
+    """
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        started.set_result((asyncio.get_running_loop(), stop))
+        await stop.wait()
+
+    def in_thread() -> None:
+        try:
+            asyncio.run(run())
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    thread = threading.Thread(target=in_thread, name="kedge-cluster", daemon=True)
+    thread.start()
+    loop, stop = started.result()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(_CONNECT_S)
+
+
+async def _connected(address: str) -> Any:
+    """A client in the loop that runs this; asked from another thread, it answers as dask's synchronous one."""
+    import distributed
+
+    client: Any = distributed.Client(  # type: ignore[no-untyped-call]  # most of it has no annotations
+        address, asynchronous=True, timeout=_CONNECT_S, set_as_default=False, name="kedge"
+    )
+    try:
+        return await client
+    except BaseException:
+        await client.close()
+        raise
 
 
 def _require_certificates(address: str, security: Callable[[], Any]) -> None:
