@@ -6,12 +6,8 @@ keeps its signatures, and one that the device serves already is not pushed.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,15 +32,15 @@ from ..targets import Target, load_target
 from ..transport.base import Transport
 from ..transport.client import AgentClient
 from ..transport.local import LocalAgent
+from .account import Account
 from .asking import ANSWER_S, require_taken
 from .before import Before
 from .fitting import require_fitting
 from .settings import RunSettings, read_run_settings
 
-__all__ = ["STEPS", "Order", "RollOut", "Run", "read_order"]
+__all__ = ["Order", "RollOut", "Run", "read_order"]
 
 FORMAT = 1
-STEPS = ("optimize", "build", "bench-before", "deploy", "bench")
 
 RollOut = Callable[[Path], tuple[dict[str, Any], int]]
 """Rolls the release in a folder out to several devices: the document of the rollout, and its exit code."""
@@ -112,7 +108,7 @@ class Run:
         self._before = Before(order.folder, self._device, order.model)
         self._model = order.folder / f"{order.recipe.name}.onnx"
         refuse_overwriting(self._model, order.recipe, str(order.path))
-        self.document: dict[str, Any] = {
+        given = {
             "kedge_run": FORMAT,
             "kedge": __version__,
             "recipe": str(order.path),
@@ -122,16 +118,9 @@ class Run:
             "to": order.settings.to,
             "device": self._device,
             "folder": str(order.folder),
-            "steps": [{"step": name, "state": "waiting", "why": None, "seconds": None, "files": {}} for name in STEPS],
-            "reused_passes": None,
-            "events": None,
-            "optimize": None,
-            "build": None,
-            "deploy": None,
-            "rollout": None,
-            "bench": {"before": None, "now": None},
-            "error": None,
         }
+        self._account = Account(order.folder / "run.json", given)
+        self.document = self._account.document
 
     def ask(self) -> None:
         """Ask the device beforehand, before an hour of training, whether it answers and takes this version.
@@ -152,13 +141,13 @@ class Run:
             KedgeError: what a step stopped at; the document names it too.
         """
         self._order.folder.mkdir(parents=True, exist_ok=True)
-        with self._step("optimize") as step, watch() as sight:
+        with self._account.step("optimize") as step, watch() as sight:
             optimised = self._optimise(step, sight)
-        with self._step("build") as step, watch() as sight:
+        with self._account.step("build") as step, watch() as sight:
             release = self._build(step, sight, optimised)
-        with self._step("bench-before") as step, watch() as sight:
+        with self._account.step("bench-before") as step, watch() as sight:
             is_there = self._look(step, sight, release, alone=roll_out is None)
-        with self._step("deploy") as step:
+        with self._account.step("deploy") as step:
             if roll_out is not None:
                 code = self._roll_out(step, release, roll_out)
                 if code != ExitCode.OK:
@@ -170,7 +159,7 @@ class Run:
                     self.document["deploy"] = self._on_device(
                         lambda transport, kind: deploy_to_device(transport, kind, release, sight)
                     ).to_json()
-        with self._step("bench"), watch() as sight:
+        with self._account.step("bench"), watch() as sight:
             self.document["bench"]["now"] = self._bench(sight)
         return int(ExitCode.OK)
 
@@ -282,51 +271,6 @@ class Run:
                     raise
         with open_device(self._device, self._inventory) as (transport, kind):
             return work(transport, kind)
-
-    @contextmanager
-    def _step(self, name: str) -> Iterator[dict[str, Any]]:
-        """A step from its beginning to its end, whatever that is; written down at both."""
-        step: dict[str, Any] = next(each for each in self.document["steps"] if each["step"] == name)
-        begun = time.monotonic()
-        try:
-            step["state"] = "running"
-            self._write()
-            yield step
-            if step["state"] == "running":
-                step["state"] = "done"
-            step["seconds"] = time.monotonic() - begun
-            self._write()
-        except BaseException as error:
-            known = _known(error)
-            step |= {"state": "interrupted", "seconds": time.monotonic() - begun}
-            if known is not None:
-                told = {"message": known.message, "hint": known.hint, "exit_code": int(known.exit_code)}
-                step |= {"state": "failed", "why": known.message}
-                self.document["error"] = told
-            with contextlib.suppress(OSError):
-                # It may be for want of room, and what came first is to be told.
-                self._write()
-            if known is None or known is error:
-                raise
-            raise known from error
-
-    def _write(self) -> None:
-        path = self._order.folder / "run.json"
-        partial = path.with_name(".run.json.partial")
-        partial.write_text(json.dumps(self.document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-
-
-def _known(error: BaseException) -> KedgeError | None:
-    """As the user meets it; None: it is no more than an interrupt, or a defect."""
-    if isinstance(error, KedgeError):
-        return error
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
-        return BadInputError(
-            f"{error.filename or 'writing a file'}: {error.strerror}",
-            hint="check that the path exists, is yours, and has room",
-        )
-    return None
 
 
 def _offer_of(folder: Path) -> tuple[str, Any] | None:
