@@ -1,14 +1,15 @@
 """What models of onnxruntime take in one arena, and in arenas of their own: the figures of docs/agent.md.
 
-    python tools/arena.py mobilenetv2.onnx yolox_nano.onnx ultraface.onnx
+    python tools/arena.py [--max-batch 8] mobilenetv2.onnx yolox_nano.onnx ultraface.onnx
 
-Models with a free dimension have an arena of their own either way. Memory is that of a process for each way, resident
-after malloc_trim. Run times are of one process, in turns with and without: lower quartiles of the thread's own time,
-which other work moves least.
+Models with a free dimension have an arena of their own either way, save where it is a batch that is limited. Memory is
+that of a process for each way, resident after malloc_trim. Run times are of one process, in turns with and without:
+lower quartiles of the thread's own time, which other work moves least.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import mmap
@@ -33,8 +34,13 @@ _FREE = 224  # pixels, where a model leaves a side free
 
 def main() -> None:
     """Print a table, one row a moment."""
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(_measured(sys.argv[2] == "shared", [Path(path) for path in sys.argv[3:]])))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("--max-batch", type=int, help="as in the agent's settings; also the size of the large request")
+    parser.add_argument("--child", choices=("own", "shared"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        print(json.dumps(_measured(given.child == "shared", given.models, given.max_batch)))
         return
     found = {}
     for way in ("own", "shared"):
@@ -42,8 +48,8 @@ def main() -> None:
         found[way] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     for moment, own in found["own"].items():
         print(f"{moment:<60} own {own / 1e6:6.1f} MB   shared {found['shared'][moment] / 1e6:6.1f} MB")
-    for path in map(Path, sys.argv[1:]):
-        times = _times_ms(path)
+    for path in given.models:
+        times = _times_ms(path, given.max_batch)
         if times is None:
             print(f"{path.stem:<60} has an arena of its own")
             continue
@@ -53,14 +59,15 @@ def main() -> None:
     print(f"{f'the system takes {_BLOCK >> 20} MiB back':<60} {_return_ms():.1f} ms")
 
 
-def _measured(shared: bool, paths: list[Path]) -> dict[str, int]:
+def _measured(shared: bool, paths: list[Path], max_batch: int | None) -> dict[str, int]:
     from kedge_agent.measure.memory import read_memory
     from kedge_agent.runtime import onnxruntime as runtime
     from kedge_agent.runtime.base import LoadOptions
 
     if not shared:
         runtime.arena_of_process = lambda: None
-    models = [runtime.OnnxRuntime().load(path, LoadOptions(threads=1)) for path in paths]
+    options = LoadOptions(threads=1, most_samples=max_batch)
+    models = [runtime.OnnxRuntime().load(path, options) for path in paths]
     slots = [model.slot() for model in models]
     out: dict[str, int] = {}
 
@@ -91,8 +98,9 @@ def _measured(shared: bool, paths: list[Path]) -> dict[str, int]:
     for thread in at_once(0, _RUNS)[1]:
         thread.join()
     note("after runs at the same time")
-    run(0, _LARGE)
-    note(f"after a request of {_LARGE} to the first")
+    large = max_batch or _LARGE
+    run(0, large)
+    note(f"after a request of {large} to the first")
     stop, threads = at_once(1, -1)
     for _ in range(200):
         run(0)
@@ -135,14 +143,14 @@ def _return_ms() -> float:
     return min(times)
 
 
-def _times_ms(path: Path) -> tuple[float, float] | None:
+def _times_ms(path: Path, max_batch: int | None) -> tuple[float, float] | None:
     from kedge_agent.runtime import onnxruntime as runtime
     from kedge_agent.runtime.base import LoadOptions
 
     shared, models, times = runtime.arena_of_process, [], ([], [])
     for way in (lambda: None, shared):
         runtime.arena_of_process = way
-        models.append(runtime.OnnxRuntime().load(path, LoadOptions(threads=1)))
+        models.append(runtime.OnnxRuntime().load(path, LoadOptions(threads=1, most_samples=max_batch)))
     if models[1].facts()["arena"] == "own":
         return None
     slots = [model.slot() for model in models]

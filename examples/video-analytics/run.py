@@ -56,6 +56,7 @@ def main() -> None:
             example.local(BATCHED)
             batched.append(cameras(example).play(PLAY_S, alone[0].answers))
         throughput(example, alone, batched)
+        shared(example)
         together = pss_bytes(example.local())
 
         replaced(example, alone[0])
@@ -113,6 +114,16 @@ def throughput(example: Example, alone: list[Played], batched: list[Played]) -> 
     changed = sum(sum(each.changed.values()) for each in played)
     example.figure("answers that batching changed", changed, "", ("abs", 0))
     example.figure("requests that failed", sum(each.failed for each in played), "", ("abs", 0), "before any deploy")
+
+
+def shared(example: Example) -> None:
+    """A batch that is limited lets a model compute in the memory of the others."""
+    with closing(AgentClient(example.local())) as client:
+        facts = {name: client.get(f"/kedge/v1/models/{name}/memory")["chosen"] for name in MODELS}
+    count = sum(each["arena"] == "shared" for each in facts.values())
+    if count != len(MODELS):
+        sys.exit(f"{count} of {len(MODELS)} models compute in the memory that they share")
+    example.figure("models that compute in one memory", count, "", ("abs", 0))
 
 
 def replaced(example: Example, before: Played) -> None:

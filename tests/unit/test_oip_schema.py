@@ -58,6 +58,22 @@ def test_what_is_told_is_as_its_schema_has_it(agent: oip.Served, path: str, sche
     oip.conforms(answer.json, schema)
 
 
+@pytest.mark.parametrize(("model", "samples", "status"), [("batched", 8, 200), ("batched", 9, 400), ("digits", 9, 200)])
+def test_no_request_has_more_samples_than_are_joined(agent: oip.Served, model: str, samples: int, status: int) -> None:
+    body = {"inputs": [{**IMAGE, "shape": [samples, 1, 8, 8], "data": [0.5] * 64 * samples}]}
+    answer = oip.call(agent.port, "POST", f"/v2/models/{model}/infer", body)
+    assert answer.status == status
+    if status != 200:
+        oip.conforms(answer.json, "error")
+        assert "a request of 9 samples; batched takes 8 at a time" in answer.json["error"]
+
+
+def test_models_whose_batches_are_limited_compute_in_one_memory(agent: oip.Served) -> None:
+    with agent.control() as port:
+        told = {name: oip.call(port, "GET", f"/kedge/v1/models/{name}/memory").json for name in ("digits", "batched")}
+    assert {name: each["chosen"]["arena"] for name, each in told.items()} == {"digits": "own", "batched": "shared"}
+
+
 @pytest.mark.parametrize("body", [b"", {}, {"ready": True}])
 def test_the_index_is_as_its_schema_has_it(agent: oip.Served, body: Any) -> None:
     answer = oip.call(agent.port, "POST", "/v2/repository/index", body)

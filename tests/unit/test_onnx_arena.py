@@ -18,7 +18,7 @@ from kedge_agent.measure.memory import read_memory
 from kedge_agent.runtime import onnx_arena, onnxruntime
 from kedge_agent.runtime.base import LoadOptions, Slot
 from kedge_agent.runtime.onnx_arena import SharedArena, arena_of_process
-from kedge_agent.runtime.onnx_inputs import has_fixed_inputs
+from kedge_agent.runtime.onnx_inputs import has_bounded_inputs
 from kedge_agent.runtime.onnxruntime import OnnxModel, OnnxRuntime
 from tests.support import models
 
@@ -64,8 +64,8 @@ def run(slot: Slot, batch: int = 4, times: int = 1) -> None:
 
 
 @contextmanager
-def loaded(path: Path) -> Iterator[tuple[OnnxModel, Slot]]:
-    model = OnnxRuntime().load(path, LoadOptions(threads=1))
+def loaded(path: Path, most_samples: int | None = None) -> Iterator[tuple[OnnxModel, Slot]]:
+    model = OnnxRuntime().load(path, LoadOptions(threads=1, most_samples=most_samples))
     slot = model.slot()
     try:
         yield model, slot
@@ -118,6 +118,31 @@ def test_a_model_whose_requests_differ_in_size_has_an_arena_of_its_own(
         assert "arena of its own" in {item.what: item.method for item in model.ledger()}["activations"]
 
 
+@pytest.mark.parametrize(
+    ("make", "whose"),
+    # Of words the inputs are text, of nonzero the free dimension is no batch's: its output has another first one.
+    [(models.wide, "shared"), (models.adder, "shared"), (models.words, "own"), (models.nonzero, "own")],
+)
+def test_a_batch_that_is_limited_computes_in_the_shared_arena(
+    make: Callable[[Path], Path], whose: str, tmp_path: Path
+) -> None:
+    with loaded(make(tmp_path / "m.onnx"), most_samples=8) as (model, _):
+        assert model.facts()["arena"] == whose
+
+
+def test_what_one_batch_computed_in_serves_the_next_models(tmp_path: Path) -> None:
+    path = models.wide(tmp_path / "m.onnx")
+    with loaded(path, LARGE) as (_, one), loaded(path, LARGE) as (_, two):
+        usual = rss()
+        run(one, LARGE)
+        alone = rss()
+        run(two, LARGE)
+        both = rss()
+    needed = alone - usual
+    assert needed > 128 << 20, "the large request must have needed something"
+    assert both - alone < needed / 4
+
+
 def test_text_of_a_fixed_shape_is_of_no_one_size(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
@@ -133,12 +158,12 @@ def test_text_of_a_fixed_shape_is_of_no_one_size(tmp_path: Path) -> None:
 
 def test_of_a_file_that_is_no_model_nothing_is_believed(tmp_path: Path) -> None:
     path = fixed(tmp_path / "m.onnx", 1)
-    assert has_fixed_inputs(path)
+    assert has_bounded_inputs(path)
     whole = path.read_bytes()
     for data in (b"", b"\x08", b"\xff" * 64, b"\x3a\x7f", b"\x0b" + whole, whole[: len(whole) // 2]):
         path.write_bytes(data)
-        assert not has_fixed_inputs(path)
-    assert not has_fixed_inputs(tmp_path / "none.onnx")
+        assert not has_bounded_inputs(path, batch=True)
+    assert not has_bounded_inputs(tmp_path / "none.onnx", batch=True)
 
 
 def test_models_that_compute_at_once_each_give_their_own_results(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class LoadOptions:
     threads: intra-operator threads, on the CPU. workers: requests that may compute at a time.
     providers: of onnxruntime, in order of preference; those that are not here are passed over; empty: the CPU's.
     transfer: on a GPU. cache: folder in which a runtime may keep what it learnt of this model, or None.
+    most_samples: of one run, where the first dimension of every tensor is free and counts them; None: any number.
     """
 
     threads: int = 1
@@ -63,6 +64,7 @@ class LoadOptions:
     providers: tuple[Provider, ...] = ()
     transfer: Transfer = "auto"
     cache: Path | None = None
+    most_samples: int | None = None
 
 
 @dataclass(frozen=True)

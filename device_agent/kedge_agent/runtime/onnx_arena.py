@@ -4,9 +4,10 @@ Left to itself, each session has an arena of its own and keeps in it what its la
 compute at the same moment. In one arena, what one model computes in serves the next as well. tools/arena.py measures
 what that saves and costs; docs/agent.md has the figures.
 
-Shared by models whose inputs have fixed sizes alone. Where requests differ in size there are peaks to give back, and
-onnxruntime holds the arena's lock while it returns a block to the system, which takes the longer the larger it is:
-whoever computes then would wait for another model's peak. With an arena of its own, the model whose peak it was waits.
+Shared by models whose inputs are bounded: of fixed sizes, or of a batch that is limited. Elsewhere there are peaks
+to give back, and onnxruntime holds the arena's lock while it returns a block to the system, which takes the longer the
+larger it is: whoever computes then would wait for another model's peak. With an arena of its own, the model whose peak
+it was waits.
 
 Three things follow from sharing:
 

@@ -67,7 +67,7 @@ class Served:
         Without its arena onnxruntime asks the system for every activation, from every thread: MobileNetV2 then runs a
         hundredth slower, and the process comes to twice the memory. With it, one large request would keep its peak for
         years. So a run gives back what an earlier one needed, when enough have passed that needed less. Who shares an
-        arena has requests of one size.
+        arena has requests whose size is bounded.
 
         The time does not count what the run waited for while a shared arena gave memory back.
         """

@@ -13,7 +13,7 @@ from ..formats.tensors import BYTES, DYNAMIC, TensorSpec
 from .base import Buffers, LayerTime, LoadOptions, MemoryItem
 from .onnx_arena import SharedArena, arena_of_process
 from .onnx_binding import Served, first_line
-from .onnx_inputs import has_fixed_inputs
+from .onnx_inputs import has_bounded_inputs
 from .onnx_profile import MAX_PROFILED_RUNS, read_profile
 from .onnx_providers import chosen
 from .onnx_slot import OnnxSlot
@@ -114,8 +114,9 @@ def _load(path: Path, options: LoadOptions, profile: Path | None = None) -> Onnx
     # Errors are raised, and said where they are handled; a line of each on standard error would fill whatever takes it.
     settings.log_severity_level = 4
     # Other providers than the CPU's bring arenas of their own; beside those, sharing has not been tried. Requests that
-    # differ in size have peaks to give back, which in a shared arena would stall the others.
-    shares = [name for name, _ in providers] == [CPU] and has_fixed_inputs(path)
+    # differ in size without a bound have peaks to give back, which in a shared arena would stall the others.
+    bounded = has_bounded_inputs(path, batch=options.most_samples is not None)
+    shares = [name for name, _ in providers] == [CPU] and bounded
     arena = arena_of_process() if shares else None
     if arena is not None:
         arena.share(settings)

@@ -58,8 +58,8 @@ class PoolRules:
     workers: requests that compute at a time. queue: requests that may be inside besides those; one more is refused.
     deadline_ms: how long a request may wait for its turn when it does not say.
     drop_stale: a newer request takes the place of those that wait.
-    max_batch, max_delay_us: requests are joined up to so many samples, the first of them waiting so long for others;
-        1: they are not. Only for models whose first dimension counts samples.
+    max_batch, max_delay_us: requests are joined up to so many samples, the first of them waiting so long for others,
+        and none may have more; 1: they are not, and may. Only for models whose first dimension counts samples.
     """
 
     workers: int = 1

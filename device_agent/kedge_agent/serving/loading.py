@@ -86,6 +86,12 @@ class LiveModel:
         specs = (*self.artefact.inputs, *self.artefact.outputs)
         return all(spec.shape[:1] == (DYNAMIC,) for spec in specs)
 
+    @cached_property
+    def most_samples(self) -> int | None:
+        """Samples that a request may carry; None: any number."""
+        most = self.pool.rules.max_batch
+        return most if self.batches and most > 1 else None
+
     @property
     def hangs(self) -> bool:
         """Whether a request has been computing for longer than one may."""

@@ -27,7 +27,7 @@ def model_config(live: LiveModel) -> dict[str, Any]:
     shapes, as Triton has it.
     """
     rules, artefact = live.pool.rules, live.artefact
-    joined = rules.max_batch if live.batches and rules.max_batch > 1 else 0
+    joined = live.most_samples or 0
     config: dict[str, Any] = {
         "name": live.manifest.model,
         "platform": platform_of(artefact.runtime),
