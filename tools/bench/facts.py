@@ -31,14 +31,15 @@ def now() -> str:
 
 
 def commit() -> str:
-    """What was measured: version and commit, with "-dirty" where files differ from it."""
-    said = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return f"{metadata.version('kedge')}, commit {said.stdout.strip() or 'unknown'}"
+    """What was measured: version and commit, with "-dirty" where files differ from it, other than figures."""
+    named = _git("describe", "--always", "--abbrev=12") or "unknown"
+    differs = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks")
+    return f"{metadata.version('kedge')}, commit {named}{'-dirty' if differs else ''}"
+
+
+def _git(*words: str) -> str:
+    said = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    return said.stdout.strip()
 
 
 def conditions(started: tuple[float, float, float]) -> dict[str, Any]:
