@@ -192,7 +192,7 @@ begun = threading.Event()
 try:
     with open_executor(sys.argv[1] if len(sys.argv) > 1 else None, 1) as workers:
         future = workers.executor.submit(workers.telling(work.hanging, lambda *_: begun.set()), {"device": "a"})
-        assert begun.wait(30)
+        assert begun.wait(120)
         print("hangs", flush=True)
         while not cf.wait([future], 1.0)[0]:
             pass

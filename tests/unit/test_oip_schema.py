@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+from kedge.bench.batches import infer_batches
+from kedge.transport.client import AgentClient
 from kedge_agent.formats.oip import HEADER_LENGTH
 from tests.support import models, oip, triton_models
 
@@ -19,9 +23,12 @@ IMAGE = {"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8]}
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[oip.Served]:
     folder = tmp_path_factory.mktemp("oip")
     batched = {"max_batch": 8, "max_delay_us": 100}
-    with oip.served(folder, {"models": {"batched": batched}, "shared_memory_prefix": "/kedge-test-"}) as agent:
+    with oip.served(
+        folder, {"models": {"batched": batched, "adder": batched}, "shared_memory_prefix": "/kedge-test-"}
+    ) as agent:
         agent.deploy(models.classifier(folder / "digits.onnx"), "digits", {"image": models.images(2)})
         agent.deploy(models.classifier(folder / "batched.onnx"), "batched", {"image": models.images(2)})
+        agent.deploy(models.adder(folder / "adder.onnx"), "adder", {name: np.ones(2, np.float32) for name in "ab"})
         agent.deploy(triton_models.every_type(folder / "types.onnx"), "types")
         for batch in (1, 2):
             body = {"inputs": [{**IMAGE, "shape": [batch, 1, 8, 8], "data": [0.5] * 64 * batch}]}
@@ -58,14 +65,66 @@ def test_what_is_told_is_as_its_schema_has_it(agent: oip.Served, path: str, sche
     oip.conforms(answer.json, schema)
 
 
+@pytest.mark.parametrize("route", ["/v2/models/{}/infer", "/v2/models/{}/versions/1/infer"])
 @pytest.mark.parametrize(("model", "samples", "status"), [("batched", 8, 200), ("batched", 9, 400), ("digits", 9, 200)])
-def test_no_request_has_more_samples_than_are_joined(agent: oip.Served, model: str, samples: int, status: int) -> None:
+def test_no_request_has_more_samples_than_are_joined(
+    agent: oip.Served, route: str, model: str, samples: int, status: int
+) -> None:
     body = {"inputs": [{**IMAGE, "shape": [samples, 1, 8, 8], "data": [0.5] * 64 * samples}]}
-    answer = oip.call(agent.port, "POST", f"/v2/models/{model}/infer", body)
+    answer = oip.call(agent.port, "POST", route.format(model), body)
     assert answer.status == status
     if status != 200:
         oip.conforms(answer.json, "error")
         assert "a request of 9 samples; batched takes 8 at a time" in answer.json["error"]
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_of_inputs_that_disagree_the_larger_one_counts(agent: oip.Served, order: tuple[str, str]) -> None:
+    sizes = {"a": 1, "b": 9}
+    inputs = [{"name": name, "datatype": "FP32", "shape": [sizes[name]], "data": [1.0] * sizes[name]} for name in order]
+    answer = oip.call(agent.port, "POST", "/v2/models/adder/infer", {"inputs": inputs})
+    assert answer.status == 400
+    assert "a request of 9 samples" in answer.json["error"]
+
+
+def test_a_connection_serves_on_after_a_request_that_was_refused_for_its_samples(agent: oip.Served) -> None:
+    def failed() -> int:
+        told = oip.call(agent.port, "GET", "/v2/models/batched/stats").json["model_stats"]
+        return int(told[0]["inference_stats"]["fail"]["count"])
+
+    before = failed()
+    connection = http.client.HTTPConnection("127.0.0.1", agent.port, timeout=60)
+    try:
+        for samples, status in ((9, 400), (2, 200), (9, 400), (8, 200)):
+            data = np.full((samples, 1, 8, 8), 0.5, "<f4").tobytes()
+            tensor = {**IMAGE, "shape": [samples, 1, 8, 8], "parameters": {"binary_data_size": len(data)}}
+            head = json.dumps({"inputs": [tensor]}).encode()
+            connection.request("POST", "/v2/models/batched/infer", head + data, {HEADER_LENGTH: str(len(head))})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == status
+    finally:
+        connection.close()
+    assert failed() == before + 2
+
+
+def test_kedge_infer_sends_no_more_samples_than_the_device_takes(agent: oip.Served) -> None:
+    client, images = AgentClient(agent.agent), models.images(20)
+    try:
+        limited, requests = infer_batches(client, "batched", {"image": images})
+        whole, one = infer_batches(client, "digits", {"image": images})
+    finally:
+        client.close()
+    assert (len(requests), len(one)) == (3, 1)
+    np.testing.assert_allclose(limited["logits"], whole["logits"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", ["benchmark", "levels"])
+def test_nothing_is_measured_with_more_samples_than_a_request_may_have(agent: oip.Served, levels: str) -> None:
+    with agent.control() as port:
+        answer = oip.call(port, "POST", f"/kedge/v1/models/batched/{levels}", {"batch": 9})
+    assert answer.status == 400
+    assert "a request of 9 samples" in answer.json["error"]
 
 
 def test_models_whose_batches_are_limited_compute_in_one_memory(agent: oip.Served) -> None:
@@ -77,7 +136,7 @@ def test_models_whose_batches_are_limited_compute_in_one_memory(agent: oip.Serve
 @pytest.mark.parametrize("body", [b"", {}, {"ready": True}])
 def test_the_index_is_as_its_schema_has_it(agent: oip.Served, body: Any) -> None:
     answer = oip.call(agent.port, "POST", "/v2/repository/index", body)
-    assert len(answer.json) == 3
+    assert len(answer.json) == 4
     oip.conforms(answer.json, "repository-index")
 
 

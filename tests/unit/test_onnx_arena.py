@@ -130,6 +130,22 @@ def test_a_batch_that_is_limited_computes_in_the_shared_arena(
         assert model.facts()["arena"] == whose
 
 
+def test_a_batch_that_onnxruntime_finds_to_be_none_computes_in_an_arena_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[0])],
+        "m",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        # Of one row, as its operator has it.
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 4])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert has_bounded_inputs(path, batch=True)
+    with loaded(path, most_samples=8) as (model, slot):
+        assert model.facts()["arena"] == "own"
+        assert slot.bind({"x": (9, 4)}).inputs["x"].shape == (9, 4)
+
+
 def test_what_one_batch_computed_in_serves_the_next_models(tmp_path: Path) -> None:
     path = models.wide(tmp_path / "m.onnx")
     with loaded(path, LARGE) as (_, one), loaded(path, LARGE) as (_, two):

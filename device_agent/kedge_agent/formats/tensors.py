@@ -6,7 +6,7 @@ Source of the names and sizes: KServe's Open Inference Protocol v2, "Tensor Data
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "MAX_RANK",
     "OBJECT",
     "TensorSpec",
+    "counts_samples",
     "datatype_of",
     "element_count",
     "tensor_bytes",
@@ -43,6 +44,11 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 
 OBJECT = np.dtype(object)
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+
+def counts_samples(specs: Iterable[TensorSpec]) -> bool:
+    """Whether the first dimension of every tensor is free: it counts samples, in models as people make them."""
+    return all(spec.shape[:1] == (DYNAMIC,) for spec in specs)
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str:

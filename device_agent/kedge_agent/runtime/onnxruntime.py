@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import AgentError
 from ..formats.providers import CPU
-from ..formats.tensors import BYTES, DYNAMIC, TensorSpec
+from ..formats.tensors import BYTES, DYNAMIC, TensorSpec, counts_samples
 from .base import Buffers, LayerTime, LoadOptions, MemoryItem
 from .onnx_arena import SharedArena, arena_of_process
 from .onnx_binding import Served, first_line
@@ -106,6 +107,25 @@ def _load(path: Path, options: LoadOptions, profile: Path | None = None) -> Onnx
             hint="provision the device again: kedge device provision",
         ) from error
     providers = chosen(options.providers, onnxruntime.get_available_providers())
+    # Other providers than the CPU's bring arenas of their own; beside those, sharing has not been tried. Requests that
+    # differ in size without a bound have peaks to give back, which in a shared arena would stall the others.
+    on_cpu = [name for name, _ in providers] == [CPU]
+    fixed = on_cpu and has_bounded_inputs(path)
+    limited = on_cpu and not fixed and options.most_samples is not None and has_bounded_inputs(path, batch=True)
+    arena = arena_of_process() if fixed or limited else None
+    model = OnnxModel(_session(path, options, providers, profile, arena), options, arena)
+    if arena is not None and limited and not counts_samples((*model.inputs, *model.outputs)):
+        # onnxruntime infers more than the file says: what is no batch by its word, nobody limits.
+        model.close()
+        model = OnnxModel(_session(path, options, providers, profile, None), options, None)
+    return model
+
+
+def _session(
+    path: Path, options: LoadOptions, providers: Sequence[Any], profile: Path | None, arena: SharedArena | None
+) -> Any:
+    import onnxruntime
+
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
@@ -113,25 +133,19 @@ def _load(path: Path, options: LoadOptions, profile: Path | None = None) -> Onnx
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Errors are raised, and said where they are handled; a line of each on standard error would fill whatever takes it.
     settings.log_severity_level = 4
-    # Other providers than the CPU's bring arenas of their own; beside those, sharing has not been tried. Requests that
-    # differ in size without a bound have peaks to give back, which in a shared arena would stall the others.
-    bounded = has_bounded_inputs(path, batch=options.most_samples is not None)
-    shares = [name for name, _ in providers] == [CPU] and bounded
-    arena = arena_of_process() if shares else None
     if arena is not None:
         arena.share(settings)
     if profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+        return onnxruntime.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # onnxruntime raises many unrelated classes
         raise AgentError(
             f"onnxruntime {onnxruntime.__version__} refuses the model: {first_line(error)}",
             kind="incompatible",
             hint="check the model's opset and IR version against the device's onnxruntime",
         ) from error
-    return OnnxModel(session, options, arena)
 
 
 def _spec(argument: Any) -> TensorSpec:

@@ -62,13 +62,7 @@ def _infer(
     timing = Timing()
     checked.require_version(version)
     wanted = _read_request(checked, request)
-    samples = checked.samples(wanted.shapes)
-    if checked.most_samples is not None and samples > checked.most_samples:
-        raise AgentError(
-            f"a request of {samples} samples; {checked.manifest.model} takes {checked.most_samples} at a time",
-            kind="bad_input",
-            hint="send them in several requests, or raise max_batch in the agent's settings",
-        )
+    checked.require_samples(wanted.shapes)
     # JSON tensors are checked before a slot is taken, so that a bad one costs nobody a buffer.
     arrays = {item.name: array_of(item) for item in wanted.inputs if item.data is not None}
     deadline = None if wanted.timeout_us is None else time.monotonic() + wanted.timeout_us / 1e6
@@ -76,6 +70,7 @@ def _infer(
     live, binding = repository.borrow(checked, wanted.shapes, timing, request.stack)
     if live is not checked:
         live.require_version(version)
+        live.require_samples(wanted.shapes)
     for item in wanted.inputs:
         _fill(item, binding, arrays, request, regions)
     # Everything up to here but the wait for a slot, which is the queue's.

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import AgentError
 from ..formats.manifest import PACKED, Artefact, Manifest
-from ..formats.tensors import DYNAMIC
+from ..formats.tensors import counts_samples
 from ..measure.drift import DriftCounter
 from ..measure.memory import read_memory
 from ..measure.parity import OutputParity, compare_output, require_golden
@@ -82,9 +82,8 @@ class LiveModel:
 
     @cached_property
     def batches(self) -> bool:
-        """Whether the first dimension of every tensor is free: it counts samples, in models as people make them."""
-        specs = (*self.artefact.inputs, *self.artefact.outputs)
-        return all(spec.shape[:1] == (DYNAMIC,) for spec in specs)
+        """Whether its tensors have a row for each sample."""
+        return counts_samples((*self.artefact.inputs, *self.artefact.outputs))
 
     @cached_property
     def most_samples(self) -> int | None:
@@ -98,8 +97,22 @@ class LiveModel:
         return self.pool.stuck_s() > self.patience_s
 
     def samples(self, shapes: Shapes) -> int:
-        """Samples that a request carries; 1 where the model does not batch."""
-        return next(iter(shapes.values()))[0] if self.batches else 1
+        """Samples that a request carries, by the input that has most; 1 where the model does not batch."""
+        return max((shape[0] for shape in shapes.values() if shape), default=1) if self.batches else 1
+
+    def require_samples(self, shapes: Shapes) -> None:
+        """Refuse a request of more samples than this model takes: what it computes in is shared with others.
+
+        Raises:
+            AgentError: it has more (bad_input).
+        """
+        samples, most = self.samples(shapes), self.most_samples
+        if most is not None and samples > most:
+            raise AgentError(
+                f"a request of {samples} samples; {self.manifest.model} takes {most} at a time",
+                kind="bad_input",
+                hint="send fewer in a request, or give this model a larger max_batch in the agent's settings",
+            )
 
 
 def rehearse(layout: Layout, staged: Staged) -> dict[str, Any] | None:

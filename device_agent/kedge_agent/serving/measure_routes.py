@@ -49,6 +49,7 @@ def measure_routes(repository: Repository, regions: Regions, layout: Layout, roo
         samples = given.pop("samples", False)
         entry = repository.get(model)
         inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, given.pop("batch", 1))
+        entry.require_samples({name: array.shape for name, array in inputs.items()})
         with _alone(apart):
             measured = run_benchmark(entry.pool, inputs, BenchmarkRules(**given), root)
         answer = {"release": entry.manifest.digest, "batch": batch, **measured.report, "samples": None}
@@ -94,6 +95,7 @@ def measure_routes(repository: Repository, regions: Regions, layout: Layout, roo
         if not 0 <= warmup <= _MOST_RUNS:
             raise AgentError(f"warmup is {warmup}; it goes from 0 to {_MOST_RUNS}")
         inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, given.get("batch", 1))
+        entry.require_samples({name: array.shape for name, array in inputs.items()})
         with _alone(apart):
             times = time_levels(repository, regions, layout, entry, inputs, runs, warmup)
         return json_response({"release": entry.manifest.digest, "batch": batch, "levels_ms": times})

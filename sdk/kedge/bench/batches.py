@@ -42,8 +42,8 @@ def infer_batches(
 ) -> tuple[dict[str, NDArray[Any]], list[float]]:
     """Outputs for all samples, and the end-to-end time of each request in ms.
 
-    What fits into one request is sent as one: whether a model's first dimension counts samples,
-    its metadata does not say. Only more than 8 MiB, a fixed first dimension, or `batch` split it.
+    What fits into one request is sent as one: whether a model's first dimension counts samples, its metadata does not
+    say. Only more than 8 MiB, a fixed first dimension, the largest batch that the device takes, or `batch` split it.
 
     Args:
         inputs: by name.
@@ -54,7 +54,7 @@ def infer_batches(
             that its first dimension does not count samples, so that it cannot be split.
     """
     specs = {spec.name: spec for spec in model_specs(client, model)}
-    size, total = _split(specs, inputs, batch)
+    size, total = _split(specs, inputs, batch, _most_samples(client, model))
     parts: list[dict[str, NDArray[Any]]] = []
     timings: list[float] = []
     for start in range(0, total, size):
@@ -79,12 +79,22 @@ def infer_batches(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, timings
 
 
-def _split(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[Any]], batch: int | None) -> tuple[int, int]:
+def _most_samples(client: AgentClient, model: str) -> int | None:
+    """What the device takes in one request; None: it does not say, and there is no limit but a request's size."""
+    most = client.get(f"/v2/models/{model}/config", "infer").get("max_batch_size")
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def _split(
+    specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[Any]], batch: int | None, most: int | None
+) -> tuple[int, int]:
     """Samples a request, and in all; (1, 1) where the data go as one request."""
     counts = {array.shape[0] for name, array in inputs.items() if specs[name].shape}
     fixed = {spec.shape[0] for spec in specs.values() if spec.shape and spec.shape[0] != DYNAMIC}
     total_bytes = sum(len(tensor_data(array)) if array.dtype.kind == "O" else array.nbytes for array in inputs.values())
     fits = all(specs[name].mismatch(specs[name].datatype, array.shape) is None for name, array in inputs.items())
+    if most is not None and max(counts, default=0) > most:
+        batch = min(batch or most, most)
     if fits and batch is None and total_bytes <= _REQUEST_BYTES:
         return 1, 1
     if len(counts) != 1:

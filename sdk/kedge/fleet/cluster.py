@@ -81,8 +81,14 @@ def _running_loop() -> Iterator[asyncio.AbstractEventLoop]:
             started.set_exception(error)
 
     thread = threading.Thread(target=in_thread, name="kedge-cluster", daemon=True)
-    thread.start()
-    loop, stop = started.result()
+    try:
+        thread.start()
+        loop, stop = started.result()
+    except (OSError, RuntimeError) as error:
+        raise IncompatibleError(
+            f"this host cannot run dask's client: {first_line(error)}",
+            hint="raise its limits of threads and of open files: ulimit -u, ulimit -n",
+        ) from error
     try:
         yield loop
     finally:
@@ -100,7 +106,8 @@ async def _connected(address: str) -> Any:
     try:
         return await client
     except BaseException:
-        await client.close()
+        with contextlib.suppress(Exception):  # what kept it from connecting is the news
+            await client.close()
         raise
 
 
