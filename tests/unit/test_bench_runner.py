@@ -196,7 +196,8 @@ def slow_command(folder: Path, *before: str) -> Iterator[subprocess.Popen[bytes]
     program = "import sys; from pathlib import Path; from tools.bench import __main__ as command; "
     program += f"from tools.bench.catalogue import Benchmark; command.BENCHMARKS = ({chosen},); "
     program += f"command.RESULTS = Path({str(folder / 'results')!r}); sys.exit(command.main(['--smoke']))"
-    words = [*before, sys.executable, "-c", program]
+    # Whoever runs the tests may have nohup before them, which a child inherits.
+    words = ["env", "--default-signal=HUP", *before, sys.executable, "-c", program]
     with subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
         try:
             assert until(lambda: pid.exists() and pid.read_text())
