@@ -22,7 +22,7 @@ __all__ = ["main"]
 
 _SILENCE_S = 60.0
 _GRACE_S = 60.0
-# A frame that is like the device's own travels in 905 bytes, and making it may take a busy host seconds.
+# A frame that is like the device's own travels in less than a kilobyte, and making it may take a busy host seconds.
 _SLOWEST_BYTES_PER_S = 200
 
 
