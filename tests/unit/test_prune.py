@@ -580,6 +580,10 @@ def test_between_mixes_as_fast_as_each_other_the_smaller_change_of_outputs_decid
     assert any("not measured" in note for note in unmeasured.notes)
     enough = shrink(graph, work_on(graph, scratch, probe=Clock(4, 1.0, 2.0)), replace(rule, speedup=1.5), None)
     assert enough.changed["chosen"] == int(np.argmin(errors))
+    # 2 ms is 1.99 times as fast by less than the noise.
+    clock = Clock(4, *(2.0 if error == min(errors) else 1.0 for error in errors))
+    barely = shrink(graph, work_on(graph, scratch, probe=clock), replace(rule, speedup=1.99), None)
+    assert barely.changed["chosen"] != int(np.argmin(errors))
 
 
 @pytest.mark.parametrize("fields", [{"macs": 1.0}, {"mixes": ()}, {"mixes": (2.0,)}, {"speedup": -1.0}, {"rounds": 0}])

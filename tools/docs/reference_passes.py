@@ -42,7 +42,8 @@ _PLAIN = {
     "precision": "What it is quantised to.",
     "prune-magnitude.threshold": "When above 0, in place of the ratio: all weights with |w| below it go.",
     "prune-structured.macs": "Share of the multiply-accumulates to get down to.",
-    "prune-structured.speedup": "When above 0, candidates this many times as fast as the unpruned model are enough, "
+    "prune-structured.speedup": "When above 0, candidates this many times as fast as the unpruned model, by more "
+    "than the measurement's noise, are enough, "
     "and the one of them whose outputs changed least is taken: the fastest is often the hardest to recover.",
     "schedule": "How the learning rate falls over the steps.",
     "seed": "Seeds this pass alone; without it the recipe's does.",

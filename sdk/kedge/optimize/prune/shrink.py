@@ -38,8 +38,9 @@ class Shrink:
     outputs changed least is taken. Without something that measures, that rule alone decides.
 
     macs: the share. mixes: shares of the cut that blocks make; channels make the rest. speedup: when above 0,
-    candidates this many times as fast as the unpruned model are fast enough, and the one of them whose outputs changed
-    least is taken: the fastest is often the hardest to recover. The other fields are PruneBlocks' and PruneChannels'.
+    candidates this many times as fast as the unpruned model, by more than the measurement's noise, are fast enough, and
+    the one of them whose outputs changed least is taken: the fastest is often the hardest to recover. The other fields
+    are PruneBlocks' and PruneChannels'.
     """
 
     kind: ClassVar[str] = "prune-structured"
@@ -238,7 +239,9 @@ def _best(candidates: list[_Candidate], baseline: Latency | None, speedup: float
         return min(candidates, key=lambda entry: entry.error)
     _, fastest = min(timed, key=lambda pair: pair[1].p50_ms)
     if baseline is not None and speedup > 0:
-        enough = [entry for entry, latency in timed if baseline.p50_ms >= speedup * latency.p50_ms]
+        # Of several that are near the limit, the one that is taken would otherwise be one that noise has favoured.
+        at_least = baseline.p50_ms - _noise(baseline)
+        enough = [entry for entry, latency in timed if at_least >= speedup * (latency.p50_ms + _noise(latency))]
         if enough:
             return min(enough, key=lambda entry: entry.error)
     near = [entry for entry, latency in timed if latency.p50_ms - fastest.p50_ms <= _noise(latency) + _noise(fastest)]
