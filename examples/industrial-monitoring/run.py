@@ -50,7 +50,7 @@ def main() -> None:
         refused = example.kedge("deploy", "bearing-1.release", "--to", "local", expect=5)
         agent_bytes = rss_bytes(example)
         example.say("INT8 fits.")
-        deployed = example.kedge("deploy", "bearing-2.release", "--to", "local")
+        deployed, _ = example.deploy("bearing-2.release")
         memory(example, refused, deployed, agent_bytes)
 
         gateway = Gateway(socket_directory(example.local().state) / "infer.sock", "bearing")
@@ -108,7 +108,7 @@ def narrow(example: Example) -> None:
     export_onnx(model.Network(NARROW).eval(), torch.zeros(2, 1, model.WINDOW), example.folder / "narrow.onnx")
     words = ["--target", example.target, "--golden", "golden.npy", "--peak-memory", "96MiB", "-o", "narrow.release"]
     example.kedge("build", "narrow.onnx", *words)
-    deployed = example.kedge("deploy", "narrow.release", "--to", "local")
+    deployed, _ = example.deploy("narrow.release")
     peak = next(each["figures"]["peak_bytes"] for each in deployed["gates"] if each["gate"] == "memory")
     note = f"a head of {NARROW} in the place of 3,072: would fit as it is"
     example.figure(f"peak of a process that runs it, FP32, width {NARROW}", peak, "bytes", None, note)
@@ -132,7 +132,7 @@ def stream(example: Example, gateway: Gateway) -> dict[str, Watch]:
     }
     with ThreadPoolExecutor(len(watches)) as pool:
         running = [pool.submit(watch.run) for watch in watches.values()]
-        example.kedge("deploy", "bearing-3.release", "--to", "local")
+        example.deploy("bearing-3.release")
         for each in running:
             each.result()
     return watches

@@ -48,7 +48,7 @@ def main() -> None:
         np.save("held-out.npy", inputs)
         np.save("golden.npy", inputs[labels == STRONG][:8])
         example.kedge("build", "staining.onnx", "--target", example.target, "--golden", "golden.npy", "-o", "s.release")
-        deployed = example.kedge("deploy", "s.release", "--to", "local")
+        deployed, _ = example.deploy("s.release")
 
         example.say("The held-out patches, answered by the device.")
         example.kedge("infer", "staining", "--on", "local", "--input", "held-out.npy", "--output", "answers.npz")

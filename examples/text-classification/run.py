@@ -52,7 +52,7 @@ def main() -> None:
             name = f"routing-{precision}"
             words = ("--target", example.target, "--golden", "golden.npy", "--name", name)
             example.kedge("build", f"{name}.onnx", *words, "-o", f"{name}.release")
-            example.kedge("deploy", f"{name}.release", "--to", "local")
+            example.deploy(f"{name}.release")
 
         client = AgentClient(example.local())
         try:

@@ -43,7 +43,7 @@ def main() -> None:
         example.say("One box: an agent with all three.")
         example.local(ALONE)
         for name in MODELS:
-            example.kedge("deploy", f"{name}-1.release", "--to", "local")
+            example.deploy(f"{name}-1.release")
         example.say(
             f"Eight cameras, {ROUNDS} times {PLAY_S} s with each request computed alone, and in turns with that, "
             "with requests joined that come at nearly the same time."
@@ -134,7 +134,7 @@ def replaced(example: Example, before: Played) -> None:
     built(example, "plate", version=2)
     example.say("It is deployed while the cameras film, and taken back; the other two serve on.")
     with cameras(example).playing(before.answers) as played:
-        example.kedge("deploy", "plate-2.release", "--to", "local")
+        example.deploy("plate-2.release")
         during = versions(example)
         example.kedge("rollback", "plate", "--on", "local")
         after = versions(example)
