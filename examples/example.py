@@ -38,7 +38,7 @@ from kedge.transport.local import LocalAgent
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Example", "Figure", "figure_text", "tolerance_text"]
+__all__ = ["ATTEMPTS", "Example", "Figure", "figure_text", "tolerance_text"]
 
 RESULT_FORMAT = 1
 _START_S = 60.0

@@ -81,6 +81,11 @@ class PoolRules:
             if not least <= value <= most:
                 raise AgentError(f"{name} is {value}; it goes from {least} to {most}")
 
+    @property
+    def most_samples(self) -> int | None:
+        """Samples of a run, where the first dimension counts them; None: any number, and none are joined."""
+        return self.max_batch if self.max_batch > 1 else None
+
 
 class Marker(Protocol):
     """Marks for whoever starts this agent again that a run is going on: native code may end the process within it."""
@@ -132,7 +137,7 @@ class ModelPool:
         self._kept = model.in_flight + 1
         self._batcher = (
             Batcher(model, self.rules.max_batch, self.rules.max_delay_us, self._turn)
-            if self.rules.max_batch > 1
+            if self.rules.most_samples is not None
             else None
         )
         self._guard = threading.Lock()

@@ -88,8 +88,7 @@ class LiveModel:
     @cached_property
     def most_samples(self) -> int | None:
         """Samples that a request may carry; None: any number."""
-        most = self.pool.rules.max_batch
-        return most if self.batches and most > 1 else None
+        return self.pool.rules.most_samples if self.batches else None
 
     @property
     def hangs(self) -> bool:
@@ -106,8 +105,8 @@ class LiveModel:
         Raises:
             AgentError: it has more (bad_input).
         """
-        samples, most = self.samples(shapes), self.most_samples
-        if most is not None and samples > most:
+        most = self.most_samples
+        if most is not None and (samples := self.samples(shapes)) > most:
             raise AgentError(
                 f"a request of {samples} samples; {self.manifest.model} takes {most} at a time",
                 kind="bad_input",

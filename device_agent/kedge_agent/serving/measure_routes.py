@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from numpy.typing import NDArray
+
 from ..errors import AgentError
 from ..formats.oip import HEADER_LENGTH, encode_request
 from ..measure.benchmark import run_benchmark
@@ -21,7 +23,7 @@ from ..store.layout import Layout
 from .golden import golden_batch
 from .http import Request, Response, Route, json_response, route
 from .levels import time_levels
-from .loading import loadable
+from .loading import LiveModel, loadable
 from .oip_routes import MODEL_NAME
 from .repository import Repository
 from .shared_memory import Regions
@@ -44,12 +46,17 @@ def measure_routes(repository: Repository, regions: Regions, layout: Layout, roo
     def conditions(_: Request) -> Response:
         return json_response(read_conditions(root).to_json())
 
+    def requested(entry: LiveModel, batch: int) -> tuple[dict[str, NDArray[Any]], int]:
+        """Golden inputs, as many as a client may send in one request."""
+        inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, batch)
+        entry.require_samples({name: array.shape for name, array in inputs.items()})
+        return inputs, batch
+
     def benchmark(request: Request, model: str) -> Response:
         given = _options(request, ints=("batch", "warmup_ms", "duration_ms", "min_runs", "concurrency"), rate=True)
         samples = given.pop("samples", False)
         entry = repository.get(model)
-        inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, given.pop("batch", 1))
-        entry.require_samples({name: array.shape for name, array in inputs.items()})
+        inputs, batch = requested(entry, given.pop("batch", 1))
         with _alone(apart):
             measured = run_benchmark(entry.pool, inputs, BenchmarkRules(**given), root)
         answer = {"release": entry.manifest.digest, "batch": batch, **measured.report, "samples": None}
@@ -94,8 +101,7 @@ def measure_routes(repository: Repository, regions: Regions, layout: Layout, roo
         warmup = given.get("warmup", 0)
         if not 0 <= warmup <= _MOST_RUNS:
             raise AgentError(f"warmup is {warmup}; it goes from 0 to {_MOST_RUNS}")
-        inputs, batch = golden_batch(layout, entry.manifest, entry.artefact.inputs, given.get("batch", 1))
-        entry.require_samples({name: array.shape for name, array in inputs.items()})
+        inputs, batch = requested(entry, given.get("batch", 1))
         with _alone(apart):
             times = time_levels(repository, regions, layout, entry, inputs, runs, warmup)
         return json_response({"release": entry.manifest.digest, "batch": batch, "levels_ms": times})

@@ -87,7 +87,7 @@ def load_options(layout: Layout, artefact: Artefact, threads: int, rules: PoolRu
         workers=rules.workers,
         providers=tuple(Provider(name, dict(options)) for name, options in serving.providers),
         cache=layout.root / "runtime-cache",
-        most_samples=rules.max_batch if rules.max_batch > 1 else None,
+        most_samples=rules.most_samples,
     )
 
 
