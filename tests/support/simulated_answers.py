@@ -218,7 +218,7 @@ def _gates(disk: Disk, *, refused: bool) -> list[dict[str, Any]]:
     told = (
         ("parity", True, {"outputs": [output]}, {"outputs": {}}),
         ("latency", not refused, times, {"p99_ms": 0.5 if refused else None, "p99_ratio_max": None}),
-        ("memory", True, {"peak_bytes": None, "model_bytes": None}, {"peak_bytes": None}),
+        ("memory", True, {"peak_bytes": None, "model_bytes": None, "libraries_bytes": None}, {"peak_bytes": None}),
     )
     return [
         {"event": "gate", "gate": gate, "passed": passed, "figures": figures, "limits": limits}

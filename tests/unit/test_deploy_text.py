@@ -78,7 +78,7 @@ def test_what_served_before_stands_beside_what_serves_now(capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert row_of(shown, "release") == [B[:12], A[:12]]
     assert row_of(shown, "size") == ["2 kB", "1 kB"]
-    assert row_of(shown, "peak of a process that runs it") == ["40 MB", "30 MB"]
+    assert row_of(shown, "own memory at its peak") == ["40 MB", "30 MB"]
     assert row_of(shown, "compute p99, golden inputs") == ["3 ms", "not measured"]
 
 

@@ -55,6 +55,7 @@ def test_every_gate_is_told_with_its_figures_though_none_is_limited(layout: Layo
     assert latency["figures"]["live_p99_ms"] is None
     assert memory["limits"] == {"peak_bytes": None}
     assert memory["figures"]["peak_bytes"] > (needs_bytes(gated.trial) or 0) > 0
+    assert memory["figures"]["libraries_bytes"] > 1 << 20, "Python's at the least"
     json.dumps(told, allow_nan=False)
 
 
@@ -65,7 +66,7 @@ def test_all_gates_are_told_when_one_refuses_and_the_reason_has_figure_and_limit
     error, gates = refused(layout, obedient_release(tmp_path, version=1, gates=limits))
     assert error.kind == "gate"
     assert "above 1e-06 ms" in error.message
-    assert "bytes, above 1" in error.message
+    assert "bytes of its own, above 1" in error.message
     assert [name for name in GATES if not gates[name]["passed"]] == ["latency", "memory"]
     assert gates["latency"]["figures"]["runs"] >= 250, "one hiccup must not refuse a release"
 

@@ -66,9 +66,9 @@ class ProbationRules:
 
 @dataclass(frozen=True)
 class Gates:
-    """All of them. memory_peak_bytes: of a process that loads and runs the model; None: no limit.
+    """All of them; None: no limit, and as `probation`: the device's own settings say how long.
 
-    probation: None: the device's own settings say how long.
+    memory_peak_bytes: what a process that loads and runs the model takes of its own (`measure.memory.OwnPeak`).
     """
 
     parity: ParityGate

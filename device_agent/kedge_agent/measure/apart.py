@@ -51,13 +51,15 @@ _ENTRY = "kedge_agent.measure.apart_child:"
 class Trial:
     """What a load in a child process took. run_ms: one inference, None where no inputs were given.
 
-    import_ms: the runtime's library; it is in no other figure. peak_rss_bytes: of the whole child; None: unavailable.
+    import_ms: the runtime's library; it is in no other figure. peak_rss_bytes: of the whole child. peak_bytes: without
+    program and libraries, as `memory.OwnPeak` has it. None: unavailable.
     """
 
     import_ms: float
     load_ms: float
     run_ms: float | None
     peak_rss_bytes: int | None
+    peak_bytes: int | None
 
 
 def try_load(
@@ -85,20 +87,21 @@ def try_load(
     """
     limits = Limits(timeout_s, address_space_bytes, _NICE, started)
     tensors = {} if inputs is None else {"inputs": inputs}
-    answer = _asked("trial", "while it loaded the model", path, runtime_name, options, tensors, limits)
-    return Trial(answer["import_ms"], answer["load_ms"], answer["run_ms"], answer["peak_rss_bytes"])
+    return Trial(**_asked("trial", "while it loaded the model", path, runtime_name, options, tensors, limits))
 
 
 @dataclass(frozen=True)
 class GateTrial:
     """A load in a child process, and what it was held against.
 
-    imported_rss_bytes: of the child once the runtime's library was imported, None: unavailable. parity: of each golden
-    output. latency: of the golden inputs' compute time.
+    imported_bytes: the child's own memory once the runtime's library was imported. libraries_bytes: what was resident
+    of program and libraries in the end, which is in neither that nor `trial.peak_bytes`. None: unavailable. parity: of
+    each golden output. latency: of the golden inputs' compute time.
     """
 
     trial: Trial
-    imported_rss_bytes: int | None
+    imported_bytes: int | None
+    libraries_bytes: int | None
     parity: Mapping[str, OutputParity]
     latency: LatencySummary
 
@@ -130,8 +133,9 @@ def try_gates(
     tensors = {"inputs": inputs, "outputs": golden}
     answer = _asked("gate", "while its gates were tried", path, runtime_name, options, tensors, limits, **more)
     return GateTrial(
-        Trial(answer["import_ms"], answer["load_ms"], answer["run_ms"], answer["peak_rss_bytes"]),
-        answer["imported_rss_bytes"],
+        Trial(**answer["trial"]),
+        answer["imported_bytes"],
+        answer["libraries_bytes"],
         {row["output"]: OutputParity(**row) for row in answer["parity"]},
         LatencySummary(**answer["latency"]),
     )

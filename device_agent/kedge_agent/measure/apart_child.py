@@ -22,7 +22,7 @@ from ..formats.tensors import BYTES, DATATYPES
 from ..runtime.base import Binding, LoadedModel, LoadOptions, Provider
 from ..runtime.table import import_library, runtime_named
 from ..wire import parse_json
-from .memory import phase, read_memory
+from .memory import OwnPeak, phase
 from .parity import compare_output, require_golden
 from .schedule import TimingRules
 
@@ -60,13 +60,11 @@ def trial(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         with _bound(model, inputs) as binding:
             _run(binding, inputs)
     ran = time.perf_counter_ns()
+    peak = OwnPeak()
+    peak.note()
     model.close()
-    return {
-        "import_ms": (imported - start) / 1e6,
-        "load_ms": (loaded - imported) / 1e6,
-        "run_ms": None if inputs is None else (ran - loaded) / 1e6,
-        "peak_rss_bytes": read_memory().peak_rss_bytes,
-    }
+    run_ms = None if inputs is None else (ran - loaded) / 1e6
+    return _took(start, imported, loaded, peak, run_ms)
 
 
 @_answering
@@ -77,7 +75,8 @@ def gate(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     start = time.perf_counter_ns()
     import_library(runtime.name)
     imported = time.perf_counter_ns()
-    before = read_memory().rss_bytes
+    peak = OwnPeak()
+    before = peak.note()
     if request["memory_bytes"] is not None:
         _confine(request["memory_bytes"])
     model = runtime.load(Path(request["path"]), options)
@@ -86,17 +85,27 @@ def gate(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     with _bound(model, inputs) as binding:
         _run(binding, inputs)
         ran = time.perf_counter_ns()
+        peak.note()
         parity = [asdict(compare_output(name, binding.outputs[name], golden[name])) for name in golden]
         times_ms = _times_ms(binding, TimingRules(**request["timing"]))
+    peak.note()
     model.close()
+    return {
+        "trial": _took(start, imported, loaded, peak, (ran - loaded) / 1e6),
+        "imported_bytes": before,
+        "libraries_bytes": peak.libraries_bytes,
+        "parity": parity,
+        "latency": summarize(times_ms).to_json(),
+    }
+
+
+def _took(start: int, imported: int, loaded: int, peak: OwnPeak, run_ms: float | None) -> dict[str, Any]:
     return {
         "import_ms": (imported - start) / 1e6,
         "load_ms": (loaded - imported) / 1e6,
-        "run_ms": (ran - loaded) / 1e6,
-        "peak_rss_bytes": read_memory().peak_rss_bytes,
-        "imported_rss_bytes": before,
-        "parity": parity,
-        "latency": summarize(times_ms).to_json(),
+        "run_ms": run_ms,
+        "peak_rss_bytes": peak.rss_bytes,
+        "peak_bytes": peak.bytes,
     }
 
 

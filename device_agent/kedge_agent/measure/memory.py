@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["MemoryReading", "Phase", "phase", "read_memory"]
+__all__ = ["MemoryReading", "OwnPeak", "Phase", "phase", "read_libraries", "read_memory"]
 
 _PROC = Path("/proc")
 _LINE = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
+# A mapping of proc_pid_smaps(5): addresses, permissions, offset, device, inode and path; its sizes follow.
+_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ (\S{4}) [0-9a-f]+ (\S+) (\d+) *(.*)$", re.MULTILINE)
+# Pages of these cannot be read from a file again.
+_MEMORY_ONLY = ("/memfd:", "/dev/", "/SYSV")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,37 @@ def phase(proc: Path = _PROC) -> Iterator[Phase]:
             found.available_bytes = before.available_bytes - after.available_bytes
 
 
+class OwnPeak:
+    """The most memory that this process took of its own: its highest resident set without its program and libraries.
+
+    What a process runs of its libraries lies once in memory for all processes and can be read from the disk again. How
+    much of it counts as resident is the page cache's doing: where a library lies there in large folios, as after it was
+    read from its first byte to its last, one touch maps up to 2 MiB of it. The same trial had a resident set of 88 MB
+    and of 103 MB. So no limit can be held against that.
+
+    The kernel remembers the peak of all pages together, and libraries' are taken off as of the end of each part
+    (`note`): what was mapped of them after the peak, within the same part, is missing from the result. Where the
+    kernel tells nothing of mappings, it is the whole resident set.
+
+    bytes: of own memory. rss_bytes: with libraries (VmHWM). libraries_bytes: of libraries, when last noted. None:
+    unavailable.
+    """
+
+    def __init__(self, proc: Path = _PROC) -> None:
+        self._proc = proc
+        self.bytes: int | None = None
+        self.rss_bytes: int | None = None
+        self.libraries_bytes: int | None = None
+
+    def note(self) -> int | None:
+        """A part has ended: raise the peak to what it came to. Returns the own memory now; None: unavailable."""
+        reading, libraries = read_memory(self._proc), read_libraries(self._proc)
+        self.rss_bytes, self.libraries_bytes = reading.peak_rss_bytes, libraries
+        if reading.peak_rss_bytes is not None:
+            self.bytes = max(self.bytes or 0, reading.peak_rss_bytes - (libraries or 0))
+        return None if reading.rss_bytes is None else reading.rss_bytes - (libraries or 0)
+
+
 def _forget_peak(proc: Path) -> bool:
     try:
         (proc / "self/clear_refs").write_text("5", encoding="ascii")
@@ -110,3 +146,27 @@ def read_memory(proc: Path = _PROC) -> MemoryReading:
         peak_rss_bytes=status.get("VmHWM"),
         available_bytes=_kilobytes(proc / "meminfo").get("MemAvailable"),
     )
+
+
+def read_libraries(proc: Path = _PROC) -> int | None:
+    """Bytes of this process's resident set that are unchanged pages of its program and libraries; None: unavailable.
+
+    Those are the mappings of each file of which any part may be executed (proc_pid_smaps(5)).
+    """
+    try:
+        text = (proc / "self/smaps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    resident: dict[tuple[str, str], int] = {}
+    executed = set()
+    found = list(_MAPPING.finditer(text))
+    for mapping, following in itertools.zip_longest(found, found[1:]):
+        permissions, device, inode, path = mapping.groups()
+        if inode == "0" or path.startswith(_MEMORY_ONLY):
+            continue
+        sizes = dict(_LINE.findall(text, mapping.end(), following.start() if following else len(text)))
+        resident.setdefault((device, inode), 0)
+        resident[device, inode] += 1024 * (int(sizes.get("Rss", 0)) - int(sizes.get("Anonymous", 0)))
+        if "x" in permissions:
+            executed.add((device, inode))
+    return sum(resident[file] for file in executed)

@@ -102,8 +102,8 @@ def describe_live(live: LiveModel, journal: Journal) -> dict[str, Any]:
 
 
 def needs_bytes(trial: GateTrial) -> int | None:
-    """What the model takes when it is loaded and run, without its runtime's library; None: unavailable."""
-    peak, before = trial.trial.peak_rss_bytes, trial.imported_rss_bytes
+    """What the model takes when it is loaded and run, beyond what its runtime took before; None: unavailable."""
+    peak, before = trial.trial.peak_bytes, trial.imported_bytes
     return None if peak is None or before is None else max(peak - before, 0)
 
 
@@ -160,12 +160,12 @@ def _latency(limits: LatencyGate, trial: GateTrial, live_p99_ms: float | None, r
 
 
 def _memory(limit: int | None, trial: GateTrial, refused: list[str]) -> dict[str, Any]:
-    peak = trial.trial.peak_rss_bytes
+    peak = trial.trial.peak_bytes
     passed = limit is None or (peak is not None and peak <= limit)
     if not passed:
-        found = "is unavailable" if peak is None else f"is {peak} bytes, above {limit}"
-        refused.append(f"memory gate: the peak of a process that loads and runs the model {found}")
-    figures = {"peak_bytes": peak, "model_bytes": needs_bytes(trial)}
+        found = "an unknown amount" if peak is None else f"{peak} bytes"
+        refused.append(f"memory gate: a process that loads and runs the model takes {found} of its own, above {limit}")
+    figures = {"peak_bytes": peak, "model_bytes": needs_bytes(trial), "libraries_bytes": trial.libraries_bytes}
     return _event("memory", passed, figures, {"peak_bytes": limit})
 
 

@@ -77,7 +77,7 @@ class LiveModel:
             "precision": self.artefact.precision,
             "size_bytes": self.manifest.total_bytes,
             "p99_ms": self.gate_p99_ms,
-            "peak_bytes": None if rehearsal is None else rehearsal["peak_rss_bytes"],
+            "peak_bytes": None if rehearsal is None else rehearsal["peak_bytes"],
         }
 
     @cached_property

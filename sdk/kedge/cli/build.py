@@ -37,7 +37,7 @@ __all__ = ["build"]
     "--peak-memory",
     type=parse_size,
     metavar="SIZE",
-    help="Memory gate: of a process that runs it, as 512MiB.  [default: any]",
+    help="Memory gate: what a process that runs it takes of its own, as 512MiB.  [default: any]",
 )
 @click.option(
     "--probation",

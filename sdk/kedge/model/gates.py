@@ -33,7 +33,7 @@ class GateOptions:
     cosine_min, relative_error_max, max_abs_error_max: of every output against its golden one.
     outputs: by an output's name, those of the same three that are its own.
     p99_ms: 99th percentile of a request's compute time, in milliseconds. p99_ratio_max: over that of the live release.
-    memory_peak_bytes: of a process that loads and runs the model.
+    memory_peak_bytes: what a process that loads and runs the model takes of its own, without shared pages of code.
     probation_s: how long the device watches the release after the switch; 0: not at all; None: the device decides.
     error_share_max: of the requests meanwhile, those that may fail in the runtime.
 

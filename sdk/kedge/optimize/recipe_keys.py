@@ -142,7 +142,9 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
         "outputs": Key(("a table",), "By an output's name, a table `[gates.outputs.NAME]` each."),
         "p99_ms": Key(_DECIMAL, "99th percentile of a request's compute time on the device.", unit="ms"),
         "p99_ratio_max": Key(_DECIMAL, "The same over that of the live release, measured just before."),
-        "memory_peak_bytes": Key(_WHOLE, "Peak memory of a process that loads and runs the model.", unit="bytes"),
+        "memory_peak_bytes": Key(
+            _WHOLE, "What a process that loads and runs the model takes of its own at its peak.", unit="bytes"
+        ),
         "probation_s": Key(
             _WHOLE,
             "How long the device watches the release after the switch; 0: not at all; absent: its own settings say.",

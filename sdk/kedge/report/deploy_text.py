@@ -63,7 +63,7 @@ def deploy_tables(document: Mapping[str, Any]) -> None:
     rows += [_row(name, before, after, lambda side, key=name: str(side.get(key) or "–")) for name in _NAMES]
     rows.append(_row("size", before, after, lambda side: _size(side.get("size_bytes"), "–")))
     rows.append(_row("compute p99, golden inputs", before, after, lambda side: milliseconds(side.get("p99_ms"))))
-    rows.append(_row("peak of a process that runs it", before, after, lambda side: _size(side.get("peak_bytes"))))
+    rows.append(_row("own memory at its peak", before, after, lambda side: _size(side.get("peak_bytes"))))
     print_table(f"{document['model']} on {document['device']}", ["", "before", "after"], rows)
     key_values([*_parity_rows(document["parity"], document["limits"]), *_ending_rows(document)])
 
@@ -152,7 +152,7 @@ def _gate_words(event: Mapping[str, Any]) -> list[str]:
             )
         return out
     if figures.get("peak_bytes") is not None:
-        return [f"peak {byte_size(figures['peak_bytes'])}{_limit(stated.get('peak_bytes'), byte_size)}"]
+        return [f"own memory {byte_size(figures['peak_bytes'])}{_limit(stated.get('peak_bytes'), byte_size)}"]
     return []
 
 
