@@ -169,4 +169,5 @@ def read_libraries(proc: Path = _PROC) -> int | None:
         resident[device, inode] += 1024 * (int(sizes.get("Rss", 0)) - int(sizes.get("Anonymous", 0)))
         if "x" in permissions:
             executed.add((device, inode))
-    return sum(resident[file] for file in executed)
+    # A process has some of its program: where there is none, the sizes are not true, as those of qemu-user's smaps.
+    return sum(resident[file] for file in executed) or None
