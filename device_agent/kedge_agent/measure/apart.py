@@ -6,12 +6,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import re
 import signal
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +22,7 @@ from ..formats.oip import encode_request
 from ..runtime.base import LayerTime, LoadOptions
 from .parity import OutputParity
 from .schedule import TimingRules
+from .scratch import scratch_folder
 
 __all__ = ["GateTrial", "Trial", "measure_phases", "profile_layers", "try_gates", "try_load"]
 
@@ -41,8 +38,7 @@ _OUT_OF_MEMORY = (
     "failed to map segment",
     "out of memory",
 )
-# The system's own for temporary files; then memory, for it may be full. With room for what the child writes.
-_PLACES = ("", "/dev/shm")  # noqa: S108  (a folder of an unguessable name is made there)
+# Room for what the child writes.
 _ANSWER_BYTES = 1 << 20
 _ENTRY = "kedge_agent.measure.apart_child:"
 
@@ -198,8 +194,7 @@ def _asked(
     request = {"path": str(path if own else path.absolute()), "runtime": runtime_name, "options": told, **more}
     encoded = {what: encode_request(arrays) for what, arrays in tensors.items()}
     size = sum(len(header) + sum(memoryview(each).nbytes for each in buffers) for header, buffers in encoded.values())
-    with tempfile.TemporaryDirectory(prefix="kedge-apart-", dir=_place(size + _ANSWER_BYTES)) as name:
-        folder = Path(name)
+    with scratch_folder(size + _ANSWER_BYTES) as folder:
         for what, (header, buffers) in encoded.items():
             (folder / f"{what}.json").write_bytes(header)
             with (folder / f"{what}.bin").open("wb") as file:
@@ -211,17 +206,6 @@ def _asked(
     if "error" in answer:
         raise _refused(answer["error"])
     return dict(answer)
-
-
-def _place(size_bytes: int) -> str:
-    for each in _PLACES:
-        with contextlib.suppress(OSError):
-            # None is found where all are full.
-            place = each or tempfile.gettempdir()
-            room = os.statvfs(place)
-            if room.f_bavail * room.f_frsize >= size_bytes and os.access(place, os.W_OK | os.X_OK):
-                return place
-    raise OSError(errno.ENOSPC, "no folder for temporary files has room for what a child process is given")
 
 
 def _refused(error: Mapping[str, str]) -> AgentError:

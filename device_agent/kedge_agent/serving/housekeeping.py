@@ -1,4 +1,4 @@
-"""What the daemon gives up in the background: what nobody needs in the store, and memory that was freed."""
+"""What the daemon gives up in the background: what nobody needs on disk, and memory that was freed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 import logging
 import threading
 
+from ..measure.scratch import sweep
 from ..store.collect import collect
 from .site import Site
 
@@ -25,6 +26,9 @@ def tidy_later(site: Site) -> None:
 
 def _tidy(site: Site) -> None:
     _collect(site)
+    swept = sweep()
+    if swept:
+        _LOG.info("removed %d temporary folders of agents that were killed", swept)
     _give_memory_back()
 
 
