@@ -64,7 +64,12 @@ def test_a_machine_that_stays_busy_ends_the_example(answering: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", ["memory gate: the peak is 2 bytes", "latency gate: p99; parity gate: cosine", "it crashed"]
+    "message",
+    [
+        "memory gate: a process takes 2 bytes of its own, above 1",
+        "latency gate: p99; parity gate: cosine",
+        "it crashed",
+    ],
 )
 def test_what_another_gate_refuses_is_told_at_once(answering: Any, message: str) -> None:
     example, asked = answering(refused(message))

@@ -55,6 +55,10 @@ def test_every_gate_is_told_with_its_figures_though_none_is_limited(layout: Layo
     assert latency["figures"]["live_p99_ms"] is None
     assert memory["limits"] == {"peak_bytes": None}
     assert memory["figures"]["peak_bytes"] > (needs_bytes(gated.trial) or 0) > 0
+    trial = gated.trial.trial
+    assert trial.peak_rss_bytes is not None
+    # What is resident of libraries is no limit's business: the page cache decides on it.
+    assert memory["figures"]["peak_bytes"] == trial.peak_bytes < trial.peak_rss_bytes
     assert memory["figures"]["libraries_bytes"] > 1 << 20, "Python's at the least"
     json.dumps(told, allow_nan=False)
 

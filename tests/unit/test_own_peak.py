@@ -93,12 +93,12 @@ def test_libraries_are_the_unchanged_pages_of_files_of_which_a_part_is_executed(
 def test_what_a_process_allocates_or_maps_as_data_is_its_own_and_stays_its_peak(kind: str, tmp_path: Path) -> None:
     found = grown(kind, tmp_path)
     assert found["own"] == pytest.approx(SIZE, abs=NEAR)
-    assert found["rss"] == pytest.approx(SIZE, abs=NEAR)
 
 
 def test_pages_of_a_library_are_resident_and_not_its_own(tmp_path: Path) -> None:
     found = grown("executed", tmp_path)
-    assert found["rss"] == pytest.approx(SIZE, abs=NEAR)
+    # More, where a touch of some other library maps much of it.
+    assert found["rss"] > SIZE - NEAR
     assert found["own"] == pytest.approx(0, abs=NEAR)
 
 
@@ -116,6 +116,11 @@ def test_the_peak_of_a_part_before_more_of_a_library_was_mapped_is_kept(tmp_path
     put(rss_kb=400, peak_kb=500, library_kb=350)
     assert peak.note() == 50 * 1024
     assert (peak.bytes, peak.rss_bytes, peak.libraries_bytes) == (400 * 1024, 500 * 1024, 350 * 1024)
+    smaps.unlink()
+    assert peak.note() == 50 * 1024, "as it was when it could be read"
+    assert (peak.bytes, peak.libraries_bytes) == (400 * 1024, 350 * 1024)
+    put(rss_kb=340, peak_kb=500, library_kb=350)
+    assert peak.note() == 0
 
 
 def test_without_mappings_the_whole_resident_set_counts_and_without_a_proc_nothing_is_known(tmp_path: Path) -> None:

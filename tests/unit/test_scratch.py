@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,12 +11,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from kedge_agent.measure import scratch
 from kedge_agent.measure.scratch import scratch_folder, sweep
+from kedge_agent.serving.housekeeping import tidy_later
+from kedge_agent.store.layout import Layout
+from kedge_agent.store.rules import ReleaseRules
+from tests.support.environment import lacks
 
-LONG_AGO = time.time() - 7200
+if TYPE_CHECKING:
+    from kedge_agent.serving.site import Site
+
 PROGRAM = """\
 import sys
 from pathlib import Path
@@ -37,10 +48,6 @@ def held(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
         assert folder.parent == tmp_path
         yield process, folder
         process.kill()
-
-
-def age(folder: Path) -> None:
-    os.utime(folder, (LONG_AGO, LONG_AGO))
 
 
 def test_a_folder_is_its_user_s_alone_and_gone_afterwards(tmp_path: Path) -> None:
@@ -69,7 +76,6 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_no
     held: tuple[subprocess.Popen[str], Path], tmp_path: Path
 ) -> None:
     process, folder = held
-    age(folder)
     assert sweep([tmp_path]) == 0
     assert (folder / "inputs.bin").exists()
     process.send_signal(signal.SIGKILL)
@@ -78,24 +84,83 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_no
     assert not folder.exists()
 
 
-def test_nothing_is_removed_that_is_young_or_another_s_or_no_folder_of_ours(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_goes_before_the_next_folder_is_made(
+    held: tuple[subprocess.Popen[str], Path], tmp_path: Path
+) -> None:
+    process, folder = held
+    process.kill()
+    process.wait(10)
+    with scratch_folder(1, [tmp_path]) as mine:
+        assert list(tmp_path.iterdir()) == [mine]
+    assert not folder.exists()
+
+
+def test_a_folder_that_a_sweep_took_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, came = fcntl.flock, []
+
+    def late(handle: int, how: int) -> None:
+        if how == fcntl.LOCK_SH and not came:
+            came.append(sweep([tmp_path]))
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with scratch_folder(1, [tmp_path]) as folder:
+        assert came == [1]
+        assert list(tmp_path.iterdir()) == [folder]
+        assert sweep([tmp_path]) == 0
+
+
+def test_an_agent_that_tidies_up_removes_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, state = tmp_path / "kedge-apart-left", tmp_path / "state"
+    left.mkdir()
+    monkeypatch.setattr(scratch, "_places", lambda: (tmp_path,))
+    repository = SimpleNamespace(live=list)
+    tidy_later(cast("Site", SimpleNamespace(layout=Layout(state), rules=ReleaseRules, repository=repository)))
+    end = time.monotonic() + 20
+    while left.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not left.exists()
+
+
+def test_where_folders_cannot_be_locked_they_are_made_and_no_sweep_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_handle: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with scratch_folder(1, [tmp_path]) as folder:
+        assert sweep([tmp_path]) == 0
+        assert folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_listed_keeps_no_other_from_being_cleared(tmp_path: Path) -> None:
+    left = tmp_path / "kedge-apart-left"
+    left.mkdir()
+    assert sweep([tmp_path / ("x" * 300), tmp_path / "missing", tmp_path]) == 1
+    assert not left.exists()
+
+
+def test_nothing_is_removed_that_is_no_folder_of_ours(tmp_path: Path) -> None:
     kept = tmp_path / "precious"
     kept.mkdir()
     (kept / "file").write_text("x")
-    young, link, file = (tmp_path / f"kedge-apart-{name}" for name in ("young", "link", "file"))
-    young.mkdir()
+    link, file = tmp_path / "kedge-apart-link", tmp_path / "kedge-apart-file"
     link.symlink_to(kept)
     file.write_text("x")
-    age(file)
-    age(kept)
-    assert sweep([tmp_path, tmp_path / "missing"]) == 0
-    if os.geteuid() == 0:
-        theirs = tmp_path / "kedge-apart-theirs"
-        theirs.mkdir()
-        os.chown(theirs, 12345, 12345)
-        age(theirs)
-        assert sweep([tmp_path]) == 0
-        assert theirs.exists()
-    assert young.exists()
+    assert sweep([tmp_path]) == 0
     assert link.is_symlink()
     assert (kept / "file").read_text() == file.read_text() == "x"
+
+
+def test_another_user_s_folder_is_left_alone(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        lacks("root", "only root can give a folder away")
+    theirs = tmp_path / "kedge-apart-theirs"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+    assert sweep([tmp_path]) == 0
+    assert theirs.is_dir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from kedge_agent.errors import AgentError
-from kedge_agent.measure import apart
+from kedge_agent.measure import scratch
 from kedge_agent.runtime.base import LoadedModel, LoadOptions
 from kedge_agent.runtime.onnxruntime import OnnxRuntime
 from kedge_agent.runtime.pool import Timing
@@ -236,13 +235,13 @@ def test_a_suspect_is_served_where_the_disk_has_no_room_for_its_trial(
     device = Device(tmp_path / "state")
     release = made(1)
     device.deploy(release)
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "nowhere"))
+    monkeypatch.setattr(scratch, "_places", lambda: (tmp_path / "nowhere", Path("/dev/shm")))
     device.repository.rehearses = True
     # Memory takes the files of the child,
     with_trial = device.repository.bring("digits", release.digest, suspected=True)
     assert with_trial.load["rehearsal"] is not None
     # and where there is no room there either, it is loaded as usual.
-    monkeypatch.setattr(apart, "_PLACES", ("", str(tmp_path / "neither")))
+    monkeypatch.setattr(scratch, "_places", lambda: (tmp_path / "nowhere", tmp_path / "neither"))
     without = device.repository.bring("digits", release.digest, suspected=True)
     assert without.load["rehearsal"] is None
     for live in (with_trial, without):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -51,20 +52,16 @@ def trial(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """See `apart.try_load`."""
     runtime, options = runtime_named(request["runtime"]), _options(request)
     inputs = _tensors(folder, "inputs")
-    start = time.perf_counter_ns()
-    import_library(runtime.name)
-    imported = time.perf_counter_ns()
-    model = runtime.load(Path(request["path"]), options)
-    loaded = time.perf_counter_ns()
+    took = _Took()
+    with took.part("import_ms"):
+        import_library(runtime.name)
+    with took.part("load_ms"):
+        model = runtime.load(Path(request["path"]), options)
     if inputs is not None:
-        with _bound(model, inputs) as binding:
+        with took.part("run_ms"), _bound(model, inputs) as binding:
             _run(binding, inputs)
-    ran = time.perf_counter_ns()
-    peak = OwnPeak()
-    peak.note()
     model.close()
-    run_ms = None if inputs is None else (ran - loaded) / 1e6
-    return _took(start, imported, loaded, peak, run_ms)
+    return took.to_json()
 
 
 @_answering
@@ -72,41 +69,51 @@ def gate(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """See `apart.try_gates`."""
     runtime, options = runtime_named(request["runtime"]), _options(request)
     inputs, golden = _tensors(folder, "inputs") or {}, _tensors(folder, "outputs") or {}
-    start = time.perf_counter_ns()
-    import_library(runtime.name)
-    imported = time.perf_counter_ns()
-    peak = OwnPeak()
-    before = peak.note()
+    took = _Took()
+    with took.part("import_ms"):
+        import_library(runtime.name)
+    imported = took.own_bytes
     if request["memory_bytes"] is not None:
         _confine(request["memory_bytes"])
-    model = runtime.load(Path(request["path"]), options)
-    loaded = time.perf_counter_ns()
+    with took.part("load_ms"):
+        model = runtime.load(Path(request["path"]), options)
     require_golden(inputs, golden, model.inputs, model.outputs)
-    with _bound(model, inputs) as binding:
-        _run(binding, inputs)
-        ran = time.perf_counter_ns()
-        peak.note()
+    with ExitStack() as stack:
+        with took.part("run_ms"):
+            binding = stack.enter_context(_bound(model, inputs))
+            _run(binding, inputs)
         parity = [asdict(compare_output(name, binding.outputs[name], golden[name])) for name in golden]
         times_ms = _times_ms(binding, TimingRules(**request["timing"]))
-    peak.note()
+        took.peak.note()
     model.close()
     return {
-        "trial": _took(start, imported, loaded, peak, (ran - loaded) / 1e6),
-        "imported_bytes": before,
-        "libraries_bytes": peak.libraries_bytes,
+        "trial": took.to_json(),
+        "imported_bytes": imported,
+        "libraries_bytes": took.peak.libraries_bytes,
         "parity": parity,
         "latency": summarize(times_ms).to_json(),
     }
 
 
-def _took(start: int, imported: int, loaded: int, peak: OwnPeak, run_ms: float | None) -> dict[str, Any]:
-    return {
-        "import_ms": (imported - start) / 1e6,
-        "load_ms": (loaded - imported) / 1e6,
-        "run_ms": run_ms,
-        "peak_rss_bytes": peak.rss_bytes,
-        "peak_bytes": peak.bytes,
-    }
+class _Took:
+    """Time of each part of a trial, and its memory, which is noted after each and is in the time of none."""
+
+    def __init__(self) -> None:
+        self.peak = OwnPeak()
+        self.own_bytes: int | None = None
+        self._ms: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter_ns()
+        yield
+        self._ms[name] = (time.perf_counter_ns() - start) / 1e6
+        self.own_bytes = self.peak.note()
+
+    def to_json(self) -> dict[str, Any]:
+        """As `apart.Trial`."""
+        memory = {"peak_rss_bytes": self.peak.rss_bytes, "peak_bytes": self.peak.bytes}
+        return {"run_ms": None, **self._ms, **memory}
 
 
 def _times_ms(binding: Binding, rules: TimingRules) -> list[float]:
@@ -179,6 +186,8 @@ def phases(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 def layers(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """See `apart.profile_layers`."""
     runtime, inputs = runtime_named(request["runtime"]), _tensors(folder, "inputs") or {}
+    # What a profiler writes goes with the rest, also where this process is killed.
+    tempfile.tempdir = str(folder)
     found = runtime.layers(Path(request["path"]), _options(request), inputs, request["runs"])
     return {"layers": [asdict(layer) for layer in found]}
 

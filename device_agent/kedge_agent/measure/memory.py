@@ -115,10 +115,14 @@ class OwnPeak:
     def note(self) -> int | None:
         """A part has ended: raise the peak to what it came to. Returns the own memory now; None: unavailable."""
         reading, libraries = read_memory(self._proc), read_libraries(self._proc)
-        self.rss_bytes, self.libraries_bytes = reading.peak_rss_bytes, libraries
+        self.rss_bytes = reading.peak_rss_bytes
+        # One failed reading must not count libraries in for good.
+        self.libraries_bytes = self.libraries_bytes if libraries is None else libraries
+        shared = self.libraries_bytes or 0
         if reading.peak_rss_bytes is not None:
-            self.bytes = max(self.bytes or 0, reading.peak_rss_bytes - (libraries or 0))
-        return None if reading.rss_bytes is None else reading.rss_bytes - (libraries or 0)
+            self.bytes = max(self.bytes or 0, reading.peak_rss_bytes - shared)
+        # The kernel counts the resident set less exactly than its mappings.
+        return None if reading.rss_bytes is None else max(reading.rss_bytes - shared, 0)
 
 
 def _forget_peak(proc: Path) -> bool:

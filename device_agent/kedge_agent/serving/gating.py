@@ -102,7 +102,10 @@ def describe_live(live: LiveModel, journal: Journal) -> dict[str, Any]:
 
 
 def needs_bytes(trial: GateTrial) -> int | None:
-    """What the model takes when it is loaded and run, beyond what its runtime took before; None: unavailable."""
+    """What the model takes when it is loaded and run, beyond what its runtime took before; None: unavailable.
+
+    Libraries that came with it are not in it: an agent that serves has them already.
+    """
     peak, before = trial.trial.peak_bytes, trial.imported_bytes
     return None if peak is None or before is None else max(peak - before, 0)
 
@@ -163,8 +166,9 @@ def _memory(limit: int | None, trial: GateTrial, refused: list[str]) -> dict[str
     peak = trial.trial.peak_bytes
     passed = limit is None or (peak is not None and peak <= limit)
     if not passed:
-        found = "an unknown amount" if peak is None else f"{peak} bytes"
-        refused.append(f"memory gate: a process that loads and runs the model takes {found} of its own, above {limit}")
+        found = "an unknown amount of memory" if peak is None else f"{peak} bytes"
+        beyond = f"and may take {limit} bytes" if peak is None else f"above {limit}"
+        refused.append(f"memory gate: a process that loads and runs the model takes {found} of its own, {beyond}")
     figures = {"peak_bytes": peak, "model_bytes": needs_bytes(trial), "libraries_bytes": trial.libraries_bytes}
     return _event("memory", passed, figures, {"peak_bytes": limit})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from ..child import Limits, run_child
 from ..errors import AgentError
 from ..formats.oip import HEADER_LENGTH, encode_request
+from ..measure.scratch import scratch_folder
 from ..runtime.pool import Timing
 from ..store.layout import Layout, socket_directory
 from .http import Request
@@ -28,6 +28,8 @@ __all__ = ["time_levels"]
 
 _CLIENT = "kedge_agent.measure.socket_client:client"
 _CLIENT_S = 300.0
+# Room for what the client writes.
+_ANSWER_BYTES = 1 << 20
 
 
 class _MemoryBody:
@@ -111,12 +113,10 @@ def _socket(layout: Layout, model: str, body: bytes, header_bytes: int, runs: in
         f"{HEADER_LENGTH}: {header_bytes}\r\n\r\n"
     ).encode()
     door = str(socket_directory(layout.root) / "infer.sock")
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="kedge-client-") as name:
-        (Path(name) / "request.http").write_bytes(head + body)
+    with scratch_folder(len(head) + len(body) + _ANSWER_BYTES) as folder:
+        (folder / "request.http").write_bytes(head + body)
         asked = {"socket": door, "runs": runs, "warmup": warmup}
-        ended = run_child(_CLIENT, Path(name), asked, Limits(_CLIENT_S))
+        ended = run_child(_CLIENT, folder, asked, Limits(_CLIENT_S))
     if ended.late:
         raise AgentError(f"the client on the device was not done after {_CLIENT_S:g} s", kind="busy", hint="try again")
     if ended.answer is None:

@@ -11,6 +11,12 @@ from kedge_agent.formats.manifest import is_digest
 
 __all__ = ["Deployed", "NonsenseError", "read_gate", "read_parity", "read_probation", "read_side"]
 
+# Of gates' figures and limits, the numbers.
+_FIGURES = (
+    *("runs", "median_ms", "p99_ms", "live_p99_ms", "p99_ratio", "p99_ratio_max"),
+    *("peak_bytes", "model_bytes", "libraries_bytes"),
+)
+
 
 @dataclass(frozen=True)
 class Deployed:
@@ -88,7 +94,7 @@ def read_gate(told: Any) -> dict[str, Any]:
     if not (isinstance(figures, dict) and isinstance(limits, dict)):
         raise NonsenseError(f"the {told['gate']} gate without figures")
     for each in (figures, limits):
-        for name in ("runs", "median_ms", "p99_ms", "live_p99_ms", "p99_ratio", "p99_ratio_max", "peak_bytes"):
+        for name in _FIGURES:
             _of(each, name, _number)
     more = {"outputs": read_parity(figures["outputs"])} if "outputs" in figures else {}
     return {"gate": told["gate"], "passed": told["passed"], "figures": {**figures, **more}, "limits": limits}

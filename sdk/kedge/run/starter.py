@@ -55,7 +55,7 @@ max_drop = 0.01                      # top-1 accuracy that may be lost, as a sha
 
 # [gates]                            # checked on the device, before it switches; the live release serves on
 # p99_ms = 10                        # 99th percentile of compute
-# memory_peak_bytes = 268435456
+# memory_peak_bytes = 268435456      # of its own, of a process that runs the model
 # probation_s = 60                   # how long it is watched after the switch, and taken back if it fails
 
 [run]
