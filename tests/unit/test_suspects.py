@@ -152,8 +152,13 @@ class Hanging(OnnxRuntime):
 def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     monkeypatch.setattr(repository, "_LOOK_S", 0.1)
     monkeypatch.setattr(repository, "_PATIENCE_S", 0.2)
-    monkeypatch.setattr(staging, "_CPU_S", 0.0)
     runtime = Hanging()
+
+    def patience_s(staged: staging.Staged) -> float:
+        # The others may take what a busy machine makes them take.
+        return 0.0 if staged.manifest.digest == runtime.hangs else 60.0
+
+    monkeypatch.setattr(staging.Staged, "patience_s", property(patience_s))
     yield Device(tmp_path / "state", runtime)
     runtime.go_on.set()
 
