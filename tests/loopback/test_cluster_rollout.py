@@ -50,13 +50,14 @@ class _Driven:
 
 @pytest.mark.slow
 def test_no_task_waits_so_long_for_a_thread_that_it_is_late_unbegun(tmp_path: Path) -> None:
-    options = Options(concurrency=8, deadline_s=2.0)
+    options = Options(concurrency=8, deadline_s=4.0)
     with (
         dask_cluster(tmp_path / "dask", workers=1, threads=2) as cluster,
         open_executor(cluster.address, 8) as workers,
     ):
         driven = _Driven(12, options)
-        document = driven.run(workers, 0.8, 0.2)
+        # The last of six turns would begin after 5 s.
+        document = driven.run(workers, 1.0, 0.2)
     assert document["counts"] == {"updated": 12}
     assert driven.most == 2
     assert document["options"]["concurrency"] == 8
@@ -71,7 +72,7 @@ def test_tasks_of_a_worker_that_died_have_the_time_to_wait_for_those_that_are_le
         dask_cluster(tmp_path / "dask", workers=2, threads=2) as cluster,
         open_executor(cluster.address, 4) as workers,
     ):
-        driven = _Driven(4, Options(concurrency=4, deadline_s=4.5))
+        driven = _Driven(4, Options(concurrency=4, deadline_s=8.0))
 
         def kill() -> None:
             for _ in range(4):
@@ -81,7 +82,8 @@ def test_tasks_of_a_worker_that_died_have_the_time_to_wait_for_those_that_are_le
 
         killing = threading.Thread(target=kill)
         killing.start()
-        document = driven.run(workers, 3.0, 0.0)
+        # The first two end after 5 s, and the two that begin anew after 10.
+        document = driven.run(workers, 5.0, 0.0)
         killing.join()
     assert document["counts"] == {"updated": 4}
 
