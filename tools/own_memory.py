@@ -16,11 +16,10 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import onnx
-from onnx.helper import tensor_dtype_to_np_dtype
-
+from kedge.build.golden import made_up_inputs
+from kedge.model.onnx_io import read_model
 from kedge_agent.measure.apart import Trial, try_load
+from kedge_agent.measure.memory import forget_pages
 from kedge_agent.runtime.base import LoadOptions
 
 _STATES = ("touched", "read whole")
@@ -34,10 +33,13 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2, help="how often each state is made")
     given = parser.parse_args()
     print(f"Linux {platform.release()}; MB of a child process, at its peak")
+    os.sync()  # what was just installed is not dropped before it is written
     for _ in range(given.turns):
         for state in _STATES:
             for library in _libraries():
-                _put(library, read=state == "read whole")
+                forget_pages(library)
+                if state == "read whole":
+                    library.read_bytes()
             _trial(given.model)  # touches what it needs
             tried = _trial(given.model)
             if tried.peak_rss_bytes is None or tried.peak_bytes is None:
@@ -46,15 +48,7 @@ def main() -> None:
 
 
 def _trial(path: Path) -> Trial:
-    return try_load(path, "onnxruntime", LoadOptions(), _inputs(path), timeout_s=_TIMEOUT_S)
-
-
-def _inputs(path: Path) -> dict[str, np.ndarray]:
-    out = {}
-    for each in onnx.load(path, load_external_data=False).graph.input:
-        shape = tuple(dim.dim_value or 1 for dim in each.type.tensor_type.shape.dim)
-        out[each.name] = np.zeros(shape, tensor_dtype_to_np_dtype(each.type.tensor_type.elem_type))
-    return out
+    return try_load(path, "onnxruntime", LoadOptions(), made_up_inputs(read_model(path)), timeout_s=_TIMEOUT_S)
 
 
 def _libraries() -> Iterator[Path]:
@@ -63,18 +57,6 @@ def _libraries() -> Iterator[Path]:
     if spec is None or spec.origin is None:
         raise SystemExit("own_memory: error: onnxruntime is not installed\n  hint: pip install -e '.[agent]'")
     return Path(spec.origin).parent.rglob("*.so*")
-
-
-def _put(path: Path, *, read: bool) -> None:
-    """Drop a file from the page cache, and read it whole if asked."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        while read and os.read(handle, 1 << 20):
-            pass
-    finally:
-        os.close(handle)
 
 
 if __name__ == "__main__":

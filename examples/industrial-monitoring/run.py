@@ -23,6 +23,7 @@ from kedge_agent.store.layout import socket_directory
 
 BUDGET_BYTES = 80 << 20
 NARROW = 512
+OWN = "own memory of a process that runs it, at its peak"
 RECORD_S, ONSET_S = 14.0, 6.0
 SENSOR_GAIN = np.float32(10)
 
@@ -95,9 +96,8 @@ def memory(example: Example, refused: Mapping[str, Any], deployed: Mapping[str, 
     if found is None:
         sys.exit(f"FP32 was refused for something else than its memory: {refused['error']['message']}")
     gates = {each["gate"]: each["figures"] for each in deployed["gates"]}
-    peak = "own memory of a process that runs it, at its peak"
-    example.figure(f"{peak}, FP32", int(found[1]), "bytes", None, "refused by the memory gate, exit code 5")
-    example.figure(f"{peak}, INT8", gates["memory"]["peak_bytes"], "bytes", None, "serves")
+    example.figure(f"{OWN}, FP32", int(found[1]), "bytes", None, "refused by the memory gate, exit code 5")
+    example.figure(f"{OWN}, INT8", gates["memory"]["peak_bytes"], "bytes", None, "serves")
     example.figure("the limit", BUDGET_BYTES, "bytes", ("abs", 0), "80 MiB")
     example.figure("agent without a model", agent_bytes, "bytes")
     example.figure("agent that serves INT8", rss_bytes(example), "bytes")
@@ -113,9 +113,7 @@ def narrow(example: Example) -> None:
     deployed, _ = example.deploy("narrow.release")
     peak = next(each["figures"]["peak_bytes"] for each in deployed["gates"] if each["gate"] == "memory")
     note = f"a head of {NARROW} in the place of 3,072: would fit as it is"
-    example.figure(
-        f"own memory of a process that runs it, at its peak, FP32, width {NARROW}", peak, "bytes", None, note
-    )
+    example.figure(f"{OWN}, FP32, width {NARROW}", peak, "bytes", None, note)
 
 
 def rss_bytes(example: Example) -> int:

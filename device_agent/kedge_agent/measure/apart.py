@@ -38,8 +38,6 @@ _OUT_OF_MEMORY = (
     "failed to map segment",
     "out of memory",
 )
-# Room for what the child writes.
-_ANSWER_BYTES = 1 << 20
 _ENTRY = "kedge_agent.measure.apart_child:"
 
 
@@ -194,7 +192,7 @@ def _asked(
     request = {"path": str(path if own else path.absolute()), "runtime": runtime_name, "options": told, **more}
     encoded = {what: encode_request(arrays) for what, arrays in tensors.items()}
     size = sum(len(header) + sum(memoryview(each).nbytes for each in buffers) for header, buffers in encoded.values())
-    with scratch_folder(size + _ANSWER_BYTES) as folder:
+    with scratch_folder(size) as folder:
         for what, (header, buffers) in encoded.items():
             (folder / f"{what}.json").write_bytes(header)
             with (folder / f"{what}.bin").open("wb") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import resource
 import tempfile
 import time
@@ -23,7 +22,7 @@ from ..formats.tensors import BYTES, DATATYPES
 from ..runtime.base import Binding, LoadedModel, LoadOptions, Provider
 from ..runtime.table import import_library, runtime_named
 from ..wire import parse_json
-from .memory import OwnPeak, phase
+from .memory import OwnPeak, forget_pages, phase
 from .parity import compare_output, require_golden
 from .schedule import TimingRules
 
@@ -149,7 +148,7 @@ def phases(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     runtime, path, inputs = runtime_named(request["runtime"]), Path(request["path"]), _tensors(folder, "inputs") or {}
     (folder / "cache").mkdir()
     options = replace(_options(request), cache=folder / "cache")
-    _forget_pages(path)
+    forget_pages(path)
     with phase() as importing:
         import_library(runtime.name)
     with phase() as first_load:
@@ -232,12 +231,3 @@ def _run(binding: Binding, inputs: Mapping[str, NDArray[Any]]) -> None:
         binding.inputs[name][...] = array
     binding.submit()
     binding.wait()
-
-
-def _forget_pages(path: Path) -> None:
-    """Ask the kernel to drop what it holds of a file, so that it is read from the disk; it may not follow."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)

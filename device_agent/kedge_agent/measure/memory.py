@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["MemoryReading", "OwnPeak", "Phase", "phase", "read_libraries", "read_memory"]
+__all__ = ["MemoryReading", "OwnPeak", "Phase", "forget_pages", "phase", "read_libraries", "read_memory"]
 
 _PROC = Path("/proc")
 _LINE = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
@@ -114,15 +115,15 @@ class OwnPeak:
 
     def note(self) -> int | None:
         """A part has ended: raise the peak to what it came to. Returns the own memory now; None: unavailable."""
-        reading, libraries = read_memory(self._proc), read_libraries(self._proc)
-        self.rss_bytes = reading.peak_rss_bytes
+        status, libraries = _kilobytes(self._proc / "self/status"), read_libraries(self._proc)
+        self.rss_bytes, now = status.get("VmHWM"), status.get("VmRSS")
         # One failed reading must not count libraries in for good.
         self.libraries_bytes = self.libraries_bytes if libraries is None else libraries
         shared = self.libraries_bytes or 0
-        if reading.peak_rss_bytes is not None:
-            self.bytes = max(self.bytes or 0, reading.peak_rss_bytes - shared)
+        if self.rss_bytes is not None:
+            self.bytes = max(self.bytes or 0, self.rss_bytes - shared)
         # The kernel counts the resident set less exactly than its mappings.
-        return None if reading.rss_bytes is None else max(reading.rss_bytes - shared, 0)
+        return None if now is None else max(now - shared, 0)
 
 
 def _forget_peak(proc: Path) -> bool:
@@ -175,3 +176,12 @@ def read_libraries(proc: Path = _PROC) -> int | None:
             executed.add((device, inode))
     # A process has some of its program: where there is none, the sizes are not true, as those of qemu-user's smaps.
     return sum(resident[file] for file in executed) or None
+
+
+def forget_pages(path: Path) -> None:
+    """Ask the kernel to drop what it holds of a file, so that it is read from the disk; it may not follow."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)

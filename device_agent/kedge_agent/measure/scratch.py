@@ -19,6 +19,8 @@ __all__ = ["scratch_folder", "sweep"]
 _PREFIX = "kedge-apart-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 8
+# Room for what the child writes.
+_ANSWER_BYTES = 1 << 20
 
 
 def _places() -> tuple[Path, ...]:
@@ -29,14 +31,17 @@ def _places() -> tuple[Path, ...]:
 
 @contextlib.contextmanager
 def scratch_folder(size_bytes: int, places: Sequence[Path] | None = None) -> Iterator[Path]:
-    """A folder of this user's alone, in the first place with so much room; gone with all that is in it afterwards.
+    """A folder of this user's alone, in the first place with room; gone with all that is in it afterwards.
+
+    Args:
+        size_bytes: what the child is given; what it may answer is reckoned with.
 
     Raises:
         OSError: there is no such place.
     """
     places = _places() if places is None else places
     sweep(places)
-    folder, held = _made(size_bytes, places)
+    folder, held = _made(size_bytes + _ANSWER_BYTES, places)
     try:
         yield folder
     finally:

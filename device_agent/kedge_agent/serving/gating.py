@@ -166,9 +166,9 @@ def _memory(limit: int | None, trial: GateTrial, refused: list[str]) -> dict[str
     peak = trial.trial.peak_bytes
     passed = limit is None or (peak is not None and peak <= limit)
     if not passed:
-        found = "an unknown amount of memory" if peak is None else f"{peak} bytes"
-        beyond = f"and may take {limit} bytes" if peak is None else f"above {limit}"
-        refused.append(f"memory gate: a process that loads and runs the model takes {found} of its own, {beyond}")
+        unknown = f"an unknown amount of memory of its own, and may take {limit} bytes"
+        takes = unknown if peak is None else f"{peak} bytes of its own, above {limit}"
+        refused.append(f"memory gate: a process that loads and runs the model takes {takes}")
     figures = {"peak_bytes": peak, "model_bytes": needs_bytes(trial), "libraries_bytes": trial.libraries_bytes}
     return _event("memory", passed, figures, {"peak_bytes": limit})
 

@@ -28,8 +28,6 @@ __all__ = ["time_levels"]
 
 _CLIENT = "kedge_agent.measure.socket_client:client"
 _CLIENT_S = 300.0
-# Room for what the client writes.
-_ANSWER_BYTES = 1 << 20
 
 
 class _MemoryBody:
@@ -113,7 +111,7 @@ def _socket(layout: Layout, model: str, body: bytes, header_bytes: int, runs: in
         f"{HEADER_LENGTH}: {header_bytes}\r\n\r\n"
     ).encode()
     door = str(socket_directory(layout.root) / "infer.sock")
-    with scratch_folder(len(head) + len(body) + _ANSWER_BYTES) as folder:
+    with scratch_folder(len(head) + len(body)) as folder:
         (folder / "request.http").write_bytes(head + body)
         asked = {"socket": door, "runs": runs, "warmup": warmup}
         ended = run_child(_CLIENT, folder, asked, Limits(_CLIENT_S))
